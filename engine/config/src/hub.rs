@@ -1,0 +1,194 @@
+//! Where the data plane and the control plane meet: the published snapshot, the counters, the log queue, the phase.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use ringway_core::log_queue::LogQueue;
+use ringway_core::stats::{EndpointStats, RouteStats, ServiceStats, WorkerStats};
+
+use crate::snapshot::Snapshot;
+
+/// The name that requests without a route are counted under.
+pub const UNMATCHED: &str = "unmatched";
+
+/// A snapshot with the counters of its parts, each index for index. Swapped in whole.
+#[derive(Debug)]
+pub struct Published {
+    /// Counts up from 1.
+    pub generation: u64,
+    pub snapshot: Arc<Snapshot>,
+    pub routes: Vec<Arc<RouteStats>>,
+    /// Requests that matched no route.
+    pub unmatched: Arc<RouteStats>,
+    pub services: Vec<Arc<ServiceStats>>,
+    /// By service, then by endpoint.
+    pub endpoints: Vec<Vec<Arc<EndpointStats>>>,
+}
+
+/// The life of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    Starting = 0,
+    Running = 1,
+    /// The drain notice: not ready any more, new connections still accepted.
+    Notice = 2,
+    /// No new connections; requests in flight end.
+    Draining = 3,
+}
+
+/// How reloads went.
+#[derive(Debug, Default)]
+pub struct ReloadStats {
+    pub succeeded: AtomicU64,
+    pub failed: AtomicU64,
+    /// Unix time in milliseconds of the last success, the start included.
+    pub last_success_ms: AtomicU64,
+    /// 1 if the last attempt succeeded.
+    pub last_ok: AtomicU8,
+}
+
+/// The one object that `data`, `control` and `ringway` share.
+#[derive(Debug)]
+pub struct Hub {
+    published: ArcSwap<Published>,
+    phase: AtomicU8,
+    pub workers: WorkerStats,
+    pub log: LogQueue,
+    pub reloads: ReloadStats,
+    /// Thread to wake when a log buffer is ready.
+    log_writer: Mutex<Option<std::thread::Thread>>,
+}
+
+fn stats_of<K: std::hash::Hash + Eq + Clone, S>(old: &HashMap<K, Arc<S>>, key: &K, make: impl FnOnce() -> S) -> Arc<S> {
+    old.get(key).cloned().unwrap_or_else(|| Arc::new(make()))
+}
+
+impl Published {
+    /// Joins a snapshot with counters, those of `old` where the names are the same.
+    fn join(snapshot: Arc<Snapshot>, workers: usize, old: Option<&Published>) -> Self {
+        let (mut routes, mut services, mut endpoints) = (HashMap::new(), HashMap::new(), HashMap::new());
+        if let Some(old) = old {
+            routes.extend(old.routes.iter().map(|stats| (stats.route.clone(), stats.clone())));
+            services.extend(old.services.iter().map(|stats| (stats.service.clone(), stats.clone())));
+            for stats in old.endpoints.iter().flatten() {
+                endpoints.insert((stats.service.clone(), stats.endpoint.clone()), stats.clone());
+            }
+        }
+        let unmatched = match old {
+            Some(old) => old.unmatched.clone(),
+            None => Arc::new(RouteStats::new(UNMATCHED.into(), workers)),
+        };
+        Self {
+            generation: old.map_or(1, |old| old.generation + 1),
+            routes: snapshot
+                .routes
+                .iter()
+                .map(|route| stats_of(&routes, &route.name, || RouteStats::new(route.name.clone(), workers)))
+                .collect(),
+            unmatched,
+            services: snapshot
+                .services
+                .iter()
+                .map(|service| stats_of(&services, &service.name, || ServiceStats::new(service.name.clone(), workers)))
+                .collect(),
+            endpoints: snapshot
+                .services
+                .iter()
+                .map(|service| {
+                    let of_endpoint = |endpoint: &crate::snapshot::Endpoint| {
+                        let key = (service.name.clone(), endpoint.label.clone());
+                        stats_of(&endpoints, &key, || {
+                            EndpointStats::new(service.name.clone(), endpoint.label.clone(), workers)
+                        })
+                    };
+                    service.endpoints.iter().map(of_endpoint).collect()
+                })
+                .collect(),
+            snapshot,
+        }
+    }
+}
+
+impl Hub {
+    /// How many full log buffers may wait for the writer: 8 MiB and a half at most.
+    const LOG_BUFFERS: usize = 176;
+
+    pub fn new(snapshot: Snapshot, workers: usize) -> Arc<Self> {
+        let published = Published::join(Arc::new(snapshot), workers, None);
+        Arc::new(Self {
+            published: ArcSwap::from_pointee(published),
+            phase: AtomicU8::new(Phase::Starting as u8),
+            workers: WorkerStats::new(workers),
+            log: LogQueue::new(Self::LOG_BUFFERS),
+            reloads: ReloadStats::default(),
+            log_writer: Mutex::new(None),
+        })
+    }
+
+    /// The newest snapshot. A worker keeps its own reference and compares generations.
+    pub fn published(&self) -> Arc<Published> {
+        self.published.load_full()
+    }
+
+    /// A cache for one thread: loads cost one comparison while nothing changes.
+    pub fn cache(self: &Arc<Self>) -> HubCache {
+        HubCache { hub: Arc::clone(self), cached: self.published() }
+    }
+
+    /// Swaps a new snapshot in. Only one thread publishes. Workers see it with their next request.
+    pub fn publish(&self, snapshot: Snapshot) -> u64 {
+        let old = self.published();
+        let new = Published::join(Arc::new(snapshot), self.workers.workers.len(), Some(&old));
+        let generation = new.generation;
+        self.published.store(Arc::new(new));
+        generation
+    }
+
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Starting,
+            1 => Phase::Running,
+            2 => Phase::Notice,
+            _ => Phase::Draining,
+        }
+    }
+
+    pub fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// Names the thread that [`Hub::wake_log_writer`] wakes.
+    pub fn set_log_writer(&self, thread: std::thread::Thread) {
+        *self.log_writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+    }
+
+    /// Once per batch of lines, never per request.
+    pub fn wake_log_writer(&self) {
+        if let Some(thread) = &*self.log_writer.lock().unwrap_or_else(PoisonError::into_inner) {
+            thread.unpark();
+        }
+    }
+}
+
+/// One thread's view of the published snapshot.
+#[derive(Debug)]
+pub struct HubCache {
+    hub: Arc<Hub>,
+    cached: Arc<Published>,
+}
+
+impl HubCache {
+    /// The newest snapshot, and whether it has changed since the last call.
+    #[inline]
+    pub fn refresh(&mut self) -> (&Arc<Published>, bool) {
+        let newest = self.hub.published.load();
+        let changed = !Arc::ptr_eq(&newest, &self.cached);
+        if changed {
+            self.cached = Arc::clone(&newest);
+        }
+        (&self.cached, changed)
+    }
+}

@@ -1,0 +1,276 @@
+//! The runtime shape of a configuration: checked, resolved, immutable. The data plane reads nothing else.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use ringway_core::path::PathPolicy;
+use ringway_core::router::Router;
+use ringway_core::template::{HeaderOps, Template};
+
+/// One whole configuration. References between parts are indices that the compiler of the file has checked.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub runtime: Runtime,
+    pub listeners: Vec<Arc<Listener>>,
+    pub routes: Vec<Arc<Route>>,
+    pub services: Vec<Arc<Service>>,
+    pub admin: Option<Admin>,
+    pub access_log: AccessLog,
+    pub drain: Drain,
+    pub limits: GlobalLimits,
+    /// The file as read, secrets redacted, as YAML: what `/config` shows.
+    pub redacted: String,
+}
+
+/// What is fixed at the start of the process; a reload that changes it is refused with a hint to restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Runtime {
+    /// `None`: one for each core that the process may run on.
+    pub workers: Option<usize>,
+    /// Pin each worker to a core.
+    pub pin: bool,
+    /// Cores to pin to, in order; empty: those that the process may run on.
+    pub cores: Vec<usize>,
+    pub driver: DriverChoice,
+    /// Entries of each worker's submission queue, a power of two.
+    pub ring_entries: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DriverChoice {
+    /// io_uring where the kernel allows it, else epoll.
+    Auto,
+    IoUring,
+    Epoll,
+}
+
+#[derive(Debug, Clone)]
+pub struct GlobalLimits {
+    /// Open client connections of the process; more are closed at once (counted).
+    pub connections: usize,
+    /// Open client connections of one client address; `None`: no limit.
+    pub connections_per_ip: Option<usize>,
+}
+
+#[derive(Debug)]
+pub struct Listener {
+    pub name: Arc<str>,
+    pub address: SocketAddr,
+    /// Length of the kernel's accept queue.
+    pub backlog: u32,
+    /// Matches to indices into [`Snapshot::routes`].
+    pub router: Router,
+    pub path: PathPolicy,
+    pub limits: ListenerLimits,
+    pub timeouts: ListenerTimeouts,
+    /// Peers whose `X-Request-ID`, `X-Forwarded-*` and `Forwarded` headers are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    pub forwarded: ForwardedHeaders,
+    /// The pseudonym in `Via` (RFC 9110 section 7.6.3).
+    pub via: Arc<str>,
+    pub trace: TraceStart,
+    /// Add `Proxy-Status` (RFC 9209) to answers that the gateway makes or maps.
+    pub proxy_status: bool,
+    /// Add `Server-Timing` with the service's share.
+    pub server_timing: bool,
+}
+
+/// Which forwarding headers a service gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ForwardedHeaders {
+    /// `X-Forwarded-For`, `-Proto`, `-Host`.
+    pub x_forwarded: bool,
+    /// `Forwarded` (RFC 7239).
+    pub forwarded: bool,
+}
+
+/// What is sent to the service when the client sent no (valid) trace context. What it sent is passed on in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TraceStart {
+    Off,
+    /// `traceparent` (W3C Trace Context).
+    W3c,
+    /// `b3` (single header).
+    B3,
+    /// `X-B3-TraceId`, `X-B3-SpanId`, `X-B3-Sampled`.
+    B3Multi,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListenerLimits {
+    /// Request line and headers; 431 above (414 when the target alone is longer).
+    pub head_bytes: usize,
+    /// Header fields; 431 above.
+    pub headers: usize,
+    /// Requests on one connection before it is closed; `None`: no limit.
+    pub requests_per_connection: Option<u64>,
+    /// Requests that may follow each other on a connection without waiting for the answers; when they have been
+    /// answered in one go, other connections get their turn before the next.
+    pub pipelined: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListenerTimeouts {
+    /// From a request's first byte to the end of its head; 408 above.
+    pub head: Duration,
+    /// A connection without a request.
+    pub idle: Duration,
+    /// Between two reads of a request body; 408 above.
+    pub body: Duration,
+    /// Bytes per second that a request body must keep up once it has had `body` of time; 0: no minimum.
+    pub body_rate: u64,
+    /// Between two writes of an answer that the client does not take.
+    pub write: Duration,
+}
+
+#[derive(Debug)]
+pub struct Route {
+    pub name: Arc<str>,
+    pub action: Action,
+    pub request_headers: HeaderOps,
+    pub response_headers: HeaderOps,
+    /// Request body; 413 above, before anything of it is forwarded where `Content-Length` tells, else as soon as it
+    /// is known. `None`: no limit.
+    pub body_bytes: Option<u64>,
+    /// Not written to the access log.
+    pub log: bool,
+}
+
+#[derive(Debug)]
+pub enum Action {
+    Forward(Forward),
+    Redirect(Redirect),
+    Respond(Respond),
+}
+
+#[derive(Debug)]
+pub struct Forward {
+    /// Index into [`Snapshot::services`].
+    pub service: usize,
+    pub rewrite: Rewrite,
+    pub host: HostRewrite,
+    pub timeouts: RouteTimeouts,
+}
+
+/// How the path is changed before it goes to the service; the query stays.
+#[derive(Debug)]
+pub enum Rewrite {
+    Keep,
+    /// Removes this many bytes from the front of the path; a `/` is put back where none is left.
+    Strip(usize),
+    /// The whole path from a template.
+    Path(Template),
+}
+
+#[derive(Debug)]
+pub enum HostRewrite {
+    /// The client's host (the default).
+    Keep,
+    /// The endpoint's address.
+    Endpoint,
+    Fixed(Arc<str>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouteTimeouts {
+    /// From the request's head to the end of the answer, over all tries; 504 if nothing was answered yet, else the
+    /// connection is closed. `None`: no limit.
+    pub request: Option<Duration>,
+    /// One try: from the choice of an endpoint to the answer's head. `None`: no limit.
+    pub per_try: Option<Duration>,
+}
+
+#[derive(Debug)]
+pub struct Redirect {
+    pub status: u16,
+    pub location: Template,
+}
+
+#[derive(Debug)]
+pub struct Respond {
+    pub status: u16,
+    /// Empty where there is no body.
+    pub content_type: Arc<str>,
+    pub body: Arc<[u8]>,
+}
+
+#[derive(Debug)]
+pub struct Service {
+    pub name: Arc<str>,
+    pub endpoints: Vec<Endpoint>,
+    pub balance: Balance,
+    pub pool: Pool,
+    pub timeouts: ServiceTimeouts,
+    /// Send a request again, once, on a fresh connection when a pooled one turns out to have been closed before
+    /// a byte of an answer came, if that is safe (RFC 9110 section 9.2.2, RFC 9112 section 9.3.1).
+    pub retry_stale: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// As written: `127.0.0.1:8080`, `unix:/run/app.sock`. Names it in metrics and logs.
+    pub label: Arc<str>,
+    pub address: EndpointAddress,
+    /// 1 or more.
+    pub weight: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum EndpointAddress {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balance {
+    /// Weighted, smooth.
+    RoundRobin,
+    /// Of two chosen at random by weight, the one with fewer requests in flight per weight.
+    LeastLoaded,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pool {
+    /// Idle connections kept per endpoint and worker.
+    pub idle_per_endpoint: usize,
+    /// Open connections per endpoint, all workers together; 503 above. `None`: no limit.
+    pub connections_per_endpoint: Option<usize>,
+    /// An idle connection is closed after this time.
+    pub idle: Duration,
+    /// A connection is not used again after this age. `None`: no limit.
+    pub max_age: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServiceTimeouts {
+    pub connect: Duration,
+    /// From the request sent to the answer's head; 504 above.
+    pub answer: Duration,
+    /// Between two reads of the answer's body, and between two writes of the request's.
+    pub idle: Duration,
+    /// Bytes of an answer's head; 502 above.
+    pub head_bytes: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    pub address: SocketAddr,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessLog {
+    Off,
+    Stdout,
+    File(PathBuf),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drain {
+    /// After the signal: how long new connections are still accepted while `/ready` already fails.
+    pub notice: Duration,
+    /// How long requests in flight may take after that.
+    pub timeout: Duration,
+}

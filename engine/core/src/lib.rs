@@ -1,0 +1,12 @@
+//! The policy of Ringway, pure: no sockets, no runtime, no clock and no randomness of its own.
+//!
+//! Everything here takes bytes, times and random numbers as arguments and answers with values, so that it can be
+//! tested, fuzzed and simulated without a gateway around it. `data` turns the answers into I/O.
+#![forbid(unsafe_code)]
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+pub mod log_queue;
+pub mod path;
+pub mod router;
+pub mod stats;
+pub mod template;

@@ -1,0 +1,347 @@
+//! Counters that one core writes and anyone may read.
+//!
+//! A worker owns its cells: it adds with a plain load and store, no locked instruction. The control plane reads
+//! them when it is asked for metrics. Each worker's cells lie on cache lines of their own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::utils::CachePadded;
+
+/// A number with one writer.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub fn sub(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(n), Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Upper bounds of the latency buckets, in microseconds; one more bucket is open-ended.
+pub const LATENCY_BOUNDS_US: [u64; 16] = [
+    250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
+    10_000_000, 30_000_000,
+];
+
+/// A latency histogram with one writer.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [Counter; LATENCY_BOUNDS_US.len() + 1],
+    sum_us: Counter,
+}
+
+impl Histogram {
+    #[inline]
+    pub fn record_us(&self, us: u64) {
+        let bucket = LATENCY_BOUNDS_US.iter().position(|bound| us <= *bound).unwrap_or(LATENCY_BOUNDS_US.len());
+        if let Some(counter) = self.buckets.get(bucket) {
+            counter.add(1);
+        }
+        self.sum_us.add(us);
+    }
+
+    /// Counts per bucket, not cumulative, the open-ended one last.
+    pub fn buckets(&self) -> [u64; LATENCY_BOUNDS_US.len() + 1] {
+        self.buckets.each_ref().map(Counter::get)
+    }
+
+    pub fn sum_us(&self) -> u64 {
+        self.sum_us.get()
+    }
+}
+
+/// Statuses with a counter of their own; any other is counted under its class (`"2xx"`).
+pub const STATUSES: [u16; 59] = [
+    100, 101, 103, 200, 201, 202, 203, 204, 205, 206, 207, 208, 226, 300, 301, 302, 303, 304, 307, 308, 400, 401, 402,
+    403, 404, 405, 406, 407, 408, 409, 410, 411, 412, 413, 414, 415, 416, 417, 418, 421, 422, 423, 424, 425, 426, 428,
+    429, 431, 451, 499, 500, 501, 502, 503, 504, 505, 507, 508, 511,
+];
+const CLASSES: usize = 5;
+const CLASS_LABELS: [&str; CLASSES] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Maps a status to its slot with one load.
+static STATUS_SLOT: [u8; 500] = {
+    let mut table = [0u8; 500];
+    let mut status = 0;
+    while status < 500 {
+        table[status] = (STATUSES.len() + status / 100) as u8;
+        status += 1;
+    }
+    let mut slot = 0;
+    while slot < STATUSES.len() {
+        table[STATUSES[slot] as usize - 100] = slot as u8;
+        slot += 1;
+    }
+    table
+};
+
+/// What one worker counts for one route.
+#[derive(Debug)]
+pub struct RouteCell {
+    statuses: [Counter; STATUSES.len() + CLASSES],
+    pub latency: Histogram,
+}
+
+impl Default for RouteCell {
+    fn default() -> Self {
+        Self { statuses: [const { Counter::new() }; STATUSES.len() + CLASSES], latency: Histogram::default() }
+    }
+}
+
+impl RouteCell {
+    /// Counts an answered request.
+    #[inline]
+    pub fn record(&self, status: u16, us: u64) {
+        let slot = STATUS_SLOT.get(usize::from(status.wrapping_sub(100))).copied().unwrap_or(0);
+        if let Some(counter) = self.statuses.get(usize::from(slot)) {
+            counter.add(1);
+        }
+        self.latency.record_us(us);
+    }
+
+    /// (status label, count) of every status that occurred.
+    pub fn statuses(&self) -> impl Iterator<Item = (String, u64)> + '_ {
+        self.statuses.iter().enumerate().filter(|(_, counter)| counter.get() > 0).map(|(slot, counter)| {
+            let label = match STATUSES.get(slot) {
+                Some(status) => status.to_string(),
+                None => CLASS_LABELS.get(slot - STATUSES.len()).copied().unwrap_or("other").to_string(),
+            };
+            (label, counter.get())
+        })
+    }
+}
+
+/// A route's counters, one cell a worker. They outlive reloads as long as the route's name does.
+#[derive(Debug)]
+pub struct RouteStats {
+    pub route: Arc<str>,
+    pub workers: Box<[CachePadded<RouteCell>]>,
+}
+
+impl RouteStats {
+    pub fn new(route: Arc<str>, workers: usize) -> Self {
+        Self { route, workers: (0..workers).map(|_| CachePadded::new(RouteCell::default())).collect() }
+    }
+}
+
+/// Why a try at a service failed: the `kind` label of `gateway_backend_errors_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum BackendError {
+    /// The connection was refused, reset or unreachable while it was made.
+    Connect,
+    ConnectTimeout,
+    /// The connection broke before the answer's head was whole.
+    Reset,
+    AnswerTimeout,
+    /// What came is not HTTP, or is framed wrongly.
+    BadAnswer,
+    /// The connection broke, or stalled, within the answer's body.
+    Body,
+    /// No endpoint, or all connections that the service allows are in use.
+    NoEndpoint,
+}
+
+impl BackendError {
+    pub const ALL: [Self; 7] = [
+        Self::Connect,
+        Self::ConnectTimeout,
+        Self::Reset,
+        Self::AnswerTimeout,
+        Self::BadAnswer,
+        Self::Body,
+        Self::NoEndpoint,
+    ];
+
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::Reset => "reset",
+            Self::AnswerTimeout => "answer_timeout",
+            Self::BadAnswer => "bad_answer",
+            Self::Body => "body",
+            Self::NoEndpoint => "no_endpoint",
+        }
+    }
+}
+
+/// What one worker counts for one service.
+#[derive(Debug, Default)]
+pub struct ServiceCell {
+    errors: [Counter; BackendError::ALL.len()],
+    /// From the request sent to the answer's head.
+    pub latency: Histogram,
+    /// Sent again on a fresh connection because the pooled one had just been closed.
+    pub stale_retries: Counter,
+}
+
+impl ServiceCell {
+    #[inline]
+    pub fn record_error(&self, error: BackendError) {
+        if let Some(counter) = self.errors.get(error as usize) {
+            counter.add(1);
+        }
+    }
+
+    pub fn errors(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        BackendError::ALL.iter().zip(&self.errors).map(|(error, counter)| (error.label(), counter.get()))
+    }
+}
+
+/// A service's counters, one cell a worker.
+#[derive(Debug)]
+pub struct ServiceStats {
+    pub service: Arc<str>,
+    pub workers: Box<[CachePadded<ServiceCell>]>,
+}
+
+impl ServiceStats {
+    pub fn new(service: Arc<str>, workers: usize) -> Self {
+        Self { service, workers: (0..workers).map(|_| CachePadded::new(ServiceCell::default())).collect() }
+    }
+}
+
+/// What one worker counts for one endpoint; balancing reads `in_flight` of all workers.
+#[derive(Debug, Default)]
+pub struct EndpointCell {
+    /// Requests in flight (a gauge).
+    pub in_flight: Counter,
+    /// Idle pooled connections (a gauge).
+    pub idle: Counter,
+    /// Open connections, idle or not (a gauge).
+    pub open: Counter,
+    pub requests: Counter,
+    pub connects: Counter,
+    pub reuses: Counter,
+}
+
+/// An endpoint's counters, one cell a worker. They outlive reloads as long as the endpoint stays in its service.
+#[derive(Debug)]
+pub struct EndpointStats {
+    pub service: Arc<str>,
+    pub endpoint: Arc<str>,
+    pub workers: Box<[CachePadded<EndpointCell>]>,
+}
+
+impl EndpointStats {
+    pub fn new(service: Arc<str>, endpoint: Arc<str>, workers: usize) -> Self {
+        Self { service, endpoint, workers: (0..workers).map(|_| CachePadded::new(EndpointCell::default())).collect() }
+    }
+
+    /// Requests in flight over all workers.
+    #[inline]
+    pub fn in_flight(&self) -> u64 {
+        self.workers.iter().map(|cell| cell.in_flight.get()).sum()
+    }
+
+    /// Open connections over all workers.
+    #[inline]
+    pub fn open(&self) -> u64 {
+        self.workers.iter().map(|cell| cell.open.get()).sum()
+    }
+}
+
+/// How a worker waits for I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Driver {
+    /// Not up yet.
+    None = 0,
+    IoUring = 1,
+    Epoll = 2,
+}
+
+/// What one worker counts besides routes and services.
+#[derive(Debug, Default)]
+pub struct WorkerCell {
+    /// A [`Driver`] as a number.
+    pub driver: Counter,
+    /// 1 once the worker has looked at the newest snapshot, by generation.
+    pub generation: Counter,
+    /// Open client connections (a gauge).
+    pub connections: Counter,
+    /// Requests between their head and the end of their answer (a gauge).
+    pub requests: Counter,
+    pub accepted: Counter,
+    /// Connections given to a less busy worker.
+    pub handed_over: Counter,
+    /// Refused because of the limit on connections in all.
+    pub refused_total: Counter,
+    /// Refused because of the limit on connections of one client address.
+    pub refused_per_ip: Counter,
+    pub accept_errors: Counter,
+    /// Panics of connection tasks that were caught.
+    pub panics: Counter,
+    /// Deadlines that passed: head, body, idle, and those towards services.
+    pub deadlines: Counter,
+    /// Operations submitted to the ring (or waits on epoll).
+    pub ring_ops: Counter,
+    /// Heap allocations of this thread.
+    pub allocations: Counter,
+    /// Buffers taken from the pool now (a gauge), and made since the start.
+    pub buffers_in_use: Counter,
+    pub buffers_made: Counter,
+    pub client_bytes_in: Counter,
+    pub client_bytes_out: Counter,
+}
+
+/// All workers' own counters.
+#[derive(Debug)]
+pub struct WorkerStats {
+    pub workers: Box<[CachePadded<WorkerCell>]>,
+}
+
+impl WorkerStats {
+    pub fn new(workers: usize) -> Self {
+        Self { workers: (0..workers).map(|_| CachePadded::new(WorkerCell::default())).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_are_counted_under_their_code_or_class() {
+        let cell = RouteCell::default();
+        for status in [200, 200, 404, 299, 599, 100] {
+            cell.record(status, 10);
+        }
+        let seen: Vec<_> = cell.statuses().collect();
+        let seen: Vec<_> = seen.iter().map(|(label, n)| (label.as_str(), *n)).collect();
+        assert_eq!(seen, [("100", 1), ("200", 2), ("404", 1), ("2xx", 1), ("5xx", 1)]);
+    }
+
+    #[test]
+    fn histogram_bounds_are_inclusive() {
+        let histogram = Histogram::default();
+        for us in [250, 251, 30_000_001] {
+            histogram.record_us(us);
+        }
+        let buckets = histogram.buckets();
+        assert_eq!((buckets[0], buckets[1], buckets[16]), (1, 1, 1));
+        assert_eq!(histogram.sum_us(), 30_000_502);
+    }
+}
