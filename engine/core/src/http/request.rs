@@ -66,6 +66,8 @@ pub struct RequestHead<'b, 'h> {
     /// `Connection` names fields besides `close` and `keep-alive`.
     pub has_connection_fields: bool,
     pub user_agent: Option<&'b [u8]>,
+    /// Bit set of the names that occur.
+    seen: u32,
 }
 
 impl<'b, 'h> RequestHead<'b, 'h> {
@@ -106,9 +108,11 @@ impl<'b, 'h> RequestHead<'b, 'h> {
         let mut expects_continue = false;
         let mut has_connection_fields = false;
         let mut user_agent = None;
+        let mut seen = 0;
         for (header, slot) in headers.iter().zip(storage.names.iter_mut()) {
             let name = Name::of(header.name);
             *slot = name;
+            seen |= 1 << name as u32;
             match name {
                 Name::Host => {
                     if host.is_some() {
@@ -190,7 +194,14 @@ impl<'b, 'h> RequestHead<'b, 'h> {
             expects_continue: expects_continue && framing != Framing::None,
             has_connection_fields,
             user_agent,
+            seen,
         })
+    }
+
+    /// Whether a field occurs.
+    #[inline]
+    pub const fn has(&self, name: Name) -> bool {
+        self.seen & (1 << name as u32) != 0
     }
 
     /// All values of a field, in order.

@@ -1,0 +1,61 @@
+//! Time on a core: microseconds since its start, and the wall clock for logs and headers.
+
+use std::cell::{Cell, RefCell};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use ringway_core::timestamp::imf_fixdate;
+
+pub(crate) struct Clock {
+    base: Instant,
+    /// The wall clock at `base`, in Unix microseconds; set again with each tick, so that its steps are followed.
+    unix_base_us: Cell<u64>,
+    date: RefCell<Vec<u8>>,
+    date_secs: Cell<u64>,
+}
+
+impl Clock {
+    pub(crate) fn new() -> Self {
+        let clock = Self {
+            base: Instant::now(),
+            unix_base_us: Cell::new(0),
+            date: RefCell::new(Vec::with_capacity(32)),
+            date_secs: Cell::new(0),
+        };
+        clock.tick();
+        clock
+    }
+
+    /// Microseconds since the start of this core.
+    #[inline]
+    pub(crate) fn now(&self) -> u64 {
+        self.base.elapsed().as_micros() as u64
+    }
+
+    #[inline]
+    pub(crate) fn unix_ms(&self, at: u64) -> u64 {
+        (self.unix_base_us.get() + at) / 1000
+    }
+
+    /// Reads the wall clock, and renews the `Date` when the second has changed.
+    pub(crate) fn tick(&self) {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        self.unix_base_us.set((unix.as_micros() as u64).saturating_sub(self.now()));
+        if self.date_secs.replace(unix.as_secs()) != unix.as_secs() {
+            let mut date = self.date.borrow_mut();
+            date.clear();
+            imf_fixdate(unix.as_secs(), &mut date);
+        }
+    }
+
+    /// Appends the value of `Date`.
+    #[inline]
+    pub(crate) fn write_date(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.date.borrow());
+    }
+}
+
+/// A duration in the unit of [`Clock::now`].
+#[inline]
+pub(crate) fn us(duration: Duration) -> u64 {
+    duration.as_micros().min(u128::from(u64::MAX / 4)) as u64
+}

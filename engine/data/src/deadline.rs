@@ -1,0 +1,165 @@
+//! Deadlines: one table a core, swept a few times a second. Nothing is ever cancelled: when a deadline has passed, the
+//! socket is shut down in the right direction, the wait on it completes, and the code that waited asks why.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use ringway_core::stats::Counter;
+use rustix::net::Shutdown;
+
+use crate::sock::Sock;
+
+/// How often a core sweeps its table: no deadline is late by more.
+pub(crate) const SWEEP: std::time::Duration = std::time::Duration::from_millis(50);
+/// A request that has waited this long for its service has its client checked for a reset with each sweep.
+const CLIENT_CHECK_US: u64 = 500_000;
+const NEVER: u64 = u64::MAX;
+
+/// The deadlines that one connection may have at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Slot {
+    /// Reading from the client: head, body, or the next request. Ends the reading side only, so that an answer can
+    /// still be written.
+    ClientRead = 0,
+    /// Writing to the client.
+    ClientWrite = 1,
+    /// The service: connecting, writing, waiting for its answer or for more of it.
+    Service = 2,
+    /// The request as a whole.
+    Request = 3,
+}
+const SLOTS: usize = 4;
+
+struct Entry {
+    at: [u64; SLOTS],
+    /// Bit set of slots that have fired.
+    fired: u8,
+    /// Between two requests, so that a drain may close it.
+    idle: bool,
+    /// When the current request went to its service; `NEVER` while there is none.
+    since: u64,
+    client: Option<Sock>,
+    service: Option<Sock>,
+}
+
+/// The table of one core.
+#[derive(Default)]
+pub(crate) struct Deadlines {
+    entries: RefCell<Vec<Entry>>,
+    free: RefCell<Vec<u32>>,
+}
+
+/// One connection's row. Freed when dropped.
+pub(crate) struct Timers {
+    table: Rc<Deadlines>,
+    row: u32,
+}
+
+impl Deadlines {
+    pub(crate) fn register(self: &Rc<Self>, client: Sock) -> Timers {
+        let entry = Entry { at: [NEVER; SLOTS], fired: 0, idle: false, since: NEVER, client: Some(client), service: None };
+        let mut entries = self.entries.borrow_mut();
+        let row = match self.free.borrow_mut().pop() {
+            Some(row) => row,
+            None => entries.len() as u32,
+        };
+        match entries.get_mut(row as usize) {
+            Some(slot) => *slot = entry,
+            None => entries.push(entry),
+        }
+        Timers { table: Rc::clone(self), row }
+    }
+
+    /// Acts on what has passed. `drain`: also ends connections that are between two requests.
+    pub(crate) fn sweep(&self, now: u64, drain: bool, passed: &Counter) {
+        for entry in self.entries.borrow_mut().iter_mut() {
+            let Some(client) = &entry.client else { continue };
+            if drain && entry.idle {
+                client.shutdown(Shutdown::Read);
+            }
+            if entry.since != NEVER && now.saturating_sub(entry.since) > CLIENT_CHECK_US && client.is_reset() {
+                entry.since = NEVER;
+                if let Some(service) = &entry.service {
+                    service.shutdown(Shutdown::Both);
+                }
+            }
+            if entry.at.iter().all(|at| *at > now) {
+                continue;
+            }
+            for (slot, at) in entry.at.iter_mut().enumerate().filter(|(_, at)| **at <= now) {
+                *at = NEVER;
+                entry.fired |= 1 << slot;
+                passed.add(1);
+                match (slot, &entry.service) {
+                    (0, _) | (3, None) => client.shutdown(Shutdown::Read),
+                    (1, _) => client.shutdown(Shutdown::Both),
+                    (_, Some(service)) => service.shutdown(Shutdown::Both),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+impl Timers {
+    fn with<R>(&self, act: impl FnOnce(&mut Entry) -> R) -> Option<R> {
+        self.table.entries.borrow_mut().get_mut(self.row as usize).map(act)
+    }
+
+    /// Sets or moves a deadline, in the core's microseconds.
+    #[inline]
+    pub(crate) fn set(&self, slot: Slot, at: u64) {
+        self.with(|entry| {
+            if let Some(current) = entry.at.get_mut(slot as usize) {
+                *current = at;
+            }
+        });
+    }
+
+    #[inline]
+    pub(crate) fn clear(&self, slot: Slot) {
+        self.set(slot, NEVER);
+    }
+
+    #[inline]
+    pub(crate) fn has_fired(&self, slot: Slot) -> bool {
+        self.with(|entry| entry.fired & (1 << slot as u8) != 0).unwrap_or(false)
+    }
+
+    /// Between two requests: `at` is when the client must have begun the next one.
+    #[inline]
+    pub(crate) fn idle(&self, at: u64) {
+        self.with(|entry| {
+            entry.idle = true;
+            entry.at = [at, NEVER, NEVER, NEVER];
+            entry.fired = 0;
+        });
+    }
+
+    #[inline]
+    pub(crate) fn busy(&self) {
+        self.with(|entry| entry.idle = false);
+    }
+
+    /// Names the connection that the service's deadlines act on, or none.
+    #[inline]
+    pub(crate) fn service(&self, sock: Option<Sock>, now: u64) {
+        self.with(|entry| {
+            entry.since = if sock.is_some() { now } else { NEVER };
+            entry.service = sock;
+            entry.at[Slot::Service as usize] = NEVER;
+            entry.fired &= !(1 << Slot::Service as u8);
+        });
+    }
+}
+
+impl Drop for Timers {
+    fn drop(&mut self) {
+        self.with(|entry| {
+            entry.client = None;
+            entry.service = None;
+            entry.at = [NEVER; SLOTS];
+        });
+        self.table.free.borrow_mut().push(self.row);
+    }
+}

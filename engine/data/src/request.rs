@@ -1,0 +1,423 @@
+//! From a request's head to what is to be done with it, in one go and without waiting: parse, route, filter, write the
+//! head for the service (or the whole answer, where the gateway gives it).
+
+use std::net::IpAddr;
+
+use ringway_config::snapshot::{Action, Forward, HostRewrite, Listener, Rewrite, Route, TraceStart};
+use ringway_core::failure::Failure;
+use ringway_core::filter::{self, Facts, Permit};
+use ringway_core::forwarded::{client_ip, is_trusted, write_forwarded_element, write_ip};
+use ringway_core::http::{Framing, HeadLines, HeadStorage, Name, RequestError, RequestHead, Target, Version};
+use ringway_core::http::{list, list_has_token};
+use ringway_core::path::normalize;
+use ringway_core::request_id::RequestId;
+use ringway_core::router::{Captures, Found, RouteRequest};
+use ringway_core::template::Vars;
+use ringway_core::trace::{NewTrace, valid_b3, valid_b3_id, valid_traceparent};
+
+use crate::connection::Connection;
+use crate::respond;
+
+/// Longest `Via`-protected chain of `Max-Forwards` that is counted down.
+const MAX_FORWARDS_DIGITS: usize = 9;
+
+/// A part of the head as received: (start, length).
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Span {
+    start: u32,
+    len: u32,
+}
+
+impl Span {
+    fn of(part: &[u8], head: &[u8]) -> Self {
+        let start = (part.as_ptr() as usize).wrapping_sub(head.as_ptr() as usize);
+        match start.checked_add(part.len()).is_some_and(|end| end <= head.len()) {
+            true => Self { start: start as u32, len: part.len() as u32 },
+            false => Self::default(),
+        }
+    }
+
+    pub(crate) fn get(self, head: &[u8]) -> Option<&[u8]> {
+        let part = head.get(self.start as usize..(self.start + self.len) as usize)?;
+        (self.len > 0).then_some(part)
+    }
+}
+
+/// What is known of a request from its head on, to the end of its answer.
+pub(crate) struct Exchange {
+    /// When its head was whole, on the core's clock.
+    pub(crate) started: u64,
+    pub(crate) id: RequestId,
+    pub(crate) client_ip: IpAddr,
+    pub(crate) method: Span,
+    pub(crate) path: Span,
+    pub(crate) user_agent: Span,
+    pub(crate) is_head: bool,
+    pub(crate) is_http10: bool,
+    pub(crate) is_idempotent: bool,
+    /// Whether the client lets its connection live, as far as its head says.
+    pub(crate) keep_alive: bool,
+    pub(crate) expects_continue: bool,
+    pub(crate) framing: Framing,
+    pub(crate) body_bytes_max: Option<u64>,
+    pub(crate) route: Option<u32>,
+    pub(crate) service: Option<usize>,
+    /// From the request sent to the answer's head, in microseconds.
+    pub(crate) service_us: Option<u64>,
+    /// What the client was told; 0 while nothing was.
+    pub(crate) status: u16,
+}
+
+/// What is to be done.
+pub(crate) enum Step {
+    /// The head for the service is written; this endpoint was chosen.
+    Forward { service: usize, endpoint: usize, permit: Permit },
+    /// The whole answer is written, body and all.
+    Answer,
+    Fail(Failure),
+}
+
+impl Exchange {
+    pub(crate) fn new(conn: &Connection) -> Self {
+        let worker = &conn.worker;
+        let started = worker.clock.now();
+        Self {
+            started,
+            id: RequestId::generate(worker.clock.unix_ms(started), worker.random_wide()),
+            client_ip: conn.peer.ip(),
+            method: Span::default(),
+            path: Span::default(),
+            user_agent: Span::default(),
+            is_head: false,
+            is_http10: false,
+            is_idempotent: false,
+            keep_alive: false,
+            expects_continue: false,
+            framing: Framing::None,
+            body_bytes_max: None,
+            route: None,
+            service: None,
+            service_us: None,
+            status: 0,
+        }
+    }
+
+    /// Judges the head. `out` gets what [`Step`] says.
+    pub(crate) fn prepare(&mut self, conn: &Connection, head: &[u8], out: &mut Vec<u8>) -> Step {
+        match self.try_prepare(conn, head, out) {
+            Ok(step) => step,
+            Err(failure) => Step::Fail(failure),
+        }
+    }
+
+    fn try_prepare(&mut self, conn: &Connection, head: &[u8], out: &mut Vec<u8>) -> Result<Step, Failure> {
+        let listener = &*conn.listener;
+        let mut storage = HeadStorage::new();
+        let request = RequestHead::parse(head, listener.limits.headers, &mut storage).map_err(failure_of)?;
+        self.method = Span::of(request.method.as_bytes(), head);
+        self.user_agent = Span::of(request.user_agent.unwrap_or_default(), head);
+        self.is_head = request.method == "HEAD";
+        self.is_http10 = request.version == Version::Http10;
+        self.is_idempotent = request.is_idempotent();
+        self.keep_alive = request.keep_alive;
+        self.expects_continue = request.expects_continue;
+        self.framing = request.framing;
+        let trusted = !listener.trusted_proxies.is_empty() && is_trusted(&listener.trusted_proxies, conn.peer.ip());
+        if trusted {
+            let hops = request.values(Name::XForwardedFor);
+            self.client_ip = client_ip(conn.peer.ip(), &listener.trusted_proxies, hops);
+            if let Some(id) = request.value(Name::XRequestId).and_then(RequestId::accept) {
+                self.id = id;
+            }
+        }
+
+        let Target::Path { path: raw_path, query } = request.target else {
+            self.path = Span::of(b"*", head);
+            respond::options(conn, self, out);
+            return Ok(Step::Answer);
+        };
+        self.path = Span::of(raw_path, head);
+        let mut normalized = conn.worker.path.borrow_mut();
+        let path = normalize(raw_path, listener.path, &mut normalized)?;
+        let wanted =
+            RouteRequest { host: request.host(), method: request.method.as_bytes(), path, query, headers: request.headers };
+        let (index, captures) = match listener.router.find(&wanted) {
+            Found::Route { index, captures } => (index, captures),
+            Found::WrongMethod => {
+                respond::wrong_method(conn, self, &request, |allow| listener.router.allow(&wanted, allow), out);
+                return Ok(Step::Answer);
+            }
+            Found::Nothing => return Err(Failure::NoRoute),
+        };
+        let route = conn.view.published.snapshot.routes.get(index as usize).ok_or(Failure::Internal)?;
+        self.route = Some(index);
+        self.body_bytes_max = route.body_bytes;
+        let mut ip = Vec::new();
+        let has_variables = !route.request_headers.is_empty()
+            || !route.response_headers.is_empty()
+            || !matches!(route.action, Action::Forward(Forward { rewrite: Rewrite::Keep | Rewrite::Strip(_), .. }));
+        if has_variables {
+            write_ip(self.client_ip, &mut ip);
+        }
+        let id = self.id;
+        let vars = Vars {
+            request_id: id.as_bytes(),
+            client_ip: &ip,
+            host: request.authority,
+            method: request.method.as_bytes(),
+            path,
+            query,
+            scheme: b"http",
+            route: &route.name,
+            service: "",
+            captures: &captures,
+            headers: request.headers,
+        };
+        match &route.action {
+            Action::Respond(answer) => {
+                respond::fixed(conn, self, route, answer, &vars, out);
+                Ok(Step::Answer)
+            }
+            Action::Redirect(redirect) => {
+                respond::redirect(conn, self, route, redirect, &vars, out);
+                Ok(Step::Answer)
+            }
+            Action::Forward(forward) => {
+                let permit = filter::admit(&Facts { framing: self.framing, body_bytes_max: self.body_bytes_max })?;
+                let service = conn.view.services.get(forward.service).ok_or(Failure::Internal)?;
+                self.service = Some(forward.service);
+                let endpoint = service.pick(&conn.worker).ok_or(Failure::NoEndpoint)?;
+                let host = match &forward.host {
+                    HostRewrite::Keep if !request.authority.is_empty() => request.authority,
+                    HostRewrite::Fixed(host) => host.as_bytes(),
+                    _ => service.endpoint_host(endpoint),
+                };
+                let vars = Vars { service: &service.name, ..vars };
+                let to = Destination { listener, route, forward, host, trusted };
+                write_head(conn, self, head, &request, &to, &vars, &captures, out)?;
+                Ok(Step::Forward { service: forward.service, endpoint, permit })
+            }
+        }
+    }
+}
+
+struct Destination<'a> {
+    listener: &'a Listener,
+    route: &'a Route,
+    forward: &'a Forward,
+    host: &'a [u8],
+    /// Whether the peer's forwarding headers are believed.
+    trusted: bool,
+}
+
+/// Writes the head for the service.
+#[allow(clippy::too_many_arguments)]
+fn write_head(
+    conn: &Connection,
+    exchange: &Exchange,
+    head: &[u8],
+    request: &RequestHead<'_, '_>,
+    to: &Destination<'_>,
+    vars: &Vars<'_>,
+    _captures: &Captures,
+    out: &mut Vec<u8>,
+) -> Result<(), Failure> {
+    let Destination { listener, route, forward, host, trusted } = *to;
+    out.extend_from_slice(request.method.as_bytes());
+    out.push(b' ');
+    match &forward.rewrite {
+        Rewrite::Keep => out.extend_from_slice(vars.path),
+        Rewrite::Strip(prefix) => {
+            let rest = vars.path.get(*prefix..).unwrap_or_default();
+            if rest.first() != Some(&b'/') {
+                out.push(b'/');
+            }
+            out.extend_from_slice(rest);
+        }
+        Rewrite::Path(template) => template.render(vars, out),
+    }
+    if let Some(query) = vars.query {
+        out.push(b'?');
+        out.extend_from_slice(query);
+    }
+    out.extend_from_slice(b" HTTP/1.1\r\nHost: ");
+    out.extend_from_slice(host);
+    out.extend_from_slice(b"\r\n");
+
+    let trace = TraceContext::of(request);
+    let ops = (!route.request_headers.is_empty()).then_some(&route.request_headers);
+    let hops_down = matches!(request.method, "OPTIONS" | "TRACE") && request.has(Name::MaxForwards);
+    HeadLines { head, headers: request.headers, names: request.names }.copy(out, |name, header| {
+        let kept = match name {
+            Name::Other | Name::Accept | Name::UserAgent => true,
+            Name::Host | Name::XRequestId => false,
+            Name::Expect => exchange.expects_continue,
+            Name::ContentLength => exchange.framing != Framing::Chunked,
+            Name::XForwardedFor | Name::XForwardedHost | Name::XForwardedProto => {
+                trusted && !listener.forwarded.x_forwarded
+            }
+            Name::Forwarded => trusted,
+            Name::MaxForwards => !hops_down,
+            Name::Traceparent | Name::Tracestate => trace.w3c,
+            Name::B3 => trace.b3,
+            Name::XB3 => trace.b3_multi,
+            name => !name.is_hop_by_hop(),
+        };
+        kept && !(request.has_connection_fields && is_connection_field(request, name, header.name))
+            && ops.is_none_or(|ops| !ops.drops(header.name))
+    });
+
+    if exchange.framing == Framing::Chunked {
+        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+    }
+    if request.has(Name::Te) && list_has_token(request.values(Name::Te), b"trailers") {
+        out.extend_from_slice(b"TE: trailers\r\nConnection: TE\r\n");
+    }
+    out.extend_from_slice(b"X-Request-ID: ");
+    out.extend_from_slice(exchange.id.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    if listener.forwarded.x_forwarded {
+        write_x_forwarded(conn, request, trusted, out);
+    }
+    if listener.forwarded.forwarded {
+        out.extend_from_slice(b"Forwarded: ");
+        write_forwarded_element(conn.peer.ip(), request.authority, b"http", out);
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(if exchange.is_http10 { b"Via: 1.0 " } else { b"Via: 1.1 " });
+    out.extend_from_slice(listener.via.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    if !(trace.w3c || trace.b3 || trace.b3_multi) {
+        start_trace(conn, listener.trace, out);
+    }
+    if hops_down {
+        count_hops_down(request, out)?;
+    }
+    if let Some(ops) = ops {
+        for (name, value) in ops.set.iter().chain(&ops.add) {
+            out.extend_from_slice(name.as_bytes());
+            out.extend_from_slice(b": ");
+            value.render(vars, out);
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    Ok(())
+}
+
+/// Whether `Connection` names the field (RFC 9110 section 7.6.1). What frames the message is not the client's to drop.
+fn is_connection_field(request: &RequestHead<'_, '_>, name: Name, field: &str) -> bool {
+    !matches!(name, Name::ContentLength | Name::Host | Name::Expect)
+        && list_has_token(request.values(Name::Connection), field.as_bytes())
+}
+
+/// `X-Forwarded-For`, `-Proto`, `-Host`: what a trusted proxy said goes on, extended by itself; else they begin here.
+fn write_x_forwarded(conn: &Connection, request: &RequestHead<'_, '_>, trusted: bool, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"X-Forwarded-For: ");
+    if trusted {
+        for hop in request.values(Name::XForwardedFor).flat_map(list) {
+            out.extend_from_slice(hop);
+            out.extend_from_slice(b", ");
+        }
+    }
+    write_ip(conn.peer.ip().to_canonical(), out);
+    out.extend_from_slice(b"\r\nX-Forwarded-Proto: ");
+    out.extend_from_slice(request.value(Name::XForwardedProto).filter(|_| trusted).unwrap_or(b"http"));
+    let host = request.value(Name::XForwardedHost).filter(|_| trusted).unwrap_or(request.authority);
+    if !host.is_empty() {
+        out.extend_from_slice(b"\r\nX-Forwarded-Host: ");
+        out.extend_from_slice(host);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Which trace contexts of the client are whole, and are passed on as they are.
+struct TraceContext {
+    w3c: bool,
+    b3: bool,
+    b3_multi: bool,
+}
+
+impl TraceContext {
+    fn of(request: &RequestHead<'_, '_>) -> Self {
+        let one = |name: Name, valid: fn(&[u8]) -> bool| {
+            request.has(name) && {
+                let mut values = request.values(name);
+                values.next().is_some_and(valid) && values.next().is_none()
+            }
+        };
+        let id_is_valid = |header: &httparse::Header<'_>| {
+            !header.name.eq_ignore_ascii_case("x-b3-traceid") || valid_b3_id(header.value)
+        };
+        Self {
+            w3c: one(Name::Traceparent, valid_traceparent),
+            b3: one(Name::B3, valid_b3),
+            b3_multi: request.has(Name::XB3) && request.headers.iter().all(id_is_valid),
+        }
+    }
+}
+
+fn start_trace(conn: &Connection, start: TraceStart, out: &mut Vec<u8>) {
+    if start == TraceStart::Off {
+        return;
+    }
+    let trace = NewTrace::from_random(conn.worker.random_wide(), conn.worker.random());
+    match start {
+        TraceStart::Off => {}
+        TraceStart::W3c => {
+            out.extend_from_slice(b"traceparent: ");
+            trace.write_traceparent(out);
+            out.extend_from_slice(b"\r\n");
+        }
+        TraceStart::B3 => {
+            out.extend_from_slice(b"b3: ");
+            trace.write_b3(out);
+            out.extend_from_slice(b"\r\n");
+        }
+        TraceStart::B3Multi => {
+            out.extend_from_slice(b"X-B3-TraceId: ");
+            trace.write_trace_id(out);
+            out.extend_from_slice(b"\r\nX-B3-SpanId: ");
+            trace.write_span_id(out);
+            out.extend_from_slice(b"\r\nX-B3-Sampled: 0\r\n");
+        }
+    }
+}
+
+/// `Max-Forwards`, less one (RFC 9110 section 7.6.2).
+fn count_hops_down(request: &RequestHead<'_, '_>, out: &mut Vec<u8>) -> Result<(), Failure> {
+    let value = request.value(Name::MaxForwards).unwrap_or_default();
+    let digits = value.len() <= MAX_FORWARDS_DIGITS && value.iter().all(u8::is_ascii_digit);
+    let hops = value.iter().fold(0u32, |hops, digit| hops * 10 + u32::from(digit - b'0').min(9));
+    if !digits || value.is_empty() {
+        return Err(Failure::Malformed("malformed Max-Forwards"));
+    }
+    if hops == 0 {
+        return Err(Failure::Malformed("Max-Forwards reached zero"));
+    }
+    out.extend_from_slice(b"Max-Forwards: ");
+    ringway_core::answer::write_number(u64::from(hops - 1), out);
+    out.extend_from_slice(b"\r\n");
+    Ok(())
+}
+
+fn failure_of(error: RequestError) -> Failure {
+    match error {
+        RequestError::TooManyHeaders => Failure::HeadTooLarge,
+        RequestError::Version => Failure::UnsupportedVersion,
+        RequestError::UnknownCoding => Failure::UnsupportedTransferCoding,
+        RequestError::Expectation => Failure::ExpectationFailed,
+        RequestError::Connect => Failure::UnsupportedMethod,
+        RequestError::RequestLine => Failure::Malformed("malformed request line"),
+        RequestError::HeaderField => Failure::Malformed("malformed header field"),
+        RequestError::Target => Failure::Malformed("malformed request target"),
+        RequestError::MissingHost => Failure::Malformed("missing Host header"),
+        RequestError::RepeatedHost => Failure::Malformed("more than one Host header"),
+        RequestError::BadHost => Failure::Malformed("malformed Host header"),
+        RequestError::ContentLength => Failure::Malformed("malformed Content-Length"),
+        RequestError::RepeatedLength => Failure::Malformed("more than one Content-Length"),
+        RequestError::LengthAndCoding => Failure::Malformed("Content-Length beside Transfer-Encoding"),
+        RequestError::CodingInHttp10 => Failure::Malformed("Transfer-Encoding in an HTTP/1.0 request"),
+        RequestError::BadCoding => Failure::Malformed("malformed Transfer-Encoding"),
+    }
+}

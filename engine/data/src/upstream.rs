@@ -1,0 +1,215 @@
+//! Connections to services: made, kept idle, taken again. They belong to one core and one endpoint; nobody shares them.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use ringway_config::snapshot::{Endpoint, EndpointAddress, Pool};
+use ringway_core::stats::{EndpointCell, EndpointStats};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+
+use crate::clock::us;
+use crate::sock::Sock;
+
+/// A connection to an endpoint.
+pub(crate) struct Upstream {
+    pub(crate) sock: Sock,
+    readiness: Readiness,
+    born: u64,
+    idle_since: u64,
+    pool: Rc<EndpointPool>,
+}
+
+/// An endpoint as one core sees it.
+pub(crate) struct EndpointPool {
+    pub(crate) endpoint: Endpoint,
+    settings: Pool,
+    idle: RefCell<Vec<Upstream>>,
+    pub(crate) stats: Arc<EndpointStats>,
+    worker: usize,
+    /// No longer in the configuration: connections are not kept.
+    closed: Cell<bool>,
+}
+
+/// A wait for a socket's readiness that survives its waiter: armed when a connection becomes idle, it tells the next
+/// taker that the service has closed it (or has sent what nobody asked for), and then goes on as the wait for the
+/// answer. One ring operation per exchange, and no stale connection is used unknowingly.
+struct Readiness {
+    wait: Pin<Box<dyn Future<Output = ()>>>,
+    ready: Rc<Cell<bool>>,
+}
+
+impl Readiness {
+    fn new(sock: Sock) -> Self {
+        let ready = Rc::new(Cell::new(false));
+        let flag = Rc::clone(&ready);
+        let wait = async move {
+            loop {
+                sock.readable().await;
+                flag.set(true);
+                pause().await;
+            }
+        };
+        Self { wait: Box::pin(wait), ready }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // The wait never ends; it says so when the socket is ready and waits again when it is next asked.
+        let _ = self.wait.as_mut().poll(cx);
+        if self.ready.replace(false) { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// Pending once.
+async fn pause() {
+    let mut paused = false;
+    std::future::poll_fn(|_| match std::mem::replace(&mut paused, true) {
+        false => Poll::Pending,
+        true => Poll::Ready(()),
+    })
+    .await;
+}
+
+impl Upstream {
+    fn new(sock: Sock, now: u64, pool: Rc<EndpointPool>) -> Self {
+        pool.cell().open.add(1);
+        pool.cell().connects.add(1);
+        Self { readiness: Readiness::new(sock.clone()), sock, born: now, idle_since: now, pool }
+    }
+
+    /// Until the service has sent something, has closed the connection, or a deadline has ended it.
+    pub(crate) fn ready(&mut self) -> impl Future<Output = ()> {
+        std::future::poll_fn(|cx| self.readiness.poll(cx))
+    }
+
+    /// Back to its pool, armed; closed where the pool is full or the connection too old.
+    pub(crate) fn give_back(mut self, now: u64) {
+        let pool = Rc::clone(&self.pool);
+        let settings = &pool.settings;
+        let too_old = settings.max_age.is_some_and(|age| now.saturating_sub(self.born) > us(age));
+        if too_old || pool.closed.get() || pool.idle.borrow().len() >= settings.idle_per_endpoint {
+            return;
+        }
+        if self.readiness.poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+            return;
+        }
+        self.idle_since = now;
+        let mut idle = pool.idle.borrow_mut();
+        idle.push(self);
+        pool.cell().idle.set(idle.len() as u64);
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.pool.cell().open.sub(1);
+    }
+}
+
+impl EndpointPool {
+    pub(crate) fn new(endpoint: Endpoint, settings: Pool, stats: Arc<EndpointStats>, worker: usize) -> Rc<Self> {
+        let idle = RefCell::new(Vec::with_capacity(settings.idle_per_endpoint.min(64)));
+        Rc::new(Self { endpoint, settings, idle, stats, worker, closed: Cell::new(false) })
+    }
+
+    /// This core's counters.
+    #[inline]
+    pub(crate) fn cell(&self) -> &EndpointCell {
+        static NOBODY: std::sync::LazyLock<EndpointCell> = std::sync::LazyLock::new(EndpointCell::default);
+        self.stats.workers.get(self.worker).map_or(&NOBODY, |cell| cell)
+    }
+
+    /// Whether the pool of a newer configuration may go on with this one's connections.
+    pub(crate) fn serves(&self, endpoint: &Endpoint, settings: &Pool, stats: &Arc<EndpointStats>) -> bool {
+        self.endpoint == *endpoint && self.settings == *settings && Arc::ptr_eq(&self.stats, stats)
+    }
+
+    /// Closes the idle connections and keeps none any more.
+    pub(crate) fn close(&self) {
+        self.closed.set(true);
+        self.idle.borrow_mut().clear();
+        self.cell().idle.set(0);
+    }
+
+    /// The idle connection that was used last and is still good.
+    pub(crate) fn take(&self, now: u64, cx: &mut Context<'_>) -> Option<Upstream> {
+        loop {
+            let taken = self.idle.borrow_mut().pop();
+            let mut upstream = taken?;
+            self.cell().idle.set(self.idle.borrow().len() as u64);
+            let too_old = self.settings.max_age.is_some_and(|age| now.saturating_sub(upstream.born) > us(age));
+            if too_old || upstream.readiness.poll(cx).is_ready() {
+                continue;
+            }
+            self.cell().reuses.add(1);
+            return Some(upstream);
+        }
+    }
+
+    /// Closes connections that have been idle for too long, or that the service has closed.
+    pub(crate) fn sweep(&self, now: u64) {
+        let mut idle = self.idle.borrow_mut();
+        let limit = us(self.settings.idle);
+        let waiting = &mut Context::from_waker(Waker::noop());
+        let before = idle.len();
+        idle.retain_mut(|upstream| {
+            now.saturating_sub(upstream.idle_since) <= limit && upstream.readiness.poll(waiting).is_pending()
+        });
+        if idle.len() != before {
+            self.cell().idle.set(idle.len() as u64);
+        }
+    }
+
+    /// Whether the cap on open connections, over all cores, leaves room for one more.
+    pub(crate) fn may_connect(&self) -> bool {
+        self.settings.connections_per_endpoint.is_none_or(|max| self.stats.open() < max as u64)
+    }
+
+    /// Begins a connection. `started` gets its socket before the wait, so that a deadline can end it.
+    pub(crate) async fn connect(
+        self: &Rc<Self>,
+        now: u64,
+        started: impl FnOnce(&Sock),
+    ) -> io::Result<Upstream> {
+        let (fd, pending) = begin_connect(&self.endpoint.address)?;
+        let sock = Sock::new(fd)?;
+        if pending {
+            started(&sock);
+            sock.writable().await;
+            sockopt::socket_error(sock.fd())??;
+            // A deadline that shut the socket down leaves no error behind, but no peer either.
+            rustix::net::getpeername(sock.fd())?;
+        }
+        Ok(Upstream::new(sock, now, Rc::clone(self)))
+    }
+}
+
+/// A socket that connects or has connected already; whether it still does.
+fn begin_connect(address: &EndpointAddress) -> io::Result<(OwnedFd, bool)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (fd, connected) = match address {
+        EndpointAddress::Tcp(address) => {
+            let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+            let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+            sockopt::set_tcp_nodelay(&fd, true)?;
+            let connected = rustix::net::connect(&fd, address);
+            (fd, connected)
+        }
+        EndpointAddress::Unix(path) => {
+            let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            let connected = rustix::net::connect(&fd, &SocketAddrUnix::new(path.as_path())?);
+            (fd, connected)
+        }
+    };
+    match connected {
+        Ok(()) => Ok((fd, false)),
+        Err(Errno::INPROGRESS) => Ok((fd, true)),
+        Err(errno) => Err(errno.into()),
+    }
+}
