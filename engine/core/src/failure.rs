@@ -18,6 +18,9 @@ pub enum Failure {
     UnsupportedVersion,
     #[error("transfer coding of the request not supported")]
     UnsupportedTransferCoding,
+    /// CONNECT, and TRACE that must not be forwarded.
+    #[error("method not supported")]
+    UnsupportedMethod,
     #[error("request target over its limit")]
     TargetTooLong,
     #[error("request head over its limit")]
@@ -102,6 +105,7 @@ impl Failure {
             | Self::BadPath(_)
             | Self::UnsupportedVersion
             | Self::UnsupportedTransferCoding
+            | Self::UnsupportedMethod
             | Self::TargetTooLong
             | Self::HeadTooLarge
             | Self::BodyTooLarge
@@ -133,6 +137,7 @@ impl Failure {
             | Self::BadPath(_)
             | Self::UnsupportedVersion
             | Self::UnsupportedTransferCoding
+            | Self::UnsupportedMethod
             | Self::TargetTooLong
             | Self::HeadTooLarge
             | Self::BodyTooLarge
@@ -165,7 +170,7 @@ impl Failure {
             Self::HeadTooLarge => 431,
             Self::ClientGone => 499,
             Self::Internal => 500,
-            Self::UnsupportedTransferCoding => 501,
+            Self::UnsupportedTransferCoding | Self::UnsupportedMethod => 501,
             Self::NoEndpoint
             | Self::ConnectFailed
             | Self::ConnectionBroken
@@ -193,6 +198,7 @@ impl Failure {
             Self::BadPath(PathError::EmptySegment) => "The path has an empty segment",
             Self::UnsupportedVersion => "HTTP version not supported",
             Self::UnsupportedTransferCoding => "Transfer coding not supported",
+            Self::UnsupportedMethod => "Method not supported",
             Self::TargetTooLong => "Request target too long",
             Self::HeadTooLarge => "Request header fields too large",
             Self::BodyTooLarge => "Request body too large",
@@ -228,6 +234,7 @@ impl Failure {
             Self::Malformed(_)
             | Self::UnsupportedVersion
             | Self::UnsupportedTransferCoding
+            | Self::UnsupportedMethod
             | Self::TargetTooLong
             | Self::HeadTooLarge
             | Self::BodyTooLarge
@@ -268,9 +275,11 @@ impl Failure {
             | Self::BodyTimeout
             | Self::NoRoute
             | Self::WrongMethod => Some("http_request_error"),
-            Self::UnsupportedVersion | Self::UnsupportedTransferCoding | Self::Draining | Self::Overloaded => {
-                Some("proxy_internal_response")
-            }
+            Self::UnsupportedVersion
+            | Self::UnsupportedTransferCoding
+            | Self::UnsupportedMethod
+            | Self::Draining
+            | Self::Overloaded => Some("proxy_internal_response"),
             Self::Internal => Some("proxy_internal_error"),
             Self::NoEndpoint => Some("destination_unavailable"),
             Self::ConnectionCap => Some("connection_limit_reached"),
@@ -299,6 +308,7 @@ impl Failure {
             | Self::BadPath(_)
             | Self::UnsupportedVersion
             | Self::UnsupportedTransferCoding
+            | Self::UnsupportedMethod
             | Self::TargetTooLong
             | Self::HeadTooLarge
             | Self::BodyTooLarge
@@ -321,11 +331,12 @@ mod tests {
     use crate::answer;
     use crate::stats::STATUSES;
 
-    const ALL: [Failure; 26] = [
+    const ALL: [Failure; 27] = [
         Failure::Malformed("Missing Host header"),
         Failure::BadPath(PathError::AboveRoot),
         Failure::UnsupportedVersion,
         Failure::UnsupportedTransferCoding,
+        Failure::UnsupportedMethod,
         Failure::TargetTooLong,
         Failure::HeadTooLarge,
         Failure::BodyTooLarge,
@@ -354,8 +365,8 @@ mod tests {
     fn the_table_of_the_design() {
         let statuses: Vec<_> = ALL.iter().map(|failure| failure.status()).collect();
         let expected = [
-            400, 400, 505, 501, 414, 431, 413, 417, 408, 408, 404, 405, 499, 503, 503, 500, 502, 503, 502, 504, 502,
-            504, 504, 502, 502, 502,
+            400, 400, 505, 501, 501, 414, 431, 413, 417, 408, 408, 404, 405, 499, 503, 503, 500, 502, 503, 502, 504,
+            502, 504, 504, 502, 502, 502,
         ];
         assert_eq!(statuses, expected);
     }

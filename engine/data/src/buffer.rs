@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use ringway_core::stats::Counter;
+use ringway_core::stats::WorkerCell;
 
 /// A new head is written into this room, right before the body that was received behind the old one.
 pub(crate) const FRONT_BYTES: usize = 1024;
@@ -35,11 +35,11 @@ impl Buffers {
         Rc::new(Self { free: RefCell::new(Vec::with_capacity(FREE_MAX)) })
     }
 
-    /// An empty buffer. `made` counts those that were not in the free list.
+    /// An empty buffer. `cell` counts those that were not in the free list.
     #[inline]
-    pub(crate) fn take(self: &Rc<Self>, made: &Counter) -> Buffer {
+    pub(crate) fn take(self: &Rc<Self>, cell: &WorkerCell) -> Buffer {
         let block = self.free.borrow_mut().pop().unwrap_or_else(|| {
-            made.add(1);
+            cell.buffers_made.add(1);
             vec![0; BLOCK_BYTES].into_boxed_slice()
         });
         Buffer::around(block, Rc::clone(self))
@@ -153,19 +153,19 @@ mod tests {
 
     #[test]
     fn blocks_are_aligned_and_used_again() {
-        let (buffers, made) = (Buffers::new(), Counter::new());
+        let (buffers, made) = (Buffers::new(), WorkerCell::default());
         let mut buffer = buffers.take(&made);
         let address = buffer.room().as_ptr() as usize;
         assert_eq!(address % ALIGN, 0);
         assert!(buffer.room().len() >= 18 * 1024);
         drop(buffer);
         assert_eq!(buffers.take(&made).room().as_ptr() as usize, address);
-        assert_eq!(made.get(), 1);
+        assert_eq!(made.buffers_made.get(), 1);
     }
 
     #[test]
     fn data_moves_between_front_and_tail() {
-        let (buffers, made) = (Buffers::new(), Counter::new());
+        let (buffers, made) = (Buffers::new(), WorkerCell::default());
         let mut buffer = buffers.take(&made);
         assert!(buffer.append(b"old head|body"));
         buffer.consume(9);

@@ -27,6 +27,8 @@ pub(crate) enum Slot {
     Service = 2,
     /// The request as a whole.
     Request = 3,
+    /// Not a deadline: the client has reset its connection while its request was at the service.
+    ClientGone = 4,
 }
 const SLOTS: usize = 4;
 
@@ -57,7 +59,8 @@ pub(crate) struct Timers {
 
 impl Deadlines {
     pub(crate) fn register(self: &Rc<Self>, client: Sock) -> Timers {
-        let entry = Entry { at: [NEVER; SLOTS], fired: 0, idle: false, since: NEVER, client: Some(client), service: None };
+        let entry =
+            Entry { at: [NEVER; SLOTS], fired: 0, idle: false, since: NEVER, client: Some(client), service: None };
         let mut entries = self.entries.borrow_mut();
         let row = match self.free.borrow_mut().pop() {
             Some(row) => row,
@@ -79,6 +82,7 @@ impl Deadlines {
             }
             if entry.since != NEVER && now.saturating_sub(entry.since) > CLIENT_CHECK_US && client.is_reset() {
                 entry.since = NEVER;
+                entry.fired |= 1 << Slot::ClientGone as u8;
                 if let Some(service) = &entry.service {
                     service.shutdown(Shutdown::Both);
                 }
@@ -136,9 +140,14 @@ impl Timers {
         });
     }
 
+    /// A request begins: what was set or fired before counts no more.
     #[inline]
-    pub(crate) fn busy(&self) {
-        self.with(|entry| entry.idle = false);
+    pub(crate) fn begin(&self) {
+        self.with(|entry| {
+            entry.idle = false;
+            entry.at = [NEVER; SLOTS];
+            entry.fired = 0;
+        });
     }
 
     /// Names the connection that the service's deadlines act on, or none.
@@ -147,7 +156,7 @@ impl Timers {
         self.with(|entry| {
             entry.since = if sock.is_some() { now } else { NEVER };
             entry.service = sock;
-            entry.at[Slot::Service as usize] = NEVER;
+            entry.at = [entry.at[0], entry.at[1], NEVER, entry.at[3]];
             entry.fired &= !(1 << Slot::Service as u8);
         });
     }

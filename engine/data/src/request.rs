@@ -11,15 +11,12 @@ use ringway_core::http::{Framing, HeadLines, HeadStorage, Name, RequestError, Re
 use ringway_core::http::{list, list_has_token};
 use ringway_core::path::normalize;
 use ringway_core::request_id::RequestId;
-use ringway_core::router::{Captures, Found, RouteRequest};
+use ringway_core::router::{Found, RouteRequest};
 use ringway_core::template::Vars;
 use ringway_core::trace::{NewTrace, valid_b3, valid_b3_id, valid_traceparent};
 
 use crate::connection::Connection;
 use crate::respond;
-
-/// Longest `Via`-protected chain of `Max-Forwards` that is counted down.
-const MAX_FORWARDS_DIGITS: usize = 9;
 
 /// A part of the head as received: (start, length).
 #[derive(Debug, Clone, Copy, Default)]
@@ -71,7 +68,11 @@ pub(crate) struct Exchange {
 /// What is to be done.
 pub(crate) enum Step {
     /// The head for the service is written; this endpoint was chosen.
-    Forward { service: usize, endpoint: usize, permit: Permit },
+    Forward {
+        service: usize,
+        endpoint: usize,
+        permit: Permit,
+    },
     /// The whole answer is written, body and all.
     Answer,
     Fail(Failure),
@@ -137,10 +138,25 @@ impl Exchange {
             return Ok(Step::Answer);
         };
         self.path = Span::of(raw_path, head);
+        if request.has(Name::MaxForwards) && max_forwards(&request) == Some(0) {
+            match request.method {
+                "OPTIONS" => {
+                    respond::options(conn, self, out);
+                    return Ok(Step::Answer);
+                }
+                "TRACE" => return Err(Failure::UnsupportedMethod),
+                _ => {}
+            }
+        }
         let mut normalized = conn.worker.path.borrow_mut();
         let path = normalize(raw_path, listener.path, &mut normalized)?;
-        let wanted =
-            RouteRequest { host: request.host(), method: request.method.as_bytes(), path, query, headers: request.headers };
+        let wanted = RouteRequest {
+            host: request.host(),
+            method: request.method.as_bytes(),
+            path,
+            query,
+            headers: request.headers,
+        };
         let (index, captures) = match listener.router.find(&wanted) {
             Found::Route { index, captures } => (index, captures),
             Found::WrongMethod => {
@@ -192,9 +208,9 @@ impl Exchange {
                     HostRewrite::Fixed(host) => host.as_bytes(),
                     _ => service.endpoint_host(endpoint),
                 };
-                let vars = Vars { service: &service.name, ..vars };
+                let vars = Vars { service: &service.service.name, ..vars };
                 let to = Destination { listener, route, forward, host, trusted };
-                write_head(conn, self, head, &request, &to, &vars, &captures, out)?;
+                write_head(conn, self, head, &request, &to, &vars, out);
                 Ok(Step::Forward { service: forward.service, endpoint, permit })
             }
         }
@@ -211,7 +227,6 @@ struct Destination<'a> {
 }
 
 /// Writes the head for the service.
-#[allow(clippy::too_many_arguments)]
 fn write_head(
     conn: &Connection,
     exchange: &Exchange,
@@ -219,9 +234,8 @@ fn write_head(
     request: &RequestHead<'_, '_>,
     to: &Destination<'_>,
     vars: &Vars<'_>,
-    _captures: &Captures,
     out: &mut Vec<u8>,
-) -> Result<(), Failure> {
+) {
     let Destination { listener, route, forward, host, trusted } = *to;
     out.extend_from_slice(request.method.as_bytes());
     out.push(b' ');
@@ -246,7 +260,7 @@ fn write_head(
 
     let trace = TraceContext::of(request);
     let ops = (!route.request_headers.is_empty()).then_some(&route.request_headers);
-    let hops_down = matches!(request.method, "OPTIONS" | "TRACE") && request.has(Name::MaxForwards);
+    let hops = if request.has(Name::MaxForwards) { max_forwards(request) } else { None };
     HeadLines { head, headers: request.headers, names: request.names }.copy(out, |name, header| {
         let kept = match name {
             Name::Other | Name::Accept | Name::UserAgent => true,
@@ -257,7 +271,7 @@ fn write_head(
                 trusted && !listener.forwarded.x_forwarded
             }
             Name::Forwarded => trusted,
-            Name::MaxForwards => !hops_down,
+            Name::MaxForwards => hops.is_none(),
             Name::Traceparent | Name::Tracestate => trace.w3c,
             Name::B3 => trace.b3,
             Name::XB3 => trace.b3_multi,
@@ -290,8 +304,10 @@ fn write_head(
     if !(trace.w3c || trace.b3 || trace.b3_multi) {
         start_trace(conn, listener.trace, out);
     }
-    if hops_down {
-        count_hops_down(request, out)?;
+    if let Some(hops) = hops {
+        out.extend_from_slice(b"Max-Forwards: ");
+        respond::write_number(hops.saturating_sub(1), out);
+        out.extend_from_slice(b"\r\n");
     }
     if let Some(ops) = ops {
         for (name, value) in ops.set.iter().chain(&ops.add) {
@@ -302,7 +318,6 @@ fn write_head(
         }
     }
     out.extend_from_slice(b"\r\n");
-    Ok(())
 }
 
 /// Whether `Connection` names the field (RFC 9110 section 7.6.1). What frames the message is not the client's to drop.
@@ -384,21 +399,10 @@ fn start_trace(conn: &Connection, start: TraceStart, out: &mut Vec<u8>) {
     }
 }
 
-/// `Max-Forwards`, less one (RFC 9110 section 7.6.2).
-fn count_hops_down(request: &RequestHead<'_, '_>, out: &mut Vec<u8>) -> Result<(), Failure> {
-    let value = request.value(Name::MaxForwards).unwrap_or_default();
-    let digits = value.len() <= MAX_FORWARDS_DIGITS && value.iter().all(u8::is_ascii_digit);
-    let hops = value.iter().fold(0u32, |hops, digit| hops * 10 + u32::from(digit - b'0').min(9));
-    if !digits || value.is_empty() {
-        return Err(Failure::Malformed("malformed Max-Forwards"));
-    }
-    if hops == 0 {
-        return Err(Failure::Malformed("Max-Forwards reached zero"));
-    }
-    out.extend_from_slice(b"Max-Forwards: ");
-    ringway_core::answer::write_number(u64::from(hops - 1), out);
-    out.extend_from_slice(b"\r\n");
-    Ok(())
+/// `Max-Forwards` of OPTIONS and TRACE (RFC 9110 section 7.6.2).
+fn max_forwards(request: &RequestHead<'_, '_>) -> Option<u32> {
+    let value = request.value(Name::MaxForwards)?;
+    std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()
 }
 
 fn failure_of(error: RequestError) -> Failure {
@@ -408,16 +412,16 @@ fn failure_of(error: RequestError) -> Failure {
         RequestError::UnknownCoding => Failure::UnsupportedTransferCoding,
         RequestError::Expectation => Failure::ExpectationFailed,
         RequestError::Connect => Failure::UnsupportedMethod,
-        RequestError::RequestLine => Failure::Malformed("malformed request line"),
-        RequestError::HeaderField => Failure::Malformed("malformed header field"),
-        RequestError::Target => Failure::Malformed("malformed request target"),
-        RequestError::MissingHost => Failure::Malformed("missing Host header"),
-        RequestError::RepeatedHost => Failure::Malformed("more than one Host header"),
-        RequestError::BadHost => Failure::Malformed("malformed Host header"),
-        RequestError::ContentLength => Failure::Malformed("malformed Content-Length"),
-        RequestError::RepeatedLength => Failure::Malformed("more than one Content-Length"),
+        RequestError::RequestLine => Failure::Malformed("Malformed request line"),
+        RequestError::HeaderField => Failure::Malformed("Malformed header field"),
+        RequestError::Target => Failure::Malformed("Malformed request target"),
+        RequestError::MissingHost => Failure::Malformed("Missing Host header"),
+        RequestError::RepeatedHost => Failure::Malformed("More than one Host header"),
+        RequestError::BadHost => Failure::Malformed("Malformed Host header"),
+        RequestError::ContentLength => Failure::Malformed("Malformed Content-Length"),
+        RequestError::RepeatedLength => Failure::Malformed("More than one Content-Length"),
         RequestError::LengthAndCoding => Failure::Malformed("Content-Length beside Transfer-Encoding"),
         RequestError::CodingInHttp10 => Failure::Malformed("Transfer-Encoding in an HTTP/1.0 request"),
-        RequestError::BadCoding => Failure::Malformed("malformed Transfer-Encoding"),
+        RequestError::BadCoding => Failure::Malformed("Malformed Transfer-Encoding"),
     }
 }

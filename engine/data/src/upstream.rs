@@ -172,11 +172,7 @@ impl EndpointPool {
     }
 
     /// Begins a connection. `started` gets its socket before the wait, so that a deadline can end it.
-    pub(crate) async fn connect(
-        self: &Rc<Self>,
-        now: u64,
-        started: impl FnOnce(&Sock),
-    ) -> io::Result<Upstream> {
+    pub(crate) async fn connect(self: &Rc<Self>, now: u64, started: impl FnOnce(&Sock)) -> io::Result<Upstream> {
         let (fd, pending) = begin_connect(&self.endpoint.address)?;
         let sock = Sock::new(fd)?;
         if pending {

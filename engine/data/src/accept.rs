@@ -1,0 +1,163 @@
+//! New connections: taken from the kernel, counted, given to the right core.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use rustix::io::Errno;
+use rustix::net::{Shutdown, SocketFlags, acceptfrom_with};
+
+use crate::connection::{Connection, Counted, connection};
+use crate::mailbox::Handed;
+use crate::slots::Slots;
+use crate::sock::Sock;
+use crate::worker::Worker;
+
+/// Connections taken in one go before the loop goes round.
+const ACCEPT_MAX: usize = 64;
+/// A core hands new connections over when it holds this many more than the least busy one, and a quarter more.
+const SKEW_MIN: u64 = 8;
+
+/// A listening socket at work.
+pub(crate) struct Accepting {
+    sock: Sock,
+    stopped: Rc<Cell<bool>>,
+}
+
+impl Accepting {
+    /// Takes what is in the kernel's queue still, then no more. Dropping an accept could lose a connection; shutting
+    /// the socket down only ends the wait.
+    pub(crate) fn stop(&self) {
+        self.stopped.set(true);
+        self.sock.shutdown(Shutdown::Read);
+    }
+}
+
+/// Something that sees a connection through.
+pub(crate) trait Spawn: Clone + 'static {
+    fn spawn(&self, conn: Connection);
+}
+
+/// Spawns [`connection`] with one kind of serving future.
+pub(crate) struct Spawner<M, F> {
+    serve: M,
+    slots: Rc<Slots<F>>,
+}
+
+impl<M: Copy, F> Clone for Spawner<M, F> {
+    fn clone(&self) -> Self {
+        Self { serve: self.serve, slots: Rc::clone(&self.slots) }
+    }
+}
+
+impl<M, F> Spawner<M, F>
+where
+    M: Fn(Connection) -> F + Copy + 'static,
+    F: Future<Output = Option<Connection>> + 'static,
+{
+    pub(crate) fn new(_worker: &Worker, serve: M) -> Self {
+        Self { serve, slots: Slots::new() }
+    }
+}
+
+impl<M, F> Spawn for Spawner<M, F>
+where
+    M: Fn(Connection) -> F + Copy + 'static,
+    F: Future<Output = Option<Connection>> + 'static,
+{
+    fn spawn(&self, conn: Connection) {
+        monoio::spawn(connection(conn, Rc::clone(&self.slots), self.serve));
+    }
+}
+
+/// Accepts on a socket until it is stopped.
+pub(crate) fn listen<S: Spawn>(worker: &Rc<Worker>, address: SocketAddr, socket: TcpListener, spawner: S) {
+    let Ok(sock) = Sock::new(OwnedFd::from(socket)) else { return };
+    let stopped = Rc::new(Cell::new(worker.is_draining()));
+    let accepting = Accepting { sock: sock.clone(), stopped: Rc::clone(&stopped) };
+    worker.listeners.borrow_mut().insert(address, accepting);
+    let worker = Rc::clone(worker);
+    monoio::spawn(async move {
+        loop {
+            sock.readable().await;
+            let more = take_waiting(&worker, &sock, address, &spawner);
+            if stopped.get() {
+                while take_waiting(&worker, &sock, address, &spawner) == Waiting::More {}
+                return;
+            }
+            if more == Waiting::NoDescriptors {
+                // Level-triggered readiness would spin until a descriptor is free.
+                monoio::time::sleep(crate::deadline::SWEEP).await;
+            }
+        }
+    });
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waiting {
+    None,
+    More,
+    NoDescriptors,
+}
+
+fn take_waiting<S: Spawn>(worker: &Rc<Worker>, sock: &Sock, address: SocketAddr, spawner: &S) -> Waiting {
+    for _ in 0..ACCEPT_MAX {
+        match acceptfrom_with(sock.fd(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok((fd, peer)) => {
+                let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+                let Some(peer) = peer else { continue };
+                worker.cell().accepted.add(1);
+                place(worker, Handed { fd, peer, listener: address }, spawner);
+            }
+            Err(Errno::INTR | Errno::CONNABORTED) => {}
+            Err(Errno::AGAIN | Errno::INVAL) => return Waiting::None,
+            Err(errno) => {
+                worker.cell().accept_errors.add(1);
+                let no_descriptors = matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM);
+                return if no_descriptors { Waiting::NoDescriptors } else { Waiting::None };
+            }
+        }
+    }
+    Waiting::More
+}
+
+/// Keeps a new connection, or hands it over to a core that is clearly less busy.
+fn place<S: Spawn>(worker: &Rc<Worker>, handed: Handed, spawner: &S) {
+    let cells = &worker.hub.workers.workers;
+    let mine = worker.cell().connections.get();
+    let least = cells.iter().enumerate().map(|(id, cell)| (cell.connections.get(), id)).min();
+    let handed = match least {
+        Some((least, id)) if mine >= least + SKEW_MIN && mine * 4 > least * 5 => {
+            match worker.shared.mailboxes.get(id).map(|mailbox| mailbox.hand_over(handed)) {
+                Some(Err(handed)) => handed,
+                Some(Ok(())) => return worker.cell().handed_over.add(1),
+                None => return,
+            }
+        }
+        _ => handed,
+    };
+    adopt(worker, handed, spawner);
+}
+
+/// Serves a connection on this core, if the limits allow it.
+pub(crate) fn adopt<S: Spawn>(worker: &Rc<Worker>, handed: Handed, spawner: &S) {
+    let Handed { fd, peer, listener } = handed;
+    let view = worker.view();
+    let snapshot = &view.published.snapshot;
+    let open: u64 = worker.hub.workers.workers.iter().map(|cell| cell.connections.get()).sum();
+    if open >= snapshot.limits.connections as u64 {
+        return worker.cell().refused_total.add(1);
+    }
+    let Some(listener) = snapshot.listeners.iter().find(|known| known.address == listener) else { return };
+    let ip = snapshot.limits.connections_per_ip.map(|max| (peer.ip().to_canonical(), max));
+    if let Some((ip, max)) = ip
+        && !worker.shared.per_ip.enter(ip, max)
+    {
+        return worker.cell().refused_per_ip.add(1);
+    }
+    let counted = Counted::new(worker, ip.map(|(ip, _)| ip));
+    let Ok(sock) = Sock::new(fd) else { return };
+    spawner.spawn(Connection::new(worker, sock, peer, std::sync::Arc::clone(listener), counted));
+}

@@ -1,0 +1,222 @@
+//! The answer's way back: its head written anew, its body passed on as it comes.
+
+use ringway_core::failure::Failure;
+use ringway_core::http::{
+    BodyDecoder, CHUNK_HEAD_MAX, Framing, HeadLines, HeadStorage, Name, ResponseHead, list_has_token, write_chunk_head,
+    write_trailers,
+};
+
+use crate::buffer::Buffer;
+use crate::clock::us;
+use crate::deadline::Slot;
+use crate::forward::Attempt;
+use crate::io::write_client;
+use crate::request::Exchange;
+use crate::respond::{write_answer_ops, write_connection, write_number};
+use crate::upstream::Upstream;
+
+/// Interim answers (1xx) that a service may send before its answer.
+const INTERIM_MAX: usize = 32;
+
+/// How the relay ended once the answer had begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Relayed {
+    Whole {
+        /// The service's connection may be used again.
+        reusable: bool,
+    },
+    /// The client did not take it.
+    ClientGone,
+    /// The service did not finish it.
+    BrokenOff,
+}
+
+/// How the body goes on to the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Delivery {
+    /// As it is: by its length, or until the connection is closed.
+    Plain,
+    Chunked,
+}
+
+struct Shape {
+    framing: Framing,
+    delivery: Delivery,
+    reusable: bool,
+    interim: bool,
+}
+
+/// Passes an answer on whose head stands whole in `buffer`. `out` is room for heads.
+pub(crate) async fn relay(
+    attempt: &Attempt<'_>,
+    exchange: &mut Exchange,
+    upstream: &mut Upstream,
+    mut buffer: Buffer,
+    mut length: usize,
+    out: &mut Vec<u8>,
+) -> Result<Relayed, Failure> {
+    let conn = attempt.conn;
+    let mut interims = 0;
+    let shape = loop {
+        out.clear();
+        let head = buffer.data().get(..length).unwrap_or_default();
+        let shape = write_answer_head(attempt, exchange, head, out)?;
+        buffer.consume(length);
+        if !shape.interim {
+            break shape;
+        }
+        interims += 1;
+        if interims > INTERIM_MAX {
+            return Err(Failure::BadAnswer);
+        }
+        // A client of HTTP/1.0 does not know interim answers.
+        if !exchange.is_http10 && write_client(conn, out).await.is_err() {
+            return Err(Failure::ClientGone);
+        }
+        (buffer, length) = attempt.next_answer(upstream, buffer).await?;
+    };
+    attempt.answered.set(true);
+    conn.timers.clear(Slot::Service);
+
+    let idle = us(attempt.service.timeouts.idle);
+    let mut body = BodyDecoder::new(shape.framing);
+    let mut has_head = true;
+    loop {
+        let Ok(decoded) = body.decode(buffer.data_mut()) else { return Ok(Relayed::BrokenOff) };
+        let has_rest = decoded.consumed < buffer.len();
+        buffer.truncate(decoded.data);
+        let tail = frame(&mut buffer, shape.delivery, &body, decoded.done);
+        if std::mem::take(&mut has_head) && !buffer.prepend(out) && write_client(conn, out).await.is_err() {
+            return Ok(Relayed::ClientGone);
+        }
+        if !buffer.is_empty() && write_client(conn, buffer.data()).await.is_err() {
+            return Ok(Relayed::ClientGone);
+        }
+        if let Some(tail) = tail {
+            let Some(tail) = tail else { return Ok(Relayed::BrokenOff) };
+            if write_client(conn, &tail).await.is_err() {
+                return Ok(Relayed::ClientGone);
+            }
+        }
+        if decoded.done {
+            return Ok(Relayed::Whole { reusable: shape.reusable && !has_rest });
+        }
+        buffer.clear();
+        conn.timers.set(Slot::Service, conn.worker.clock.now() + idle);
+        loop {
+            match upstream.sock.recv(buffer.room()) {
+                Ok(Some(received)) if received > 0 => {
+                    buffer.received(received);
+                    break;
+                }
+                Ok(None) => upstream.ready().await,
+                Ok(Some(_)) if shape.framing == Framing::Close && attempt.late(Failure::AnswerIncomplete).is_none() => {
+                    let end: &[u8] = if shape.delivery == Delivery::Chunked { b"0\r\n\r\n" } else { b"" };
+                    let ended = end.is_empty() || write_client(conn, end).await.is_ok();
+                    return Ok(if ended { Relayed::Whole { reusable: false } } else { Relayed::ClientGone });
+                }
+                Ok(Some(_)) | Err(_) => return Ok(Relayed::BrokenOff),
+            }
+        }
+        conn.timers.clear(Slot::Service);
+    }
+}
+
+/// Frames the data in the buffer for the client. Gives back what does not fit behind it, a trailer section, or
+/// `Some(None)` where that is malformed.
+#[allow(clippy::option_option)]
+fn frame(buffer: &mut Buffer, delivery: Delivery, body: &BodyDecoder, done: bool) -> Option<Option<Vec<u8>>> {
+    if delivery == Delivery::Plain {
+        return None;
+    }
+    if !buffer.is_empty() {
+        let mut room = [0; CHUNK_HEAD_MAX];
+        let length = write_chunk_head(buffer.len(), &mut room);
+        buffer.prepend(room.get(CHUNK_HEAD_MAX - length..).unwrap_or_default());
+        buffer.append(b"\r\n");
+    }
+    if !done {
+        return None;
+    }
+    if body.trailers().is_empty() {
+        buffer.append(b"0\r\n\r\n");
+        return None;
+    }
+    let mut tail = b"0\r\n".to_vec();
+    Some(write_trailers(body.trailers(), &mut tail).map(|()| tail))
+}
+
+/// Judges an answer's head and writes the client's into `out`. Settles whether the client's connection lives.
+fn write_answer_head(
+    attempt: &Attempt<'_>,
+    exchange: &mut Exchange,
+    head: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<Shape, Failure> {
+    let conn = attempt.conn;
+    let mut storage = HeadStorage::new();
+    let answer = ResponseHead::parse(head, exchange.is_head, &mut storage).map_err(|_| Failure::BadAnswer)?;
+    let interim = answer.status < 200;
+    if answer.status == 101 {
+        // Nothing asked for an upgrade: `Upgrade` is not passed on.
+        return Err(Failure::BadAnswer);
+    }
+    let unframed = answer.framing == Framing::Chunked || answer.framing == Framing::Close;
+    let delivery = if unframed && !exchange.is_http10 { Delivery::Chunked } else { Delivery::Plain };
+    if !interim {
+        exchange.status = answer.status;
+        exchange.keep_alive &= conn.may_keep_alive() && !(unframed && exchange.is_http10);
+    }
+
+    out.extend_from_slice(b"HTTP/1.1 ");
+    write_number(answer.status, out);
+    out.push(b' ');
+    out.extend_from_slice(answer.reason.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    let routes = &conn.view.published.snapshot.routes;
+    let route = exchange.route.and_then(|route| routes.get(route as usize));
+    let ops = route.map(|route| &route.response_headers).filter(|ops| !ops.is_empty() && !interim);
+    HeadLines { head, headers: answer.headers, names: answer.names }.copy(out, |name, header| {
+        let kept = match name {
+            Name::Other => true,
+            Name::XRequestId => false,
+            Name::ContentLength => !matches!(answer.status, 100..=199 | 204),
+            name => !name.is_hop_by_hop(),
+        };
+        let connection_field = answer.has_connection_fields
+            && name != Name::ContentLength
+            && list_has_token(answer.values(Name::Connection), header.name.as_bytes());
+        kept && !connection_field && ops.is_none_or(|ops| !ops.drops(header.name))
+    });
+    if interim {
+        out.extend_from_slice(b"\r\n");
+        return Ok(Shape { framing: Framing::None, delivery: Delivery::Plain, reusable: false, interim });
+    }
+    out.extend_from_slice(b"X-Request-ID: ");
+    out.extend_from_slice(exchange.id.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    if !answer.has_date {
+        // RFC 9110 section 6.6.1: a recipient with a clock adds it.
+        out.extend_from_slice(b"Date: ");
+        conn.worker.clock.write_date(out);
+        out.extend_from_slice(b"\r\n");
+    }
+    if delivery == Delivery::Chunked {
+        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+    }
+    write_connection(exchange.keep_alive, exchange.is_http10, out);
+    if conn.listener.server_timing {
+        out.extend_from_slice(b"Server-Timing: service;dur=");
+        let us = exchange.service_us.unwrap_or_default();
+        write_number(us / 1000, out);
+        out.push(b'.');
+        let fraction = us % 1000;
+        out.extend_from_slice(&[100, 10, 1].map(|unit| b'0' + (fraction / unit % 10) as u8));
+        out.extend_from_slice(b"\r\n");
+    }
+    if let (Some(ops), Some(route)) = (ops, route) {
+        write_answer_ops(attempt, exchange, ops, route, out);
+    }
+    out.extend_from_slice(b"\r\n");
+    Ok(Shape { framing: answer.framing, delivery, reusable: answer.keep_alive, interim })
+}

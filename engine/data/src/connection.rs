@@ -1,0 +1,148 @@
+//! A client's connection: what it keeps while it waits, and the loop between waiting and serving.
+
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use ringway_config::snapshot::Listener;
+
+use crate::clock::us;
+use crate::deadline::{Slot, Timers};
+use crate::slots::Slots;
+use crate::sock::Sock;
+use crate::view::View;
+use crate::worker::Worker;
+
+/// A client's connection. While it is idle this is all there is of it: no buffer, no future of a request.
+pub(crate) struct Connection {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) sock: Sock,
+    pub(crate) peer: SocketAddr,
+    /// The snapshot of the current request; never changes within one.
+    pub(crate) view: Rc<View>,
+    pub(crate) listener: Arc<Listener>,
+    pub(crate) timers: Timers,
+    /// Requests so far.
+    pub(crate) served: u64,
+    /// Its listener is gone from the configuration: it ends after the current request.
+    orphaned: bool,
+    _counted: Counted,
+}
+
+/// A place in the counts of open connections, given back when dropped.
+pub(crate) struct Counted {
+    worker: Rc<Worker>,
+    ip: Option<IpAddr>,
+}
+
+impl Counted {
+    /// `ip`: where connections are counted per address.
+    pub(crate) fn new(worker: &Rc<Worker>, ip: Option<IpAddr>) -> Self {
+        worker.cell().connections.add(1);
+        Self { worker: Rc::clone(worker), ip }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.worker.cell().connections.sub(1);
+        if let Some(ip) = self.ip {
+            self.worker.shared.per_ip.leave(ip);
+        }
+    }
+}
+
+impl Connection {
+    pub(crate) fn new(
+        worker: &Rc<Worker>,
+        sock: Sock,
+        peer: SocketAddr,
+        listener: Arc<Listener>,
+        counted: Counted,
+    ) -> Self {
+        Self {
+            timers: worker.deadlines.register(sock.clone()),
+            view: worker.view(),
+            worker: Rc::clone(worker),
+            sock,
+            peer,
+            listener,
+            served: 0,
+            orphaned: false,
+            _counted: counted,
+        }
+    }
+
+    /// Takes the newest snapshot, if it is another one. Between requests only.
+    #[inline]
+    pub(crate) fn renew(&mut self) {
+        let newest = self.worker.view();
+        if Rc::ptr_eq(&newest, &self.view) {
+            return;
+        }
+        let address = self.listener.address;
+        match newest.published.snapshot.listeners.iter().find(|listener| listener.address == address) {
+            Some(listener) => {
+                self.listener = Arc::clone(listener);
+                self.view = newest;
+            }
+            None => self.orphaned = true,
+        }
+    }
+
+    /// Whether there may be another request after this one, as far as the gateway is concerned.
+    #[inline]
+    pub(crate) fn may_keep_alive(&self) -> bool {
+        let limit = self.listener.limits.requests_per_connection;
+        !self.orphaned && !self.worker.is_draining() && limit.is_none_or(|limit| self.served < limit)
+    }
+}
+
+/// Waits for requests and has them served, until either side has enough.
+///
+/// `serve` makes the future that answers what has arrived and gives the connection back when it is idle again. A panic
+/// in it ends this connection, and no other.
+pub(crate) async fn connection<M, F>(mut conn: Connection, slots: Rc<Slots<F>>, serve: M)
+where
+    M: Fn(Connection) -> F,
+    F: Future<Output = Option<Connection>>,
+{
+    let worker = Rc::clone(&conn.worker);
+    loop {
+        conn.timers.idle(worker.clock.now() + us(conn.listener.timeouts.idle));
+        conn.sock.readable().await;
+        if conn.timers.has_fired(Slot::ClientRead) {
+            return;
+        }
+        conn.timers.begin();
+        match Caught(slots.place(serve(conn))).await {
+            Some(Some(idle)) => conn = idle,
+            Some(None) => return,
+            None => {
+                worker.cell().panics.add(1);
+                tracing::error!(worker = worker.id, "a connection's task panicked; the connection was closed");
+                return;
+            }
+        }
+    }
+}
+
+/// `None` where the future panicked.
+struct Caught<F>(F);
+
+impl<F: Future + Unpin> Future for Caught<F> {
+    type Output = Option<F::Output>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut self.0).poll(cx))) {
+            Ok(Poll::Ready(output)) => Poll::Ready(Some(output)),
+            Ok(Poll::Pending) => Poll::Pending,
+            Err(_) => Poll::Ready(None),
+        }
+    }
+}

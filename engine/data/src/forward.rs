@@ -1,0 +1,438 @@
+//! A request goes to its service, the answer comes back; bodies stream in both directions at once.
+
+use std::cell::Cell;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use ringway_config::snapshot::{Action, Forward, RouteTimeouts, Service};
+use ringway_core::failure::Failure;
+use ringway_core::filter::Permit;
+use ringway_core::http::{
+    BodyDecoder, CHUNK_HEAD_MAX, Framing, HeadScan, HeadScanner, write_chunk_head, write_trailers,
+};
+use ringway_core::stats::{BackendError, ServiceCell};
+
+use crate::answer::{Relayed, relay};
+use crate::buffer::Buffer;
+use crate::clock::us;
+use crate::connection::Connection;
+use crate::deadline::Slot;
+use crate::io::write_service;
+use crate::request::Exchange;
+use crate::upstream::{EndpointPool, Upstream};
+
+/// What stays the same over the tries of one request.
+pub(crate) struct Attempt<'a> {
+    pub(crate) conn: &'a Connection,
+    pub(crate) service: &'a Service,
+    pub(crate) cell: &'a ServiceCell,
+    pool: &'a Rc<EndpointPool>,
+    timeouts: RouteTimeouts,
+    /// The request's head as received.
+    pub(crate) request: &'a [u8],
+    /// The answer's head has come, an interim one does not count.
+    pub(crate) answered: Cell<bool>,
+}
+
+/// Why no answer came.
+enum Broken {
+    /// The connection ended without a byte of an answer: a pooled one may have been closed just before it was used.
+    Unanswered,
+    Failed(Failure),
+}
+
+impl From<Failure> for Broken {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// Sends the request whose head is in `head` and relays the answer.
+///
+/// `used` and `body` tell afterwards how much of the inbox, and of the body, was used. `Ok`: the client has its answer,
+/// or as much of it as came (then `exchange.keep_alive` is off); with the buffer that holds what followed a streamed
+/// body. `Err`: nothing was sent to the client yet.
+#[allow(clippy::too_many_arguments)]
+pub(crate) async fn forward(
+    conn: &Connection,
+    exchange: &mut Exchange,
+    inbox: &mut Buffer,
+    used: &mut usize,
+    body: &mut BodyDecoder,
+    head: &mut Vec<u8>,
+    (service, endpoint): (usize, usize),
+    _permit: Permit,
+) -> Result<Option<Buffer>, Failure> {
+    let view = conn.view.services.get(service).ok_or(Failure::Internal)?;
+    let pool = view.pools.get(endpoint).ok_or(Failure::NoEndpoint)?;
+    let cell = conn.view.service_cell(service, conn.worker.id).ok_or(Failure::Internal)?;
+    let _in_flight = InFlight::new(pool);
+    let head_length = *used;
+
+    // What of the body has come already leaves with the head.
+    let arrived = inbox.data_mut().get_mut(*used..).unwrap_or_default();
+    let decoded = body.decode(arrived).map_err(|_| Failure::Malformed("Malformed chunked body"))?;
+    let data = arrived.get(..decoded.data).unwrap_or_default();
+    check_size(decoded.data as u64, exchange)?;
+    write_body(exchange.framing, data, body, head)?;
+    *used += decoded.consumed;
+    let attempt = Attempt {
+        conn,
+        service: &view.service,
+        cell,
+        pool,
+        timeouts: timeouts(conn, exchange),
+        request: inbox.data().get(..head_length).unwrap_or_default(),
+        answered: Cell::new(false),
+    };
+    if let Some(request) = attempt.timeouts.request {
+        conn.timers.set(Slot::Request, exchange.started + us(request));
+    }
+
+    let may_retry = attempt.service.retry_stale && body.is_done() && exchange.is_idempotent;
+    let mut fresh = false;
+    loop {
+        let (upstream, reused) = attempt.acquire(fresh).await?;
+        match attempt.run(exchange, upstream, body, decoded.data as u64, head).await {
+            Ok(rest) => {
+                conn.timers.clear(Slot::Request);
+                return Ok(rest);
+            }
+            Err(Broken::Failed(failure)) => {
+                conn.timers.service(None, 0);
+                conn.timers.clear(Slot::Request);
+                return Err(failure);
+            }
+            Err(Broken::Unanswered) => {
+                conn.timers.service(None, 0);
+                if !(reused && may_retry) {
+                    conn.timers.clear(Slot::Request);
+                    return Err(Failure::ConnectionBroken);
+                }
+                cell.stale_retries.add(1);
+                fresh = true;
+            }
+        }
+    }
+}
+
+fn timeouts(conn: &Connection, exchange: &Exchange) -> RouteTimeouts {
+    let routes = &conn.view.published.snapshot.routes;
+    match exchange.route.and_then(|route| routes.get(route as usize)).map(|route| &route.action) {
+        Some(Action::Forward(Forward { timeouts, .. })) => *timeouts,
+        _ => RouteTimeouts { request: None, per_try: None },
+    }
+}
+
+fn check_size(received: u64, exchange: &Exchange) -> Result<(), Failure> {
+    match exchange.body_bytes_max {
+        Some(max) if received > max => Err(Failure::BodyTooLarge),
+        _ => Ok(()),
+    }
+}
+
+/// Appends a piece of a request body as the service gets it, and the end where it is reached.
+fn write_body(framing: Framing, data: &[u8], body: &BodyDecoder, out: &mut Vec<u8>) -> Result<(), Failure> {
+    if framing != Framing::Chunked {
+        out.extend_from_slice(data);
+        return Ok(());
+    }
+    if !data.is_empty() {
+        let mut room = [0; CHUNK_HEAD_MAX];
+        let length = write_chunk_head(data.len(), &mut room);
+        out.extend_from_slice(room.get(CHUNK_HEAD_MAX - length..).unwrap_or_default());
+        out.extend_from_slice(data);
+        out.extend_from_slice(b"\r\n");
+    }
+    if body.is_done() {
+        out.extend_from_slice(b"0\r\n");
+        write_trailers(body.trailers(), out).ok_or(Failure::Malformed("Malformed trailer section"))?;
+    }
+    Ok(())
+}
+
+/// Counts a request at its endpoint for as long as it lives.
+struct InFlight<'a>(&'a EndpointPool);
+
+impl<'a> InFlight<'a> {
+    fn new(pool: &'a EndpointPool) -> Self {
+        pool.cell().in_flight.add(1);
+        pool.cell().requests.add(1);
+        Self(pool)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.cell().in_flight.sub(1);
+    }
+}
+
+impl Attempt<'_> {
+    /// A connection to the endpoint, and whether it has been used before.
+    async fn acquire(&self, fresh: bool) -> Result<(Upstream, bool), Failure> {
+        let conn = self.conn;
+        if !fresh {
+            let now = conn.worker.clock.now();
+            if let Some(upstream) = std::future::poll_fn(|cx| Poll::Ready(self.pool.take(now, cx))).await {
+                return Ok((upstream, true));
+            }
+        }
+        if !self.pool.may_connect() {
+            return Err(Failure::ConnectionCap);
+        }
+        let now = conn.worker.clock.now();
+        let connected = self.pool.connect(now, |sock| {
+            conn.timers.service(Some(sock.clone()), now);
+            conn.timers.set(Slot::Service, now + us(self.service.timeouts.connect));
+        });
+        match connected.await {
+            Ok(upstream) => Ok((upstream, false)),
+            Err(_) => {
+                let failure = self.late(Failure::ConnectTimeout).unwrap_or(Failure::ConnectFailed);
+                conn.timers.service(None, 0);
+                Err(failure)
+            }
+        }
+    }
+
+    /// Which deadline has passed, if one has.
+    pub(crate) fn late(&self, service: Failure) -> Option<Failure> {
+        if self.conn.timers.has_fired(Slot::ClientGone) {
+            return Some(Failure::ClientGone);
+        }
+        if self.conn.timers.has_fired(Slot::Request) {
+            return Some(Failure::RequestTimeout);
+        }
+        self.conn.timers.has_fired(Slot::Service).then_some(service)
+    }
+
+    /// One try on one connection.
+    async fn run(
+        &self,
+        exchange: &mut Exchange,
+        mut upstream: Upstream,
+        body: &mut BodyDecoder,
+        received: u64,
+        head: &mut Vec<u8>,
+    ) -> Result<Option<Buffer>, Broken> {
+        let conn = self.conn;
+        let begun = conn.worker.clock.now();
+        conn.timers.service(Some(upstream.sock.clone()), begun);
+        // A service may answer early and close: a write that fails is no verdict, what can be read is.
+        let written = write_service(conn, &upstream.sock, head, us(self.service.timeouts.idle)).await;
+        if let (Err(_), Some(failure)) = (&written, self.late(Failure::AnswerTimeout)) {
+            return Err(failure.into());
+        }
+
+        if body.is_done() || written.is_err() {
+            self.arm_answer(begun);
+            let relayed = self.answer(exchange, &mut upstream, head, begun).await?;
+            self.settle(exchange, upstream, relayed, body.is_done());
+            return Ok(None);
+        }
+
+        // Both directions at once: the answer may begin, and end, while the body still comes.
+        let sock = upstream.sock.clone();
+        let facts = Upload { framing: exchange.framing, max: exchange.body_bytes_max, received, begun };
+        let mut rest = None;
+        let relayed = {
+            let mut upload = pin!(self.upload(&facts, body, &sock));
+            let mut relay = pin!(self.answer(exchange, &mut upstream, head, begun));
+            let mut uploading = true;
+            std::future::poll_fn(|cx| {
+                if uploading && let Poll::Ready(uploaded) = upload.as_mut().poll(cx) {
+                    uploading = false;
+                    match uploaded {
+                        Ok(buffer) => rest = buffer,
+                        Err(failure) => return Poll::Ready(Err(Broken::Failed(failure))),
+                    }
+                }
+                relay.as_mut().poll(cx)
+            })
+            .await
+        };
+        conn.timers.clear(Slot::ClientRead);
+        match relayed {
+            Ok(relayed) => {
+                exchange.keep_alive &= body.is_done();
+                self.settle(exchange, upstream, relayed, body.is_done());
+                Ok(rest)
+            }
+            // The answer has begun, so that it can only break off.
+            Err(Broken::Failed(_)) if exchange.status != 0 => {
+                exchange.keep_alive = false;
+                conn.sock.reset_on_close();
+                conn.timers.service(None, 0);
+                Ok(None)
+            }
+            Err(broken) => Err(broken),
+        }
+    }
+
+    /// The time for the answer's head starts when the request has been sent.
+    fn arm_answer(&self, begun: u64) {
+        let now = self.conn.worker.clock.now();
+        let answer = now + us(self.service.timeouts.answer);
+        let at = self.timeouts.per_try.map_or(answer, |per_try| answer.min(begun + us(per_try)));
+        self.conn.timers.set(Slot::Service, at);
+    }
+
+    /// Waits for the answer and relays it.
+    async fn answer(
+        &self,
+        exchange: &mut Exchange,
+        upstream: &mut Upstream,
+        head: &mut Vec<u8>,
+        begun: u64,
+    ) -> Result<Relayed, Broken> {
+        let (buffer, length) = self.read_answer(upstream, None).await?;
+        exchange.service_us = Some(self.conn.worker.clock.now() - begun);
+        Ok(relay(self, exchange, upstream, buffer, length, head).await?)
+    }
+
+    /// Reads until the buffer holds a whole answer head; gives back its length too.
+    async fn read_answer(&self, upstream: &mut Upstream, buffer: Option<Buffer>) -> Result<(Buffer, usize), Broken> {
+        let limit = self.service.timeouts.head_bytes;
+        let mut scanner = HeadScanner::default();
+        let mut buffer = match buffer {
+            Some(buffer) => buffer,
+            None => {
+                upstream.ready().await;
+                self.conn.worker.take_buffer()
+            }
+        };
+        loop {
+            if !buffer.is_empty() {
+                match scanner.scan(buffer.data()) {
+                    HeadScan::Complete(length) if length <= limit => return Ok((buffer, length)),
+                    HeadScan::Partial if buffer.len() < limit => {}
+                    HeadScan::Partial | HeadScan::Complete(_) => return Err(Failure::AnswerHeadTooLarge.into()),
+                    HeadScan::BareLineFeed | HeadScan::NotHttp => return Err(Failure::BadAnswer.into()),
+                }
+            }
+            if buffer.room().is_empty() {
+                buffer.make_room(limit.min(buffer.len() * 2).max(1));
+            }
+            match upstream.sock.recv(buffer.room()) {
+                Ok(Some(received)) if received > 0 => buffer.received(received),
+                Ok(None) => upstream.ready().await,
+                Ok(Some(_)) | Err(_) => {
+                    return Err(match self.late(Failure::AnswerTimeout) {
+                        Some(failure) => failure.into(),
+                        None if buffer.is_empty() => Broken::Unanswered,
+                        None => Failure::ConnectionBroken.into(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// The head that follows an interim answer.
+    pub(crate) async fn next_answer(
+        &self,
+        upstream: &mut Upstream,
+        buffer: Buffer,
+    ) -> Result<(Buffer, usize), Failure> {
+        self.read_answer(upstream, Some(buffer)).await.map_err(|broken| match broken {
+            Broken::Unanswered => Failure::ConnectionBroken,
+            Broken::Failed(failure) => failure,
+        })
+    }
+
+    /// After the answer: the connection is kept, where both sides of the exchange are whole.
+    fn settle(&self, exchange: &mut Exchange, upstream: Upstream, relayed: Relayed, sent: bool) {
+        let conn = self.conn;
+        conn.timers.service(None, 0);
+        match relayed {
+            Relayed::Whole { reusable } => {
+                if reusable && sent {
+                    upstream.give_back(conn.worker.clock.now());
+                }
+            }
+            Relayed::ClientGone => exchange.keep_alive = false,
+            Relayed::BrokenOff => {
+                self.cell.record_error(BackendError::Body);
+                exchange.keep_alive = false;
+                conn.sock.reset_on_close();
+            }
+        }
+    }
+
+    /// Passes the rest of the request's body on. Gives back what followed it, if it did not end with a read.
+    async fn upload(
+        &self,
+        facts: &Upload,
+        body: &mut BodyDecoder,
+        sock: &crate::sock::Sock,
+    ) -> Result<Option<Buffer>, Failure> {
+        let conn = self.conn;
+        let clock = &conn.worker.clock;
+        let times = &conn.listener.timeouts;
+        let idle = us(self.service.timeouts.idle);
+        let mut buffer = conn.worker.take_buffer();
+        let mut out = conn.worker.take_head();
+        let mut received = facts.received;
+        let started = clock.now();
+        while !body.is_done() {
+            let now = clock.now();
+            let by_rate = match times.body_rate {
+                0 => u64::MAX,
+                rate => started + us(times.body) + (received - facts.received).saturating_mul(1_000_000) / rate,
+            };
+            conn.timers.set(Slot::ClientRead, (now + us(times.body)).min(by_rate));
+            buffer.clear();
+            let arrived = loop {
+                match conn.sock.recv(buffer.room()) {
+                    Ok(None) => conn.sock.readable().await,
+                    Ok(Some(arrived)) if arrived > 0 => break arrived,
+                    Ok(Some(_)) | Err(_) => {
+                        let late = conn.timers.has_fired(Slot::ClientRead);
+                        return Err(match (late, conn.timers.has_fired(Slot::Request)) {
+                            (true, _) => Failure::BodyTimeout,
+                            (_, true) => Failure::RequestTimeout,
+                            _ => Failure::ClientGone,
+                        });
+                    }
+                }
+            };
+            conn.timers.clear(Slot::ClientRead);
+            conn.worker.cell().client_bytes_in.add(arrived as u64);
+            buffer.received(arrived);
+            let decoded = body.decode(buffer.data_mut()).map_err(|_| Failure::Malformed("Malformed chunked body"))?;
+            received += decoded.data as u64;
+            if facts.max.is_some_and(|max| received > max) {
+                return Err(Failure::BodyTooLarge);
+            }
+            let written = if facts.framing == Framing::Chunked {
+                out.clear();
+                let data = buffer.data().get(..decoded.data).unwrap_or_default();
+                write_body(facts.framing, data, body, &mut out)?;
+                write_service(conn, sock, &out, idle).await
+            } else {
+                let data = buffer.data().get(..decoded.data).unwrap_or_default();
+                write_service(conn, sock, data, idle).await
+            };
+            buffer.consume(decoded.consumed);
+            if written.is_err() {
+                // The service does not take more of it: what it answers, if anything, decides.
+                return std::future::pending().await;
+            }
+        }
+        conn.worker.give_head(out);
+        if !self.answered.get() {
+            self.arm_answer(facts.begun);
+        }
+        Ok((!buffer.is_empty()).then_some(buffer))
+    }
+}
+
+/// What an upload knows of its request.
+struct Upload {
+    framing: Framing,
+    max: Option<u64>,
+    /// Bytes of the body that went with the head.
+    received: u64,
+    begun: u64,
+}

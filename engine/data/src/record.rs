@@ -1,0 +1,85 @@
+//! What a request leaves behind: its counters and its line in the access log.
+
+use std::cell::RefCell;
+
+use ringway_config::snapshot::AccessLog;
+use ringway_core::forwarded::write_ip;
+use ringway_core::log_line::{Formatter, Line};
+use ringway_core::log_queue::{BATCH_BYTES, BUFFER_BYTES};
+
+use crate::connection::Connection;
+use crate::request::Exchange;
+use crate::worker::Worker;
+
+/// A core's access log lines on their way to the writer.
+pub(crate) struct Log(RefCell<Pending>);
+
+struct Pending {
+    formatter: Formatter,
+    lines: Vec<u8>,
+    ip: Vec<u8>,
+}
+
+impl Log {
+    pub(crate) fn new() -> Self {
+        let lines = Vec::with_capacity(BUFFER_BYTES);
+        Self(RefCell::new(Pending { formatter: Formatter::new(), lines, ip: Vec::with_capacity(64) }))
+    }
+
+    /// Hands over what has gathered, be it little.
+    pub(crate) fn flush(&self, worker: &Worker) {
+        let mut pending = self.0.borrow_mut();
+        if !pending.lines.is_empty() {
+            worker.hub.log.swap(&mut pending.lines);
+            worker.hub.wake_log_writer();
+        }
+    }
+}
+
+/// Counts an exchange that is over and logs it. `head`: the request's, as received.
+pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
+    let worker = &conn.worker;
+    let now = worker.clock.now();
+    let latency_us = now - exchange.started;
+    let view = &conn.view;
+    if let Some(cell) = view.route_stats(exchange.route).workers.get(worker.id) {
+        cell.record(exchange.status, latency_us);
+    }
+    if let (Some(service), Some(us)) = (exchange.service, exchange.service_us)
+        && let Some(cell) = view.service_cell(service, worker.id)
+    {
+        cell.latency.record_us(us);
+    }
+
+    let snapshot = &view.published.snapshot;
+    let is_logged = exchange.route.and_then(|route| snapshot.routes.get(route as usize)).is_none_or(|route| route.log);
+    if !is_logged || snapshot.access_log == AccessLog::Off {
+        return;
+    }
+    let mut pending = worker.log.0.borrow_mut();
+    let Pending { formatter, lines, ip } = &mut *pending;
+    ip.clear();
+    write_ip(exchange.client_ip, ip);
+    let line = Line {
+        unix_ms: worker.clock.unix_ms(exchange.started),
+        request_id: exchange.id.as_bytes(),
+        method: exchange.method.get(head).unwrap_or(b"-"),
+        path: exchange.path.get(head).unwrap_or(b"-"),
+        status: exchange.status,
+        latency_us,
+        client_ip: ip,
+        user_agent: exchange.user_agent.get(head),
+        user_id: None,
+        rate_limit_remaining: None,
+        backend_service: exchange
+            .service
+            .and_then(|service| snapshot.services.get(service))
+            .map(|service| &*service.name),
+        backend_latency_us: exchange.service_us,
+    };
+    formatter.write(&line, lines);
+    if lines.len() >= BATCH_BYTES {
+        worker.hub.log.swap(lines);
+        worker.hub.wake_log_writer();
+    }
+}

@@ -1,0 +1,224 @@
+//! Answers that the gateway gives itself: errors, redirects, fixed answers. Each is written whole, body and all.
+
+use ringway_config::snapshot::{Redirect, Respond, Route};
+use ringway_core::answer::{Format, negotiate, status_line, write_error_body};
+use ringway_core::failure::Failure;
+use ringway_core::forwarded::write_ip;
+use ringway_core::http::{Framing, HeadStorage, Name, RequestHead, Target};
+use ringway_core::path::normalize;
+use ringway_core::router::{Captures, Found, RouteRequest};
+use ringway_core::template::{HeaderOps, Vars};
+
+use crate::connection::Connection;
+use crate::forward::Attempt;
+use crate::request::Exchange;
+
+/// A request body of at most this many bytes is read and dropped behind an answer that did not need it, so that the
+/// connection lives; a longer one, or one of unknown length, ends the connection.
+pub(crate) const DRAIN_BYTES_MAX: u64 = 64 * 1024;
+/// What `OPTIONS *` tells: the methods that the gateway passes on.
+const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE";
+
+/// Appends a decimal number.
+pub(crate) fn write_number(number: impl itoa::Integer, out: &mut Vec<u8>) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+pub(crate) fn write_field(name: &str, value: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// `Connection`, where the client could not know by its version.
+pub(crate) fn write_connection(keep_alive: bool, is_http10: bool, out: &mut Vec<u8>) {
+    match (keep_alive, is_http10) {
+        (false, _) => out.extend_from_slice(b"Connection: close\r\n"),
+        (true, true) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
+        (true, false) => {}
+    }
+}
+
+/// The status line and what every own answer says; settles whether the connection lives.
+fn begin(conn: &Connection, exchange: &mut Exchange, status: u16, out: &mut Vec<u8>) {
+    let unread = match exchange.framing {
+        Framing::None => true,
+        Framing::Length(length) => length <= DRAIN_BYTES_MAX && !exchange.expects_continue,
+        Framing::Chunked | Framing::Close => false,
+    };
+    exchange.keep_alive = exchange.keep_alive && unread && conn.may_keep_alive();
+    exchange.status = status;
+    out.clear();
+    status_line(status, out);
+    out.extend_from_slice(b"Date: ");
+    conn.worker.clock.write_date(out);
+    out.extend_from_slice(b"\r\nX-Request-ID: ");
+    out.extend_from_slice(exchange.id.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    write_connection(exchange.keep_alive, exchange.is_http10, out);
+}
+
+fn write_ops(ops: &HeaderOps, vars: &Vars<'_>, out: &mut Vec<u8>) {
+    for (name, value) in ops.set.iter().chain(&ops.add) {
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b": ");
+        value.render(vars, out);
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// The same for the answer of a service. Values with variables look at the request again: its head is read and routed
+/// a second time, since nothing of it was kept.
+pub(crate) fn write_answer_ops(
+    attempt: &Attempt<'_>,
+    exchange: &Exchange,
+    ops: &HeaderOps,
+    route: &Route,
+    out: &mut Vec<u8>,
+) {
+    let conn = attempt.conn;
+    let is_literal = ops.set.iter().chain(&ops.add).all(|(_, value)| value.as_literal().is_some());
+    let mut storage = HeadStorage::new();
+    let head = if is_literal { b"" } else { attempt.request };
+    let request = RequestHead::parse(head, conn.listener.limits.headers, &mut storage).ok();
+    let mut normalized = conn.worker.path.borrow_mut();
+    let (path, query) = match request.as_ref().map(|request| request.target) {
+        Some(Target::Path { path, query }) => {
+            (normalize(path, conn.listener.path, &mut normalized).unwrap_or_default(), query)
+        }
+        _ => (&b""[..], None),
+    };
+    let mut captures = Captures::default();
+    let (mut host, mut method, mut headers) = (&b""[..], &b""[..], &[][..]);
+    if let Some(request) = &request {
+        (host, method, headers) = (request.authority, request.method.as_bytes(), request.headers);
+        let wanted = RouteRequest { host: request.host(), method, path, query, headers };
+        if let Found::Route { captures: found, .. } = conn.listener.router.find(&wanted) {
+            captures = found;
+        }
+    }
+    let mut client_ip = Vec::new();
+    if !is_literal {
+        write_ip(exchange.client_ip, &mut client_ip);
+    }
+    let vars = Vars {
+        request_id: exchange.id.as_bytes(),
+        client_ip: &client_ip,
+        host,
+        method,
+        path,
+        query,
+        scheme: b"http",
+        route: &route.name,
+        service: &attempt.service.name,
+        captures: &captures,
+        headers,
+    };
+    write_ops(ops, &vars, out);
+}
+
+/// `Content-Length` and the end of the head; the body too, but to HEAD and where the status has none.
+fn finish(exchange: &Exchange, body: &[u8], out: &mut Vec<u8>) {
+    if matches!(exchange.status, 204 | 304) {
+        out.extend_from_slice(b"\r\n");
+        return;
+    }
+    out.extend_from_slice(b"Content-Length: ");
+    write_number(body.len(), out);
+    out.extend_from_slice(b"\r\n\r\n");
+    if !exchange.is_head {
+        out.extend_from_slice(body);
+    }
+}
+
+/// A fixed answer of a route.
+pub(crate) fn fixed(
+    conn: &Connection,
+    exchange: &mut Exchange,
+    route: &Route,
+    answer: &Respond,
+    vars: &Vars<'_>,
+    out: &mut Vec<u8>,
+) {
+    begin(conn, exchange, answer.status, out);
+    if !answer.content_type.is_empty() && !route.response_headers.drops("content-type") {
+        write_field("Content-Type", answer.content_type.as_bytes(), out);
+    }
+    write_ops(&route.response_headers, vars, out);
+    finish(exchange, &answer.body, out);
+}
+
+/// A redirect of a route.
+pub(crate) fn redirect(
+    conn: &Connection,
+    exchange: &mut Exchange,
+    route: &Route,
+    redirect: &Redirect,
+    vars: &Vars<'_>,
+    out: &mut Vec<u8>,
+) {
+    begin(conn, exchange, redirect.status, out);
+    out.extend_from_slice(b"Location: ");
+    redirect.location.render(vars, out);
+    out.extend_from_slice(b"\r\n");
+    write_ops(&route.response_headers, vars, out);
+    finish(exchange, b"", out);
+}
+
+/// `OPTIONS *` (RFC 9110 section 9.3.7), and OPTIONS whose `Max-Forwards` is used up.
+pub(crate) fn options(conn: &Connection, exchange: &mut Exchange, out: &mut Vec<u8>) {
+    begin(conn, exchange, 200, out);
+    write_field("Allow", METHODS.as_bytes(), out);
+    finish(exchange, b"", out);
+}
+
+/// 405, with the methods that the path does have.
+pub(crate) fn wrong_method(
+    conn: &Connection,
+    exchange: &mut Exchange,
+    request: &RequestHead<'_, '_>,
+    allow: impl FnOnce(&mut Vec<u8>),
+    out: &mut Vec<u8>,
+) {
+    begin(conn, exchange, Failure::WrongMethod.status(), out);
+    out.extend_from_slice(b"Allow: ");
+    allow(out);
+    out.extend_from_slice(b"\r\n");
+    error_body(conn, exchange, Failure::WrongMethod, negotiate(request.values(Name::Accept)), out);
+}
+
+/// Any failure; `head` is the request's, as far as it came.
+pub(crate) fn failure(conn: &Connection, exchange: &mut Exchange, failure: Failure, head: &[u8], out: &mut Vec<u8>) {
+    exchange.keep_alive &= !failure.closes_connection();
+    let mut storage = HeadStorage::new();
+    let format = match RequestHead::parse(head, conn.listener.limits.headers, &mut storage) {
+        Ok(request) => negotiate(request.values(Name::Accept)),
+        Err(_) => Format::Json,
+    };
+    begin(conn, exchange, failure.status(), out);
+    error_body(conn, exchange, failure, format, out);
+}
+
+fn error_body(conn: &Connection, exchange: &Exchange, failure: Failure, format: Format, out: &mut Vec<u8>) {
+    out.extend_from_slice(match format {
+        Format::Json => b"Content-Type: application/json\r\n",
+        Format::Problem => b"Content-Type: application/problem+json\r\n".as_slice(),
+    });
+    if let Some(seconds) = failure.retry_after_secs() {
+        out.extend_from_slice(b"Retry-After: ");
+        write_number(seconds, out);
+        out.extend_from_slice(b"\r\n");
+    }
+    if let (true, Some(error)) = (conn.listener.proxy_status, failure.proxy_status_error()) {
+        out.extend_from_slice(b"Proxy-Status: ");
+        out.extend_from_slice(conn.listener.via.as_bytes());
+        out.extend_from_slice(b"; error=");
+        out.extend_from_slice(error.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    let mut body = conn.worker.take_head();
+    write_error_body(format, failure.status(), failure.message(), exchange.id.as_bytes(), &mut body);
+    finish(exchange, &body, out);
+    conn.worker.give_head(body);
+}

@@ -1,0 +1,229 @@
+//! One core: its thread, its loop, and everything that its connections share without a lock.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ringway_config::Hub;
+use ringway_config::hub::Phase;
+use ringway_core::stats::WorkerCell;
+
+use crate::accept;
+use crate::buffer::{Buffer, Buffers};
+use crate::clock::Clock;
+use crate::deadline::{Deadlines, SWEEP};
+use crate::mailbox::{Mailbox, PerIp};
+use crate::record::Log;
+use crate::sock::{Sock, ring_ops};
+use crate::view::View;
+
+/// Vectors for heads that a core keeps, and the capacity above which one is given up.
+const HEADS_MAX: usize = 256;
+const HEAD_CAPACITY_MAX: usize = 64 * 1024;
+/// Sweeps between two looks at the idle upstream connections: a second.
+const POOL_SWEEP: u64 = 20;
+
+/// What the workers of a process share.
+pub(crate) struct Shared {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) mailboxes: Vec<Mailbox>,
+    pub(crate) per_ip: PerIp,
+    /// The drain's time is up: leave at once.
+    pub(crate) abort: AtomicBool,
+    /// Reads this thread's count of heap allocations, where the binary counts them.
+    pub(crate) allocations: Option<fn() -> u64>,
+}
+
+/// One core's state.
+pub(crate) struct Worker {
+    pub(crate) id: usize,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) clock: Clock,
+    pub(crate) deadlines: Rc<Deadlines>,
+    pub(crate) log: Log,
+    /// Room for the one path at a time that has to be rewritten.
+    pub(crate) path: RefCell<Vec<u8>>,
+    pub(crate) listeners: RefCell<HashMap<SocketAddr, accept::Accepting>>,
+    view: RefCell<Rc<View>>,
+    buffers: Rc<Buffers>,
+    heads: RefCell<Vec<Vec<u8>>>,
+    random: Cell<u64>,
+    draining: Cell<bool>,
+}
+
+/// Counts a request for as long as it lives.
+pub(crate) struct ActiveRequest<'a>(&'a WorkerCell);
+
+impl Drop for ActiveRequest<'_> {
+    fn drop(&mut self) {
+        self.0.requests.sub(1);
+    }
+}
+
+impl Worker {
+    fn new(id: usize, shared: Arc<Shared>) -> Rc<Self> {
+        let hub = Arc::clone(&shared.hub);
+        let view = View::build(hub.published(), id, None);
+        let seed = std::collections::hash_map::RandomState::new().build_hasher().finish();
+        let worker = Rc::new(Self {
+            id,
+            clock: Clock::new(),
+            deadlines: Rc::default(),
+            log: Log::new(),
+            path: RefCell::new(Vec::with_capacity(1024)),
+            listeners: RefCell::default(),
+            view: RefCell::new(Rc::new(view)),
+            buffers: Buffers::new(),
+            heads: RefCell::new(Vec::with_capacity(HEADS_MAX)),
+            random: Cell::new(seed),
+            draining: Cell::new(false),
+            hub,
+            shared,
+        });
+        worker.cell().generation.set(worker.view().published.generation);
+        worker
+    }
+
+    /// This core's counters.
+    #[inline]
+    pub(crate) fn cell(&self) -> &WorkerCell {
+        static NOBODY: std::sync::LazyLock<WorkerCell> = std::sync::LazyLock::new(WorkerCell::default);
+        self.hub.workers.workers.get(self.id).map_or(&NOBODY, |cell| cell)
+    }
+
+    /// The newest snapshot that this core has seen.
+    #[inline]
+    pub(crate) fn view(&self) -> Rc<View> {
+        Rc::clone(&self.view.borrow())
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    #[inline]
+    pub(crate) fn take_buffer(&self) -> Buffer {
+        self.buffers.take(self.cell())
+    }
+
+    /// An empty vector for a head.
+    #[inline]
+    pub(crate) fn take_head(&self) -> Vec<u8> {
+        self.heads.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(2048))
+    }
+
+    #[inline]
+    pub(crate) fn give_head(&self, mut head: Vec<u8>) {
+        let mut heads = self.heads.borrow_mut();
+        if heads.len() < HEADS_MAX && head.capacity() <= HEAD_CAPACITY_MAX {
+            head.clear();
+            heads.push(head);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn count_request(&self) -> ActiveRequest<'_> {
+        self.cell().requests.add(1);
+        ActiveRequest(self.cell())
+    }
+
+    /// 64 random bits, for balancing and identifiers; not for secrets (splitmix64).
+    #[inline]
+    pub(crate) fn random(&self) -> u64 {
+        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(state);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    #[inline]
+    pub(crate) fn random_wide(&self) -> u128 {
+        u128::from(self.random()) << 64 | u128::from(self.random())
+    }
+
+    /// Looks at what was published: the snapshot, the phase.
+    fn look(&self) {
+        let published = self.hub.published();
+        let current = self.view();
+        if published.generation != current.published.generation {
+            let generation = published.generation;
+            let renewed = View::build(published, self.id, Some(&current));
+            self.listeners.borrow_mut().retain(|address, accepting| {
+                let kept = renewed.published.snapshot.listeners.iter().any(|listener| listener.address == *address);
+                if !kept {
+                    accepting.stop();
+                }
+                kept
+            });
+            *self.view.borrow_mut() = Rc::new(renewed);
+            self.cell().generation.set(generation);
+        }
+        if self.hub.phase() == Phase::Draining && !self.draining.replace(true) {
+            self.listeners.borrow_mut().drain().for_each(|(_, accepting)| accepting.stop());
+        }
+    }
+
+    fn tick(&self, round: u64) {
+        self.clock.tick();
+        let now = self.clock.now();
+        let cell = self.cell();
+        self.deadlines.sweep(now, self.is_draining(), &cell.deadlines);
+        if round.is_multiple_of(POOL_SWEEP) {
+            self.view().pools().for_each(|pool| pool.sweep(now));
+        }
+        self.log.flush(self);
+        cell.ring_ops.set(ring_ops());
+        if let Some(count) = self.shared.allocations {
+            cell.allocations.set(count());
+        }
+    }
+}
+
+/// The whole life of a worker, on its thread. Gives back how many connections were cut off.
+pub(crate) async fn run(id: usize, shared: Arc<Shared>, up: impl FnOnce()) -> usize {
+    let worker = Worker::new(id, shared);
+    let serve = accept::Spawner::new(&worker, crate::serve::serve);
+    let Some(mailbox) = worker.shared.mailboxes.get(id) else { return 0 };
+    let Ok(bell) = mailbox.bell().and_then(Sock::new) else { return 0 };
+    let waiting = Rc::clone(&worker);
+    let spawner = serve.clone();
+    collect_mail(&waiting, &spawner);
+    monoio::spawn(async move {
+        loop {
+            bell.readable().await;
+            let Some(mailbox) = waiting.shared.mailboxes.get(waiting.id) else { return };
+            mailbox.silence();
+            collect_mail(&waiting, &spawner);
+        }
+    });
+    up();
+    let mut round = 0;
+    loop {
+        monoio::time::sleep(SWEEP).await;
+        round += 1;
+        worker.tick(round);
+        let open = worker.cell().connections.get();
+        let aborted = worker.shared.abort.load(Ordering::Acquire);
+        if aborted || (worker.is_draining() && open == 0 && worker.shared.mailboxes.iter().all(Mailbox::is_empty)) {
+            worker.log.flush(&worker);
+            return open as usize;
+        }
+    }
+}
+
+fn collect_mail<S: accept::Spawn>(worker: &Rc<Worker>, spawner: &S) {
+    let Some(mailbox) = worker.shared.mailboxes.get(worker.id) else { return };
+    worker.look();
+    for (address, socket) in mailbox.take_listeners() {
+        accept::listen(worker, address, socket, spawner.clone());
+    }
+    while let Some(handed) = mailbox.take_connection() {
+        accept::adopt(worker, handed, spawner);
+    }
+}
