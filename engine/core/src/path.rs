@@ -87,6 +87,7 @@ enum Class {
     Bad,
 }
 
+#[allow(clippy::indexing_slicing)] // evaluated by the compiler: an index out of bounds does not build
 const CLASSES: [Class; 256] = {
     let mut table = [Class::Bad; 256];
     let mut byte = 0;
@@ -168,7 +169,7 @@ fn stays_encoded(high: u8, low: u8, policy: PathPolicy) -> bool {
         && !low.is_ascii_lowercase()
 }
 
-fn unhex(high: u8, low: u8) -> Option<u8> {
+pub(crate) fn unhex(high: u8, low: u8) -> Option<u8> {
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     Some(digit(high)? << 4 | digit(low)?)
 }
