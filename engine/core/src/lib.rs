@@ -19,5 +19,6 @@ pub mod template;
 pub mod timestamp;
 pub mod trace;
 
+mod byte_set;
 mod hex;
 mod json;
