@@ -16,25 +16,26 @@ pub(crate) fn escape(bytes: &[u8], bytes_max: usize, out: &mut Vec<u8>) {
 /// Whether a JSON string may hold `bytes` as they are, and all of them are ASCII.
 #[inline]
 fn is_clean(bytes: &[u8]) -> bool {
-    // Whole blocks, the last one overlapping its neighbour, so that there is no loop over single bytes at the end.
-    match (bytes.first_chunk::<16>(), bytes.last_chunk::<16>()) {
-        (Some(_), Some(last)) => bytes.as_chunks::<16>().0.iter().all(block_is_clean) && block_is_clean(last),
-        _ => match (bytes.first_chunk::<8>(), bytes.last_chunk::<8>()) {
-            (Some(first), Some(last)) => block_is_clean(first) & block_is_clean(last),
-            _ => bytes.iter().all(|byte| byte_is_clean(*byte)),
-        },
+    // Whole words, the last one overlapping its neighbour, so that there is no loop over single bytes at the end.
+    match bytes.last_chunk() {
+        Some(last) => bytes.as_chunks().0.iter().fold(dirt(last), |all, word| all | dirt(word)) == 0,
+        None => bytes.iter().all(|byte| matches!(byte, b' '..=b'\x7f') && !matches!(byte, b'"' | b'\\')),
     }
 }
 
+/// Zero if no byte of the word is a control, a quote, a backslash or not ASCII.
 #[inline]
-fn block_is_clean<const N: usize>(block: &[u8; N]) -> bool {
-    block.iter().fold(true, |clean, byte| clean & byte_is_clean(*byte))
-}
-
-#[inline]
-fn byte_is_clean(byte: u8) -> bool {
-    // As a signed number, what is not ASCII is negative: one comparison finds it and the controls.
-    (byte as i8 >= 0x20) & (byte != b'"') & (byte != b'\\')
+fn dirt(word: &[u8; 8]) -> u64 {
+    const fn each(byte: u8) -> u64 {
+        u64::from_ne_bytes([byte; 8])
+    }
+    // A byte's top bit stays or becomes 1 where it is not ASCII, or too small for what is subtracted. Borrows reach
+    // the next byte only from one that is dirty itself.
+    let word = u64::from_ne_bytes(*word);
+    let controls = word.wrapping_sub(each(b' '));
+    let quotes = (word ^ each(b'"')).wrapping_sub(each(1));
+    let backslashes = (word ^ each(b'\\')).wrapping_sub(each(1));
+    (word | controls | quotes | backslashes) & each(0x80)
 }
 
 #[cold]

@@ -7,6 +7,7 @@
 
 pub mod answer;
 pub mod balance;
+mod byte_set;
 pub mod failure;
 pub mod filter;
 pub mod forwarded;

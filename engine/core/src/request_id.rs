@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::byte_set::ByteSet;
 use crate::hex;
 
 /// Bytes of an ID that the gateway makes.
@@ -41,11 +42,11 @@ impl RequestId {
 
     /// Takes over an ID that a trusted client sent: 1 to [`BYTES_MAX`] bytes of `[A-Za-z0-9._~+/=:@-]`.
     pub fn accept(value: &[u8]) -> Option<Self> {
-        if value.is_empty() || !value.iter().all(|byte| is_allowed(*byte)) {
-            return None;
-        }
         let mut bytes = [0; BYTES_MAX];
         bytes.get_mut(..value.len())?.copy_from_slice(value);
+        if value.is_empty() || !ALLOWED.contains_all(value) {
+            return None;
+        }
         Some(Self { bytes, len: value.len() as u8 })
     }
 
@@ -61,10 +62,7 @@ impl fmt::Debug for RequestId {
     }
 }
 
-#[inline]
-fn is_allowed(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'~' | b'+' | b'/' | b'=' | b':' | b'@' | b'-')
-}
+static ALLOWED: ByteSet = ByteSet::alphanumeric_and(b"._~+/=:@-");
 
 #[cfg(test)]
 mod tests {
