@@ -80,13 +80,7 @@ impl Running<'_> {
             self.control.set_admin(listener).map_err(|error| listen_error(snapshot.admin.as_ref(), error))?;
         }
 
-        let summary = format!(
-            "{} listeners ({} added, {removed} removed), {} routes, {} services",
-            snapshot.listeners.len(),
-            added.len(),
-            snapshot.routes.len(),
-            snapshot.services.len()
-        );
+        let summary = format!("{}; listeners added: {}, removed: {removed}", summary(&snapshot), added.len());
         let generation = self.hub.publish(snapshot);
         self.data.reload(added);
         if let Some(sink) = sink {
@@ -94,6 +88,16 @@ impl Running<'_> {
         }
         Ok(format!("generation {generation}, {summary}"))
     }
+}
+
+/// What a configuration holds: `1 listener, 3 routes, 2 services`.
+pub fn summary(snapshot: &Snapshot) -> String {
+    let counts = [
+        ("listener", snapshot.listeners.len()),
+        ("route", snapshot.routes.len()),
+        ("service", snapshot.services.len()),
+    ];
+    counts.map(|(name, count)| format!("{count} {name}{}", if count == 1 { "" } else { "s" })).join(", ")
 }
 
 /// Counts a reload. The start counts neither as success nor as failure: [`record_start`].
@@ -221,11 +225,11 @@ mod tests {
             let mut new = snapshot();
             new.listeners.push(Arc::new(listener(2)));
             let summary = running.apply(new).unwrap();
-            assert_eq!(summary, "generation 2, 2 listeners (1 added, 0 removed), 1 routes, 1 services");
+            assert_eq!(summary, "generation 2, 2 listeners, 1 route, 1 service; listeners added: 1, removed: 0");
             assert_eq!((plane.bound.take(), plane.added.take()), (vec![2], vec![2]));
 
             let summary = running.apply(snapshot()).unwrap();
-            assert!(summary.contains("(0 added, 1 removed)"), "{summary}");
+            assert!(summary.contains("; listeners added: 0, removed: 1"), "{summary}");
             assert_eq!((plane.bound.take(), plane.added.take()), (vec![], vec![]));
             assert_eq!(running.hub.published().generation, 3);
         });

@@ -29,9 +29,14 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// To be called before the first load, so that a change during it is seen.
     pub fn new(path: &Path) -> Self {
         let now = look(path);
         Self { path: path.into(), loaded: now.clone(), seen: now }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// True if it has changed since it was last loaded, and not again since the last poll: who writes slowly is
