@@ -68,14 +68,11 @@ impl Sink {
         Ok(Self { file, path, torn: false })
     }
 
-    /// Opens the same path again, after it was renamed.
-    fn reopen(&mut self) -> io::Result<()> {
-        if let Some(path) = self.path.take() {
-            let again = Self::open(&AccessLog::File(path.clone()));
-            self.path = Some(path);
-            *self = again?;
-        }
-        Ok(())
+    /// Opens the same path again, after it was renamed. False where there is no path.
+    fn reopen(&mut self) -> io::Result<bool> {
+        let Some(path) = &self.path else { return Ok(false) };
+        *self = Self::open(&AccessLog::File(path.clone()))?;
+        Ok(true)
     }
 
     /// Writes whole lines. An error says how many of them are not in the file, or not whole.
@@ -155,8 +152,9 @@ impl Writer {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Reopen => match self.sink.reopen() {
-                Ok(()) => tracing::info!("access log reopened"),
-                Err(error) => tracing::warn!("access log cannot be reopened, the old file stays in use: {error}"),
+                Ok(true) => tracing::info!("access log opened again"),
+                Ok(false) => {}
+                Err(error) => tracing::warn!("access log cannot be opened again, the old file stays in use: {error}"),
             },
             Command::Redirect(sink) => self.sink = sink,
         }

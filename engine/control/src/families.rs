@@ -99,6 +99,32 @@ families! {
 mod tests {
     use super::*;
 
+    const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/METRICS.md");
+    const BEGIN: &str = "<!-- families -->\n";
+    const END: &str = "<!-- /families -->\n";
+
+    fn table() -> String {
+        let row = |family: &Family| {
+            let labels: Vec<String> = family.labels.iter().map(|label| format!("`{label}`")).collect();
+            format!("| `{}` | {} | {} | {} |\n", family.name, family.kind.name(), labels.join(", "), family.help)
+        };
+        let rows: String = ALL.iter().map(row).collect();
+        format!("| name | kind | labels | meaning |\n|---|---|---|---|\n{rows}")
+    }
+
+    #[test]
+    fn the_page_has_the_table() {
+        let page = std::fs::read_to_string(PAGE).unwrap();
+        let (before, rest) = page.split_once(BEGIN).expect("docs/METRICS.md has lost the start of its table");
+        let (_, after) = rest.split_once(END).expect("docs/METRICS.md has lost the end of its table");
+        let written = [before, BEGIN, &table(), END, after].concat();
+        if std::env::var_os("RINGWAY_WRITE_DOCS").is_some() {
+            std::fs::write(PAGE, &written).unwrap();
+        }
+        let same = page == written || std::env::var_os("RINGWAY_WRITE_DOCS").is_some();
+        assert!(same, "docs/METRICS.md is old: RINGWAY_WRITE_DOCS=1 cargo test -p ringway-control families");
+    }
+
     #[test]
     fn names_follow_their_kind_and_unit() {
         for family in ALL {

@@ -86,7 +86,7 @@ impl Gateway {
         if let Some(admin) = &snapshot.admin {
             tracing::info!("admin on {}", admin.address);
         }
-        tracing::info!("up with {}, {} workers", reload::summary(snapshot), self.plane.count);
+        tracing::info!("up: {}, workers: {}", reload::summary(snapshot), self.plane.count);
     }
 
     /// Acts on what the operator asks for until that is to stop.
