@@ -5,8 +5,20 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+pub mod answer;
+pub mod balance;
+pub mod failure;
+pub mod forwarded;
+pub mod log_line;
 pub mod log_queue;
 pub mod path;
+pub mod request_id;
 pub mod router;
 pub mod stats;
 pub mod template;
+pub mod timestamp;
+pub mod trace;
+
+mod byte_set;
+mod hex;
+mod json;
