@@ -16,12 +16,13 @@ use ringway_config::Hub;
 use ringway_config::hub::Phase;
 use ringway_config::snapshot::DriverChoice;
 use ringway_core::stats::Driver;
+use ringway_core::timestamp;
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::exposition::Format;
-use crate::metrics;
+use crate::{metrics, process::unix_ms};
 
 /// Connections at the same time; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 64;
@@ -157,7 +158,7 @@ impl Admin {
         });
         let health = Health {
             status: "healthy",
-            timestamp: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+            timestamp: now(),
             version: metrics::VERSION,
             degraded,
             workers: workers.iter().map(|cell| Worker { driver: metrics::driver_name(cell) }).collect(),
@@ -180,6 +181,14 @@ impl Admin {
         let format = Format::of_accept(&accept.join(","));
         page(StatusCode::OK, format.content_type(), metrics::render(&self.hub, self.started, format))
     }
+}
+
+/// RFC 3339, UTC, with milliseconds.
+fn now() -> String {
+    let mut text = Vec::new();
+    timestamp::rfc3339_millis(unix_ms(SystemTime::now()), &mut text);
+    // Digits and punctuation.
+    String::from_utf8(text).unwrap_or_default()
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {

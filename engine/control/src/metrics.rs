@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use ringway_config::Hub;
 use ringway_config::hub::Published;
@@ -145,9 +145,8 @@ fn configuration(out: &mut Exposition, hub: &Hub, published: &Published) {
 }
 
 fn this_process(out: &mut Exposition, started: SystemTime) {
-    let since_epoch = started.duration_since(UNIX_EPOCH).unwrap_or_default();
     out.family(&f::BUILD).count(&[VERSION, COMMIT.unwrap_or_default()], 1);
-    out.family(&f::START_TIME).value(&[], since_epoch.as_millis() as f64 / 1e3);
+    out.family(&f::START_TIME).value(&[], process::unix_ms(started) as f64 / 1e3);
     let gauges = [
         (&f::RESIDENT_MEMORY, process::resident_bytes()),
         (&f::OPEN_FDS, process::open_fds()),

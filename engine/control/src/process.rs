@@ -1,7 +1,14 @@
 //! What the kernel knows about this process.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
+
+/// Milliseconds since 1970; 0 for a time before.
+pub fn unix_ms(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
 
 /// Resident memory in bytes; `None` where `/proc` is not mounted.
 pub fn resident_bytes() -> Option<u64> {

@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use ringway_config::snapshot::{AccessLog, Admin, Listener, Runtime};
 use ringway_config::{Hub, Snapshot};
@@ -15,6 +15,7 @@ use ringway_config::{Hub, Snapshot};
 use crate::access_log::{LogWriter, Sink};
 use crate::admin;
 use crate::control::Control;
+use crate::process::unix_ms;
 
 /// Listening sockets of one address, one for each worker.
 pub type Sockets = (SocketAddr, Vec<TcpListener>);
@@ -107,14 +108,14 @@ fn record(hub: &Hub, ok: bool) {
     counter.fetch_add(1, Ordering::Relaxed);
     reloads.last_ok.store(ok.into(), Ordering::Relaxed);
     if ok {
-        reloads.last_success_ms.store(now_ms(), Ordering::Relaxed);
+        reloads.last_success_ms.store(unix_ms(SystemTime::now()), Ordering::Relaxed);
     }
 }
 
 /// Notes that the configuration of the start was good.
 pub fn record_start(hub: &Hub) {
     hub.reloads.last_ok.store(1, Ordering::Relaxed);
-    hub.reloads.last_success_ms.store(now_ms(), Ordering::Relaxed);
+    hub.reloads.last_success_ms.store(unix_ms(SystemTime::now()), Ordering::Relaxed);
 }
 
 /// Binds these listeners, or says which one cannot be bound.
@@ -176,10 +177,6 @@ fn difference(old: &Runtime, new: &Runtime) -> String {
     ];
     let changed: Vec<&str> = fields.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect();
     format!("changed: {}", changed.join(", "))
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
 #[cfg(test)]
