@@ -6,6 +6,7 @@
 //! "Text format".
 
 use std::fmt::Write;
+use std::sync::LazyLock;
 
 use ringway_core::stats::LATENCY_BOUNDS_US;
 
@@ -134,14 +135,9 @@ impl Samples<'_> {
     /// Cumulates `buckets` and turns microseconds into seconds.
     pub fn histogram(&mut self, labels: &[&str], buckets: &Buckets, sum_us: u64) -> &mut Self {
         let mut total = 0;
-        for (index, count) in buckets.iter().enumerate() {
+        for (count, bound) in buckets.iter().zip(BOUNDS.iter()) {
             total += count;
-            // OpenMetrics wants `1.0`, not `1`; one spelling for both formats keeps the series the same.
-            let bound = match LATENCY_BOUNDS_US.get(index) {
-                Some(bound) => format!("{:?}", *bound as f64 / 1e6),
-                None => "+Inf".into(),
-            };
-            self.sample("_bucket", labels, Some(&bound), format_args!("{total}"));
+            self.sample("_bucket", labels, Some(bound), format_args!("{total}"));
         }
         self.sample("_sum", labels, None, format_args!("{}.{:06}", sum_us / 1_000_000, sum_us % 1_000_000));
         self.sample("_count", labels, None, format_args!("{total}"))
@@ -168,7 +164,20 @@ impl Samples<'_> {
     }
 }
 
+/// The buckets' upper bounds in seconds. OpenMetrics wants `1.0`, not `1`; one spelling for both formats keeps the
+/// series the same.
+static BOUNDS: LazyLock<[String; LATENCY_BOUNDS_US.len() + 1]> = LazyLock::new(|| {
+    std::array::from_fn(|index| match LATENCY_BOUNDS_US.get(index) {
+        Some(bound) => format!("{:?}", *bound as f64 / 1e6),
+        None => "+Inf".into(),
+    })
+});
+
 fn escape(out: &mut String, text: &str, quotes: bool) {
+    if !text.contains(['\\', '\n', '"']) {
+        out.push_str(text);
+        return;
+    }
     for character in text.chars() {
         match character {
             '\\' => out.push_str("\\\\"),

@@ -76,17 +76,19 @@ impl Running<'_> {
         let added = bind_all(new.map(AsRef::as_ref), |listener| self.data.bind(listener))?;
         let removed = old.listeners.iter().filter(|listener| !has(&snapshot, listener.address)).count();
         let admin = (snapshot.admin != old.admin).then(|| bind_admin(snapshot.admin.as_ref())).transpose()?;
-        let sink = (snapshot.access_log != old.access_log).then(|| open_log(&snapshot.access_log)).transpose()?;
+        // Switched off, the old log stays open: requests in flight still end up in it, and no others.
+        let log_moves = snapshot.access_log != old.access_log && snapshot.access_log != AccessLog::Off;
+        let sink = log_moves.then(|| open_log(&snapshot.access_log)).transpose()?;
         if let Some(listener) = admin {
             self.control.set_admin(listener).map_err(|error| listen_error(snapshot.admin.as_ref(), error))?;
         }
 
         let summary = format!("{}; listeners added: {}, removed: {removed}", summary(&snapshot), added.len());
-        let generation = self.hub.publish(snapshot);
-        self.data.reload(added);
         if let Some(sink) = sink {
             self.log.redirect(sink);
         }
+        let generation = self.hub.publish(snapshot);
+        self.data.reload(added);
         Ok(format!("generation {generation}, {summary}"))
     }
 }
