@@ -1,9 +1,28 @@
 //! The only door into a running gateway: YAML file shapes are read, checked as a whole and compiled into an immutable
 //! [`Snapshot`].
+//!
+//! Text becomes a tree with places ([`tree`]), variables are put in ([`expand`]), the tree becomes typed sections
+//! ([`decode`], [`sections`]), the sections a snapshot ([`compile()`]). Each step reports all it finds and goes on.
 #![forbid(unsafe_code)]
 
 pub mod hub;
 pub mod snapshot;
 
+mod compile;
+mod decode;
+mod emit;
+mod error;
+mod expand;
+mod load;
+mod scalar;
+mod schema;
+mod sections;
+mod suggest;
+mod tree;
+
+pub use compile::{Source, compile};
+pub use error::{ConfigError, ERRORS_MAX, Errors};
 pub use hub::Hub;
+pub use load::{FILE_BYTES_MAX, load};
+pub use schema::schema;
 pub use snapshot::Snapshot;

@@ -1,0 +1,129 @@
+//! From sources to a snapshot.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::decode::{Cx, Decode, Names, Spanned};
+use crate::error::{Errors, Sink, Span};
+use crate::sections::{Compiler, File, Listener, Resolver};
+use crate::tree::{self, Node, Value};
+use crate::{Snapshot, emit, expand, snapshot};
+
+/// A configuration file, or a part of one.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// What messages call it. Relative paths of `${file:PATH}` start at its directory.
+    pub name: String,
+    pub text: String,
+}
+
+/// Checks `sources`, which are parts of one configuration, as a whole and compiles them: lists of the same name are
+/// joined in order, any other section may occur once. `env` looks environment variables up.
+/// Resolves host names and so may block.
+///
+/// # Errors
+/// All that is wrong; never empty. Where a source is not YAML, nothing but that is reported.
+pub fn compile(sources: &[Source], env: &dyn Fn(&str) -> Option<String>) -> Result<Snapshot, Errors> {
+    let mut sink = Sink::new(sources.iter().map(|source| source.name.clone()).collect());
+    if sources.is_empty() {
+        sink.error(Span::whole(0), "there is no configuration", None);
+        return Err(sink.into_errors());
+    }
+    let parts: Vec<Option<Node>> =
+        sources.iter().enumerate().map(|(index, source)| tree::parse(&source.text, index, &mut sink)).collect();
+    let Some(parts) = parts.into_iter().collect::<Option<Vec<Node>>>() else { return Err(sink.into_errors()) };
+    let Some(mut root) = merge(parts, &mut sink) else { return Err(sink.into_errors()) };
+    expand::expand(&mut root, env, &mut sink);
+    let names = Names::scan(&root, &mut sink);
+    let mut cx = Cx::new(sink, names);
+    let snapshot = File::decode(&root, &mut cx).and_then(|file| build(file, &root, &mut cx));
+    match snapshot {
+        Some(snapshot) if cx.sink.is_clean() => Ok(snapshot),
+        _ => Err(cx.sink.into_errors()),
+    }
+}
+
+/// Joins the top levels. `None` where that is not possible.
+fn merge(parts: Vec<Node>, sink: &mut Sink) -> Option<Node> {
+    let mut root: Option<Node> = None;
+    for part in parts {
+        let (span, found) = (part.span, part.found());
+        let Value::Map(entries) = part.value else {
+            sink.error(span, format!("expected a section of keys, found {found}"), Some("`listeners: …`".into()));
+            return None;
+        };
+        let Some(Node { value: Value::Map(known), .. }) = &mut root else {
+            root = Some(Node { span, value: Value::Map(entries) });
+            continue;
+        };
+        for entry in entries {
+            let Some(first) = known.iter_mut().find(|known| known.key() == entry.key()) else {
+                known.push(entry);
+                continue;
+            };
+            let place = sink.place(first.key.span);
+            match (&mut first.value.value, entry.value.value) {
+                (Value::List(items), Value::List(more)) => items.extend(more),
+                _ => {
+                    let message =
+                        format!("`{}` is defined in two files, first at {place}", tree::shortened(first.key()));
+                    sink.error(entry.key.span, message, Some("only lists are joined".into()));
+                }
+            }
+        }
+    }
+    root
+}
+
+/// Everything is looked at, so that all errors are found; what is built is good only if there was none.
+fn build(file: File, root: &Node, cx: &mut Cx) -> Option<Snapshot> {
+    let (listeners, routes) = (file.listeners.0, file.routes.0);
+    let admin = file.admin.0.map(|admin| admin.0.map(|section| snapshot::Admin { address: section.address }));
+    let written = root.get("listeners");
+    if let Some(list) = written.filter(|list| matches!(list.value, Value::List(_)) && list.items().is_empty()) {
+        let hint = "`- { name: public, address: 127.0.0.1:3000 }`";
+        cx.error(list.span, "the gateway needs at least one listener", hint);
+    }
+    check_addresses(&listeners, admin.as_ref().and_then(Option::as_ref), cx);
+
+    let mut compiler = Compiler::new(written.map_or(0, |list| list.items().len()), &routes, cx);
+    let routes = routes.into_iter().filter_map(|route| compiler.route(route, cx)).map(Arc::new).collect();
+    let routers = compiler.finish();
+
+    let mut resolver = Resolver::default();
+    let services = file.services.0.into_iter();
+    let services = services.map(|service| Arc::new(service.value.compile(&mut resolver, cx))).collect();
+
+    let runtime = file.runtime.0.map(|section| section.compile(cx));
+    let listeners = listeners.into_iter().zip(routers);
+    Some(Snapshot {
+        runtime: runtime?,
+        listeners: listeners.map(|(listener, router)| Arc::new(listener.value.compile(router))).collect(),
+        routes,
+        services,
+        admin: admin?,
+        access_log: file.access_log.0?.0,
+        drain: file.drain.0?.compile(),
+        limits: file.limits.0?.compile(),
+        redacted: emit::redacted(root),
+    })
+}
+
+/// Every listener, the operators' included, has an address of its own. Port 0 is another port each time.
+fn check_addresses(listeners: &[Spanned<Listener>], admin: Option<&snapshot::Admin>, cx: &mut Cx) {
+    let mut first: HashMap<SocketAddr, Span> = HashMap::new();
+    for Spanned { value, span } in listeners.iter().map(|listener| &listener.value.address) {
+        if value.port() == 0 {
+            continue;
+        }
+        if let Some(at) = first.get(value) {
+            let place = cx.sink.place(*at);
+            cx.error(*span, format!("two listeners have the address `{value}`, first at {place}"), None);
+        } else if admin.is_some_and(|admin| admin.address == *value) {
+            let hint = "keep operators and clients apart";
+            cx.error(*span, format!("`admin` has the address `{value}` too"), hint);
+        }
+        first.entry(*value).or_insert(*span);
+    }
+}

@@ -1,0 +1,267 @@
+//! Which requests go where.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use ringway_core::router::{RouteError, Router, RouterBuilder};
+use schemars::{Schema, SchemaGenerator, json_schema};
+
+use super::action::{HostChoice, RedirectSection, RespondSection, RewriteSection};
+use super::headers::HeaderSection;
+use super::matching::MatchSection;
+use crate::decode::{Cx, Decode, OneOrMore, Spanned, shape};
+use crate::error::Span;
+use crate::hub::UNMATCHED;
+use crate::scalar::{Int, Name, OrOff, Size, TIB, Timeout};
+use crate::snapshot::{self, Action, HostRewrite, Rewrite};
+use crate::suggest;
+use crate::tree::Node;
+
+shape! {
+    /// Which requests go where. Exactly one of `service`, `redirect` and `respond`.
+    pub(crate) struct Route {
+        /// Names it in logs and metrics. Unique. Without one it is called by its methods, host and path.
+        name: Option<Spanned<Name>>,
+        /// The listeners that it belongs to. Without it: all.
+        listeners: Option<OneOrMore<ListenerRef>>,
+        /// What it asks of a request.
+        r#match: MatchSection = "{}",
+        /// Of the routes that match a request the one with the highest priority wins.
+        priority: Int<-1_000_000, 1_000_000> = "0",
+        /// The service that requests are forwarded to.
+        service: Option<ServiceRef>,
+        /// Answer with a redirect.
+        redirect: Option<Spanned<RedirectSection>>,
+        /// Answer with this.
+        respond: Option<Spanned<RespondSection>>,
+        /// How the path is changed for the service; the query stays.
+        rewrite: Option<Spanned<RewriteSection>>,
+        /// The `Host` that the service gets. `keep`: the client's (the default). `endpoint`: the endpoint's
+        /// address. Else a host name.
+        host: Option<Spanned<HostChoice>>,
+        /// Changes of the request's headers, for the service.
+        request_headers: Option<Spanned<HeaderSection>>,
+        /// Changes of the answer's headers.
+        response_headers: HeaderSection = "{}",
+        /// How long a request may take.
+        timeouts: Option<Spanned<RouteTimeouts>>,
+        /// Limits of a request.
+        limits: RouteLimits = "{}",
+        /// Write its requests to the access log.
+        log: bool = "true",
+    }
+
+    /// How long a request may take.
+    pub(crate) struct RouteTimeouts {
+        /// From its head to the end of the answer, over all tries; 504 above.
+        request: OrOff<Timeout> = "off",
+        /// One try, from the choice of an endpoint to the answer's head; 504 above.
+        per_try: OrOff<Timeout> = "off",
+    }
+
+    /// Limits of a request.
+    pub(crate) struct RouteLimits {
+        /// Its body; 413 above.
+        body: OrOff<Size<0, TIB>> = "1MiB",
+    }
+}
+
+/// Declares a reference by name to the items of a list.
+macro_rules! reference {
+    ($($(#[$doc:meta])* $name:ident = $what:literal in $table:ident)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy)]
+        pub(crate) struct $name(usize);
+
+        impl Decode for $name {
+            fn kind() -> String {
+                concat!("the name of a ", $what).into()
+            }
+
+            fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
+                let text = String::decode(node, cx)?;
+                if let Some(index) = cx.names.$table.get(&text) {
+                    return Some(Self(*index));
+                }
+                let mut known: Vec<&str> = cx.names.$table.keys().map(String::as_str).collect();
+                known.sort_unstable();
+                let hint = suggest::hint(&text, &known, concat!("the ", stringify!($table)));
+                cx.sink.error(node.span, format!(concat!("no ", $what, " is named {}"), node.found()), hint);
+                None
+            }
+
+            fn schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string" })
+            }
+        }
+    )*};
+}
+
+reference! {
+    /// Index of a listener.
+    ListenerRef = "listener" in listeners
+    /// Index of a service.
+    ServiceRef = "service" in services
+}
+
+/// Compiles routes, one after the other, into the routers of the listeners.
+pub(crate) struct Compiler {
+    routers: Vec<RouterBuilder>,
+    /// Where the routes so far stand.
+    spans: Vec<Span>,
+    names: HashSet<String>,
+    /// How many routes have the same derived name.
+    alike: HashMap<String, usize>,
+}
+
+impl Compiler {
+    /// `listeners`: how many there are. Reports names that two of `routes` have.
+    pub(crate) fn new(listeners: usize, routes: &[Spanned<Route>], cx: &mut Cx) -> Self {
+        let mut first: HashMap<&str, Span> = HashMap::new();
+        for name in routes.iter().filter_map(|route| route.value.name.as_ref()) {
+            let text = name.value.0.as_str();
+            if text == UNMATCHED {
+                cx.error(name.span, format!("`{UNMATCHED}` is what requests without a route are counted under"), None);
+            }
+            match first.get(text) {
+                Some(at) => {
+                    let message = format!("`{text}` is the name of two routes, first at {}", cx.sink.place(*at));
+                    cx.error(name.span, message, None);
+                }
+                None => {
+                    first.insert(text, name.span);
+                }
+            }
+        }
+        let names = first.into_keys().map(str::to_owned).collect();
+        Self {
+            routers: (0..listeners).map(|_| RouterBuilder::new()).collect(),
+            spans: Vec::new(),
+            names,
+            alike: HashMap::new(),
+        }
+    }
+
+    /// The routers, by listener.
+    pub(crate) fn finish(self) -> Vec<Router> {
+        self.routers.into_iter().map(RouterBuilder::build).collect()
+    }
+
+    /// `None` after an error, which is reported.
+    pub(crate) fn route(&mut self, route: Spanned<Route>, cx: &mut Cx) -> Option<snapshot::Route> {
+        let Spanned { value: route, span } = route;
+        let parameters = self.add(&route, span, cx);
+        let name = match &route.name {
+            Some(name) => name.value.0.clone(),
+            None => self.derive_name(&route),
+        };
+        let parameters = parameters?;
+        let request_headers = route.request_headers.as_ref();
+        Some(snapshot::Route {
+            name: Arc::from(name),
+            body_bytes: route.limits.body.0.map(|size| size.0),
+            log: route.log,
+            request_headers: request_headers.map(|ops| ops.value.compile(true, &parameters, cx)).unwrap_or_default(),
+            response_headers: route.response_headers.compile(false, &parameters, cx),
+            action: action(route, span, &parameters, cx)?,
+        })
+    }
+
+    /// Adds the route to its listeners' routers; gives the names that its path captures.
+    fn add(&mut self, route: &Route, span: Span, cx: &mut Cx) -> Option<Vec<String>> {
+        let index = u32::try_from(self.spans.len()).unwrap_or(u32::MAX);
+        self.spans.push(span);
+        let spec = route.r#match.spec(route.priority.0 as i32, cx)?;
+        let listeners: Vec<usize> = match &route.listeners {
+            Some(listeners) => listeners.0.iter().map(|listener| listener.0).collect(),
+            None => (0..self.routers.len()).collect(),
+        };
+        let mut added = None;
+        for listener in listeners {
+            let Some(router) = self.routers.get_mut(listener) else { continue };
+            added = Some(router.add(index, spec.clone()));
+            if matches!(added, Some(Err(_))) {
+                break;
+            }
+        }
+        match added.unwrap_or_else(|| RouterBuilder::new().add(index, spec)) {
+            Ok(parameters) => Some(parameters),
+            Err(error) => {
+                let message = match &error {
+                    RouteError::Duplicate(earlier) => {
+                        let earlier = self.spans.get(*earlier as usize).copied().unwrap_or(span);
+                        format!("the route matches the same requests as the one at {}", cx.sink.place(earlier))
+                    }
+                    error => error.to_string(),
+                };
+                let (span, hint) = route.r#match.explain(&error, span);
+                cx.sink.error(span, message, hint);
+                None
+            }
+        }
+    }
+
+    fn derive_name(&mut self, route: &Route) -> String {
+        let summary: String =
+            route.r#match.summary().chars().filter(|c| !c.is_control() && *c != '"' && *c != '\\').collect();
+        // The next number to try, so that many alike cost no search each.
+        let number = self.alike.entry(summary.clone()).or_insert(1);
+        let mut name = summary.clone();
+        while !self.names.insert(name.clone()) {
+            *number += 1;
+            name = format!("{summary} #{number}");
+        }
+        name
+    }
+}
+
+fn action(route: Route, span: Span, parameters: &[String], cx: &mut Cx) -> Option<Action> {
+    let given = [
+        route.service.as_ref().map(|_| "`service`"),
+        route.redirect.as_ref().map(|_| "`redirect`"),
+        route.respond.as_ref().map(|_| "`respond`"),
+    ];
+    let given: Vec<&str> = given.into_iter().flatten().collect();
+    if given.len() != 1 {
+        let found = if given.is_empty() { "it has none".into() } else { format!("it has {}", given.join(" and ")) };
+        let message = format!("a route has exactly one of `service`, `redirect` and `respond`: {found}");
+        cx.error(span, message, None);
+        return None;
+    }
+    if let Some(service) = route.service {
+        return forward(route, service, parameters, cx).map(Action::Forward);
+    }
+    for (key, span) in [
+        ("rewrite", route.rewrite.as_ref().map(|section| section.span)),
+        ("host", route.host.as_ref().map(|section| section.span)),
+        ("request_headers", route.request_headers.as_ref().map(|section| section.span)),
+        ("timeouts", route.timeouts.as_ref().map(|section| section.span)),
+    ] {
+        if let Some(span) = span {
+            cx.error(span, format!("`{key}` has no effect in a route without a `service`"), None);
+        }
+    }
+    if let Some(redirect) = route.redirect {
+        return redirect.compile(parameters, cx).map(Action::Redirect);
+    }
+    route.respond?.compile(cx).map(Action::Respond)
+}
+
+fn forward(route: Route, service: ServiceRef, parameters: &[String], cx: &mut Cx) -> Option<snapshot::Forward> {
+    let rewrite = match route.rewrite {
+        Some(rewrite) => rewrite.compile(route.r#match.written(), parameters, cx),
+        None => Some(Rewrite::Keep),
+    };
+    let mut timeouts = snapshot::RouteTimeouts { request: None, per_try: None };
+    if let Some(Spanned { value, span }) = route.timeouts {
+        timeouts.request = value.request.0.map(|limit| limit.0);
+        timeouts.per_try = value.per_try.0.map(|limit| limit.0);
+        if let (Some(request), Some(per_try)) = (timeouts.request, timeouts.per_try)
+            && per_try > request
+        {
+            cx.error(span, "`per_try` is longer than the whole `request` may take", None);
+        }
+    }
+    let host = route.host.map_or(HostRewrite::Keep, |host| host.value.into());
+    Some(snapshot::Forward { service: service.0, rewrite: rewrite?, host, timeouts })
+}

@@ -1,0 +1,118 @@
+//! Where requests are forwarded to.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+pub(crate) use super::endpoint::Resolver;
+use super::endpoint::{Address, Endpoint};
+use crate::decode::{Cx, OneOrMore, shape};
+use crate::error::Span;
+use crate::scalar::{Int, KIB, MIB, Name, OrOff, Size, Timeout, choice};
+use crate::snapshot::{self, Balance};
+
+shape! {
+    /// Where requests are forwarded to.
+    pub(crate) struct Service {
+        /// Names it in routes, logs and metrics. Unique.
+        name: Name,
+        /// `host:port`, `unix:/path`, or with a weight `{ address: host:port, weight: 2 }`. A host name is resolved
+        /// once, when the file is read; each of its addresses becomes an endpoint.
+        endpoints: OneOrMore<Endpoint>,
+        /// How an endpoint is chosen. `least_loaded`: of two at random, by weight, the one with fewer requests in
+        /// flight. `round_robin`: in turn, by weight.
+        balance: Balance = "least_loaded",
+        /// Connections that are kept for the next request.
+        pool: PoolSection = "{}",
+        /// How long the service may take.
+        timeouts: ServiceTimeouts = "{}",
+        /// Status line and headers of an answer; 502 above.
+        head: Size<{ KIB }, { MIB }> = "32KiB",
+        /// Send a request again, once, on a fresh connection when a pooled one turns out to have been closed before
+        /// any answer came, if that is safe (RFC 9110 section 9.2.2).
+        retry_stale: bool = "true",
+    }
+
+    /// Connections that are kept for the next request.
+    pub(crate) struct PoolSection {
+        /// Idle connections kept per endpoint and worker.
+        idle: Int<0, 65_536> = "64",
+        /// Open connections per endpoint, all workers together; 503 above.
+        connections: OrOff<Int<1, 1_000_000>> = "off",
+        /// An idle connection is closed after this time. Keep it below the service's own.
+        idle_timeout: Timeout = "30s",
+        /// A connection is not used again after this age.
+        max_age: OrOff<Timeout> = "off",
+    }
+
+    /// How long the service may take.
+    pub(crate) struct ServiceTimeouts {
+        /// Until a connection stands; 504 above.
+        connect: Timeout = "1s",
+        /// From the request sent to the answer's head; 504 above.
+        answer: Timeout = "15s",
+        /// Between two reads of the answer's body, and between two writes of the request's.
+        idle: Timeout = "60s",
+    }
+}
+
+choice! {
+    Balance {
+        "round_robin" => Balance::RoundRobin,
+        "least_loaded" => Balance::LeastLoaded,
+    }
+}
+
+impl Service {
+    pub(crate) fn compile(self, resolver: &mut Resolver, cx: &mut Cx) -> snapshot::Service {
+        snapshot::Service {
+            name: Arc::from(self.name.0),
+            endpoints: endpoints(self.endpoints.0, resolver, cx),
+            balance: self.balance,
+            pool: snapshot::Pool {
+                idle_per_endpoint: self.pool.idle.0 as usize,
+                connections_per_endpoint: self.pool.connections.0.map(|limit| limit.0 as usize),
+                idle: self.pool.idle_timeout.0,
+                max_age: self.pool.max_age.0.map(|age| age.0),
+            },
+            timeouts: snapshot::ServiceTimeouts {
+                connect: self.timeouts.connect.0,
+                answer: self.timeouts.answer.0,
+                idle: self.timeouts.idle.0,
+                head_bytes: self.head.0 as usize,
+            },
+            retry_stale: self.retry_stale,
+        }
+    }
+}
+
+/// Resolves the endpoints. One that is written twice is an error; an address that two names share is kept once.
+fn endpoints(written: Vec<Endpoint>, resolver: &mut Resolver, cx: &mut Cx) -> Vec<snapshot::Endpoint> {
+    let mut first: HashMap<Address, Span> = HashMap::new();
+    let (mut endpoints, mut known) = (Vec::new(), HashSet::new());
+    for Endpoint { address, weight } in written {
+        if let Some(at) = first.get(&address.value) {
+            let place = cx.sink.place(*at);
+            cx.error(
+                address.span,
+                format!("the endpoint occurs twice, first at {place}"),
+                "give it a `weight` instead",
+            );
+            continue;
+        }
+        first.insert(address.value.clone(), address.span);
+        match resolver.resolve(&address.value) {
+            Ok(found) => {
+                for (label, address) in found {
+                    if known.insert(address.clone()) {
+                        endpoints.push(snapshot::Endpoint { label: Arc::from(label), address, weight });
+                    }
+                }
+            }
+            Err(error) => {
+                let message = format!("the endpoint's name cannot be resolved: {error}");
+                cx.error(address.span, message, "names are resolved when the file is read");
+            }
+        }
+    }
+    endpoints
+}
