@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::SystemTime;
 
 use ringway_config::Hub;
+use ringway_config::hub::Phase;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -22,7 +23,7 @@ pub enum Event {
     Reload,
     /// `SIGUSR1`
     ReopenLog,
-    /// The first `SIGTERM` or `SIGINT`, named. The second one ends the process at once, with exit code 143 or 130.
+    /// The first `SIGTERM` or `SIGINT`, named; the phase is `Notice` then. The second one ends the process at once, with exit code 143 or 130.
     Stop(&'static str),
 }
 
@@ -45,9 +46,9 @@ impl Control {
         let listener = admin.map(TcpListener::from_std).transpose()?;
         let (events, receiver) = channel();
         let (sender, swaps) = unbounded_channel();
-        let admin = Arc::new(Admin { hub, started: SystemTime::now() });
+        let admin = Arc::new(Admin { hub: hub.clone(), started: SystemTime::now() });
         let thread = thread::Builder::new().name("control".into()).spawn(move || {
-            runtime.spawn(signals.forward(events));
+            runtime.spawn(signals.forward(hub, events));
             runtime.block_on(serve(admin, listener, swaps));
         })?;
         drop(_context);
@@ -110,7 +111,7 @@ impl Signals {
         })
     }
 
-    async fn forward(mut self, events: Sender<Event>) {
+    async fn forward(mut self, hub: Arc<Hub>, events: Sender<Event>) {
         let mut stopping = false;
         loop {
             let (event, exit_code) = tokio::select! {
@@ -120,6 +121,8 @@ impl Signals {
                 _ = self.user.recv() => (Event::ReopenLog, 0),
             };
             if let Event::Stop(name) = event {
+                // At once, also while a reload keeps the other thread.
+                hub.set_phase(Phase::Notice);
                 if stopping {
                     tracing::warn!("{name} again: ending at once");
                     std::process::exit(exit_code);
@@ -188,13 +191,15 @@ mod tests {
 
     #[test]
     fn signals_become_events() {
-        let (control, events) = Control::start(hub(snapshot()), None).unwrap();
+        let hub = hub(snapshot());
+        let (control, events) = Control::start(hub.clone(), None).unwrap();
         for (signal, event) in
             [(Signal::HUP, Event::Reload), (Signal::USR1, Event::ReopenLog), (Signal::TERM, Event::Stop("SIGTERM"))]
         {
             kill_process(getpid(), signal).unwrap();
             assert_eq!(events.recv_timeout(Duration::from_secs(5)).unwrap(), event);
         }
+        assert_eq!(hub.phase(), Phase::Notice);
         control.stop();
     }
 }

@@ -59,16 +59,17 @@ impl Watch {
 }
 
 fn look(path: &Path) -> Vec<(PathBuf, Stat)> {
-    let mut files = vec![(path.to_path_buf(), stat(path))];
-    if let Ok(entries) = fs::read_dir(path) {
-        let yaml = entries
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml"));
-        files.extend(yaml.take(FILES_MAX).map(|path| (path.clone(), stat(&path))));
-        files.sort();
-    }
+    let Ok(entries) = fs::read_dir(path) else { return vec![(path.to_path_buf(), stat(path))] };
+    let parts = entries.flatten().map(|entry| entry.path()).filter(|path| is_part(path));
+    let mut files: Vec<_> = parts.take(FILES_MAX).map(|path| (path.clone(), stat(&path))).collect();
+    files.sort();
     files
+}
+
+/// Whether a configuration directory's file belongs to the configuration; editors keep hidden files beside those.
+fn is_part(path: &Path) -> bool {
+    let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    !hidden && path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
 }
 
 /// Follows symbolic links, so that a swapped one tells another device or inode.
@@ -153,6 +154,9 @@ mod tests {
         assert_eq!(loads(&mut watch), 1);
         fs::write(dir.path().join("b.yml"), "b").unwrap();
         assert_eq!(loads(&mut watch), 1);
+        fs::write(dir.path().join(".#b.yml"), "b").unwrap();
+        fs::write(dir.path().join("b.yml~"), "b").unwrap();
+        assert_eq!(loads(&mut watch), 0);
         fs::remove_file(dir.path().join("a.yaml")).unwrap();
         assert_eq!(loads(&mut watch), 1);
     }
