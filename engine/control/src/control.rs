@@ -1,0 +1,205 @@
+//! The control thread: the admin listener and the signals of the process, on one tokio current-thread runtime.
+
+use std::io;
+use std::net::TcpListener as StdTcpListener;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::SystemTime;
+
+use ringway_config::Hub;
+use ringway_config::hub::Phase;
+use tokio::net::TcpListener;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::admin::{Admin, Places, accept_one};
+
+/// What an operator asks for. The thread that owns the workers acts on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// `SIGHUP`
+    Reload,
+    /// `SIGUSR1`
+    ReopenLog,
+    /// The first `SIGTERM` or `SIGINT`, named; the phase is `Notice` then. The second one ends the process at once, with exit code 143 or 130.
+    Stop(&'static str),
+}
+
+/// The handle of the control thread.
+#[derive(Debug)]
+pub struct Control {
+    /// Dropped: the thread ends.
+    admin: UnboundedSender<Option<TcpListener>>,
+    handle: tokio::runtime::Handle,
+    thread: JoinHandle<()>,
+}
+
+impl Control {
+    /// Takes over the signals and serves the admin listener, a socket from [`crate::admin::bind`].
+    pub fn start(hub: Arc<Hub>, admin: Option<StdTcpListener>) -> io::Result<(Self, Receiver<Event>)> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let _context = handle.enter();
+        let signals = Signals::new()?;
+        let listener = admin.map(TcpListener::from_std).transpose()?;
+        let (events, receiver) = channel();
+        let (sender, swaps) = unbounded_channel();
+        let admin = Arc::new(Admin { hub: hub.clone(), started: SystemTime::now() });
+        let thread = thread::Builder::new().name("control".into()).spawn(move || {
+            runtime.spawn(signals.forward(hub, events));
+            runtime.block_on(serve(admin, listener, swaps));
+        })?;
+        drop(_context);
+        Ok((Self { admin: sender, handle, thread }, receiver))
+    }
+
+    /// Goes on with another admin listener, or none. Connections of the old one are served to their end.
+    pub fn set_admin(&self, listener: Option<StdTcpListener>) -> io::Result<()> {
+        let _context = self.handle.enter();
+        let listener = listener.map(TcpListener::from_std).transpose()?;
+        // Fails only when the thread has ended, at the end of the process.
+        let _ = self.admin.send(listener);
+        Ok(())
+    }
+
+    /// Ends the thread. Signals have their default effect again only in a new process.
+    pub fn stop(self) {
+        drop(self.admin);
+        let _ = self.thread.join();
+    }
+}
+
+async fn serve(
+    admin: Arc<Admin>,
+    mut listener: Option<TcpListener>,
+    mut swaps: UnboundedReceiver<Option<TcpListener>>,
+) {
+    let places = Places::new();
+    loop {
+        let accepted = async {
+            match &listener {
+                Some(listener) => accept_one(listener, &places, &admin).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            swap = swaps.recv() => match swap {
+                Some(new) => listener = new,
+                None => return,
+            },
+            () = accepted => {}
+        }
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+    user: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+            user: signal(SignalKind::user_defined1())?,
+        })
+    }
+
+    async fn forward(mut self, hub: Arc<Hub>, events: Sender<Event>) {
+        let mut stopping = false;
+        loop {
+            let (event, exit_code) = tokio::select! {
+                _ = self.terminate.recv() => (Event::Stop("SIGTERM"), 143),
+                _ = self.interrupt.recv() => (Event::Stop("SIGINT"), 130),
+                _ = self.hang_up.recv() => (Event::Reload, 0),
+                _ = self.user.recv() => (Event::ReopenLog, 0),
+            };
+            if let Event::Stop(name) = event {
+                // At once, also while a reload keeps the other thread.
+                hub.set_phase(Phase::Notice);
+                if stopping {
+                    tracing::warn!("{name} again: ending at once");
+                    std::process::exit(exit_code);
+                }
+                stopping = true;
+            }
+            // Nobody listens any more: the process is about to end.
+            let _ = events.send(event);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpStream};
+    use std::time::Duration;
+
+    use rustix::process::{Signal, getpid, kill_process};
+
+    use super::*;
+    use crate::testing::{hub, snapshot};
+
+    fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    fn bind() -> (SocketAddr, StdTcpListener) {
+        let listener = crate::admin::bind(([127, 0, 0, 1], 0).into()).unwrap();
+        (listener.local_addr().unwrap(), listener)
+    }
+
+    #[test]
+    fn answers_over_a_socket_and_moves_to_another() {
+        let (old, listener) = bind();
+        let (control, _events) = Control::start(hub(snapshot()), Some(listener)).unwrap();
+        assert!(get(old, "/ready").starts_with("HTTP/1.1 503 "));
+        assert!(get(old, "/nothing").starts_with("HTTP/1.1 404 "));
+
+        let (new, listener) = bind();
+        control.set_admin(Some(listener)).unwrap();
+        assert!(get(new, "/health").starts_with("HTTP/1.1 200 "));
+        control.set_admin(None).unwrap();
+        crate::testing::wait_for(|| TcpStream::connect(new).is_err());
+        assert!(TcpStream::connect(old).is_err());
+        control.stop();
+    }
+
+    #[test]
+    fn more_connections_than_places_wait_and_are_served() {
+        let (address, listener) = bind();
+        let (control, _events) = Control::start(hub(snapshot()), Some(listener)).unwrap();
+        let idle: Vec<_> = (0..70).map(|_| TcpStream::connect(address).unwrap()).collect();
+        let late = thread::spawn(move || get(address, "/health"));
+        thread::sleep(Duration::from_millis(50));
+        assert!(!late.is_finished());
+        drop(idle);
+        assert!(late.join().unwrap().starts_with("HTTP/1.1 200 "));
+        control.stop();
+    }
+
+    #[test]
+    fn signals_become_events() {
+        let hub = hub(snapshot());
+        let (control, events) = Control::start(hub.clone(), None).unwrap();
+        for (signal, event) in
+            [(Signal::HUP, Event::Reload), (Signal::USR1, Event::ReopenLog), (Signal::TERM, Event::Stop("SIGTERM"))]
+        {
+            kill_process(getpid(), signal).unwrap();
+            assert_eq!(events.recv_timeout(Duration::from_secs(5)).unwrap(), event);
+        }
+        assert_eq!(hub.phase(), Phase::Notice);
+        control.stop();
+    }
+}

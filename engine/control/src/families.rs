@@ -1,0 +1,139 @@
+//! Every metric that Ringway has. `docs/METRICS.md` is checked against this table.
+
+use crate::exposition::{Family, Kind};
+
+macro_rules! families {
+    ($($id:ident = $kind:ident $name:literal $unit:literal [$($label:literal),*] $help:literal)*) => {
+        $(pub const $id: Family =
+            Family { name: $name, kind: Kind::$kind, unit: $unit, labels: &[$($label),*], help: $help };)*
+        /// In the order in which they are exposed.
+        pub const ALL: &[Family] = &[$($id),*];
+    };
+}
+
+families! {
+    REQUESTS = Counter "gateway_requests_total" "" ["route", "status"]
+        "Requests answered, by route and status; route \"unmatched\" where no route matched."
+    REQUEST_DURATION = Histogram "gateway_request_duration_seconds" "seconds" ["route"]
+        "From a request's head to the end of its answer."
+    ACTIVE_CONNECTIONS = Gauge "gateway_active_connections" "" []
+        "Open client connections."
+    ACTIVE_REQUESTS = Gauge "gateway_active_requests" "" []
+        "Requests between their head and the end of their answer."
+    BACKEND_ERRORS = Counter "gateway_backend_errors_total" "" ["service", "kind"]
+        "Failed tries at a service, by what happened."
+    BACKEND_DURATION = Histogram "gateway_backend_duration_seconds" "seconds" ["service"]
+        "From a request sent to a service to the head of its answer."
+    STALE_RETRIES = Counter "gateway_backend_stale_retries_total" "" ["service"]
+        "Requests sent again on a fresh connection because the pooled one had just been closed."
+    ENDPOINT_IN_FLIGHT = Gauge "gateway_endpoint_in_flight" "" ["service", "endpoint"]
+        "Requests in flight to an endpoint."
+    ENDPOINT_IDLE = Gauge "gateway_endpoint_idle_connections" "" ["service", "endpoint"]
+        "Idle pooled connections to an endpoint."
+    ENDPOINT_OPEN = Gauge "gateway_endpoint_open_connections" "" ["service", "endpoint"]
+        "Open connections to an endpoint, idle or not."
+    ENDPOINT_REQUESTS = Counter "gateway_endpoint_requests_total" "" ["service", "endpoint"]
+        "Requests sent to an endpoint, those sent again included."
+    ENDPOINT_CONNECTS = Counter "gateway_endpoint_connects_total" "" ["service", "endpoint"]
+        "Connections made to an endpoint."
+    ENDPOINT_REUSES = Counter "gateway_endpoint_reuses_total" "" ["service", "endpoint"]
+        "Requests that found an idle connection to an endpoint."
+    ACCEPTED = Counter "gateway_connections_accepted_total" "" ["worker"]
+        "Client connections that a worker accepted."
+    HANDED_OVER = Counter "gateway_connections_handed_over_total" "" ["worker"]
+        "Client connections that a worker gave to a less busy one."
+    REFUSED = Counter "gateway_connections_refused_total" "" ["reason"]
+        "Client connections closed at once: the process (connections) or the client address (connections_per_ip) \
+         was at its limit."
+    ACCEPT_ERRORS = Counter "gateway_accept_errors_total" "" []
+        "Failed accepts, too many open files above all."
+    WORKER_CONNECTIONS = Gauge "gateway_worker_connections" "" ["worker"]
+        "Open client connections of a worker."
+    WORKER_SKEW = Gauge "gateway_worker_skew_ratio" "ratio" []
+        "Connections of the busiest worker over the mean of all workers; 1 is even, also when idle."
+    WORKER_PANICS = Counter "gateway_worker_panics_total" "" []
+        "Panics that ended a connection and nothing else. Each one is a bug."
+    DEADLINES = Counter "gateway_deadlines_total" "" []
+        "Deadlines that passed: head, body, idle, and those towards services."
+    RING_OPERATIONS = Counter "gateway_worker_ring_operations_total" "" ["worker"]
+        "Operations that a worker submitted to its ring, or waits on epoll."
+    ALLOCATIONS = Counter "gateway_worker_allocations_total" "" ["worker"]
+        "Heap allocations of a worker's thread."
+    DRIVER = Info "gateway_worker_driver_info" "" ["worker", "driver"]
+        "How a worker waits for I/O: io_uring, or epoll where io_uring is not allowed."
+    WORKER_GENERATION = Gauge "gateway_worker_config_generation" "" ["worker"]
+        "Generation of the configuration that a worker has seen last."
+    BUFFERS_IN_USE = Gauge "gateway_buffers_in_use" "" ["worker"]
+        "Buffers that a worker's connections hold now."
+    BUFFERS_MADE = Counter "gateway_buffers_made_total" "" ["worker"]
+        "Buffers that a worker's pool has allocated since the start."
+    RECEIVED_BYTES = Counter "gateway_received_bytes_total" "bytes" []
+        "Bytes received from clients."
+    SENT_BYTES = Counter "gateway_sent_bytes_total" "bytes" []
+        "Bytes sent to clients."
+    LOG_DROPPED = Counter "gateway_access_log_dropped_lines_total" "" []
+        "Access log lines dropped because the writer was behind or could not write."
+    RELOADS = Counter "gateway_config_reloads_total" "" ["result"]
+        "Configuration reloads, by result: success, or failure, which left the running one in place."
+    RELOAD_OK = Gauge "gateway_config_last_reload_successful" "" []
+        "1 if the last load of the configuration succeeded, the start included."
+    RELOAD_TIME = Gauge "gateway_config_last_reload_success_timestamp_seconds" "seconds" []
+        "Unix time of the last successful load of the configuration, the start included."
+    GENERATION = Gauge "gateway_config_generation" "" []
+        "Generation of the running configuration; 1 at the start, one more with each reload."
+    BUILD = Info "gateway_build_info" "" ["version", "commit"]
+        "What is running; commit only where the build was told it."
+    START_TIME = Gauge "gateway_start_time_seconds" "seconds" []
+        "Unix time of the start of the process."
+    RESIDENT_MEMORY = Gauge "process_resident_memory_bytes" "bytes" []
+        "Resident memory of the process."
+    OPEN_FDS = Gauge "process_open_fds" "" []
+        "Open file descriptors of the process."
+    MAX_FDS = Gauge "process_max_fds" "" []
+        "The limit on open file descriptors (RLIMIT_NOFILE, soft)."
+    CPU_SECONDS = Counter "process_cpu_seconds_total" "seconds" []
+        "Processor time of the process, user and system."
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/METRICS.md");
+    const BEGIN: &str = "<!-- families -->\n";
+    const END: &str = "<!-- /families -->\n";
+
+    fn table() -> String {
+        let row = |family: &Family| {
+            let labels: Vec<String> = family.labels.iter().map(|label| format!("`{label}`")).collect();
+            format!("| `{}` | {} | {} | {} |\n", family.name, family.kind.name(), labels.join(", "), family.help)
+        };
+        let rows: String = ALL.iter().map(row).collect();
+        format!("| name | kind | labels | meaning |\n|---|---|---|---|\n{rows}")
+    }
+
+    #[test]
+    fn the_page_has_the_table() {
+        let page = std::fs::read_to_string(PAGE).unwrap();
+        let (before, rest) = page.split_once(BEGIN).expect("docs/METRICS.md has lost the start of its table");
+        let (_, after) = rest.split_once(END).expect("docs/METRICS.md has lost the end of its table");
+        let written = [before, BEGIN, &table(), END, after].concat();
+        if std::env::var_os("RINGWAY_WRITE_DOCS").is_some() {
+            std::fs::write(PAGE, &written).unwrap();
+        }
+        let same = page == written || std::env::var_os("RINGWAY_WRITE_DOCS").is_some();
+        assert!(same, "docs/METRICS.md is old: RINGWAY_WRITE_DOCS=1 cargo test -p ringway-control families");
+    }
+
+    #[test]
+    fn names_follow_their_kind_and_unit() {
+        for family in ALL {
+            let name = family.name;
+            assert_eq!(name.ends_with("_total"), family.kind == Kind::Counter, "{name}");
+            assert_eq!(name.ends_with("_info"), family.kind == Kind::Info, "{name}");
+            let stem = name.trim_end_matches("_total");
+            assert!(stem.ends_with(family.unit), "{name}");
+            assert_eq!(ALL.iter().filter(|other| other.name == name).count(), 1, "{name}");
+        }
+    }
+}

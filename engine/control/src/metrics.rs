@@ -1,0 +1,269 @@
+//! The counters of all workers, merged into one exposition. Runs when somebody asks, off every request's path.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use ringway_config::Hub;
+use ringway_config::hub::Published;
+use ringway_core::stats::{Counter, EndpointCell, Histogram, RouteStats, WorkerCell};
+
+use crate::exposition::{Buckets, Exposition, Family, Format};
+use crate::{families as f, process};
+
+/// The version that `gateway_build_info`, `/health` and `--version` tell.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Set where the build has `RINGWAY_COMMIT` in its environment.
+pub const COMMIT: Option<&str> = option_env!("RINGWAY_COMMIT");
+
+/// Picks one counter of a cell.
+type CounterOf<Cell> = fn(&Cell) -> &Counter;
+
+/// Everything in [`crate::families::ALL`], in that order.
+pub fn render(hub: &Hub, started: SystemTime, format: Format) -> String {
+    let published = hub.published();
+    let mut out = Exposition::new(format);
+    requests(&mut out, &published, hub);
+    services(&mut out, &published);
+    endpoints(&mut out, &published);
+    workers(&mut out, hub);
+    configuration(&mut out, hub, &published);
+    this_process(&mut out, started);
+    out.finish()
+}
+
+/// The name of a worker's driver: `io_uring`, `epoll`, or `none` before it is up.
+pub fn driver_name(cell: &WorkerCell) -> &'static str {
+    match cell.driver.get() {
+        1 => "io_uring",
+        2 => "epoll",
+        _ => "none",
+    }
+}
+
+fn requests(out: &mut Exposition, published: &Published, hub: &Hub) {
+    let routes: Vec<&RouteStats> = published.routes.iter().chain([&published.unmatched]).map(AsRef::as_ref).collect();
+
+    let mut samples = out.family(&f::REQUESTS);
+    for route in &routes {
+        let mut statuses = BTreeMap::new();
+        for (status, count) in route.workers.iter().flat_map(|cell| cell.statuses()) {
+            *statuses.entry(status).or_insert(0) += count;
+        }
+        for (status, count) in statuses {
+            samples.count(&[&route.route, &status], count);
+        }
+    }
+
+    let mut samples = out.family(&f::REQUEST_DURATION);
+    for route in &routes {
+        let (buckets, sum_us) = merge(route.workers.iter().map(|cell| &cell.latency));
+        samples.histogram(&[&route.route], &buckets, sum_us);
+    }
+
+    out.family(&f::ACTIVE_CONNECTIONS).count(&[], total(hub, |cell| &cell.connections));
+    out.family(&f::ACTIVE_REQUESTS).count(&[], total(hub, |cell| &cell.requests));
+}
+
+fn services(out: &mut Exposition, published: &Published) {
+    let mut samples = out.family(&f::BACKEND_ERRORS);
+    for service in &published.services {
+        let mut kinds = BTreeMap::new();
+        for (kind, count) in service.workers.iter().flat_map(|cell| cell.errors()) {
+            *kinds.entry(kind).or_insert(0) += count;
+        }
+        for (kind, count) in kinds {
+            samples.count(&[&service.service, kind], count);
+        }
+    }
+
+    let mut samples = out.family(&f::BACKEND_DURATION);
+    for service in &published.services {
+        let (buckets, sum_us) = merge(service.workers.iter().map(|cell| &cell.latency));
+        samples.histogram(&[&service.service], &buckets, sum_us);
+    }
+
+    let mut samples = out.family(&f::STALE_RETRIES);
+    for service in &published.services {
+        let retries = service.workers.iter().map(|cell| cell.stale_retries.get()).sum();
+        samples.count(&[&service.service], retries);
+    }
+}
+
+fn endpoints(out: &mut Exposition, published: &Published) {
+    let columns: [(&'static Family, CounterOf<EndpointCell>); 6] = [
+        (&f::ENDPOINT_IN_FLIGHT, |cell| &cell.in_flight),
+        (&f::ENDPOINT_IDLE, |cell| &cell.idle),
+        (&f::ENDPOINT_OPEN, |cell| &cell.open),
+        (&f::ENDPOINT_REQUESTS, |cell| &cell.requests),
+        (&f::ENDPOINT_CONNECTS, |cell| &cell.connects),
+        (&f::ENDPOINT_REUSES, |cell| &cell.reuses),
+    ];
+    for (family, counter) in columns {
+        let mut samples = out.family(family);
+        for endpoint in published.endpoints.iter().flatten() {
+            let sum = endpoint.workers.iter().map(|cell| counter(cell).get()).sum();
+            samples.count(&[&endpoint.service, &endpoint.endpoint], sum);
+        }
+    }
+}
+
+fn workers(out: &mut Exposition, hub: &Hub) {
+    per_worker(out, hub, &f::ACCEPTED, |cell| &cell.accepted);
+    per_worker(out, hub, &f::HANDED_OVER, |cell| &cell.handed_over);
+    out.family(&f::REFUSED)
+        .count(&["connections"], total(hub, |cell| &cell.refused_total))
+        .count(&["connections_per_ip"], total(hub, |cell| &cell.refused_per_ip));
+    out.family(&f::ACCEPT_ERRORS).count(&[], total(hub, |cell| &cell.accept_errors));
+    per_worker(out, hub, &f::WORKER_CONNECTIONS, |cell| &cell.connections);
+    let connections: Vec<u64> = hub.workers.workers.iter().map(|cell| cell.connections.get()).collect();
+    out.family(&f::WORKER_SKEW).value(&[], skew(&connections));
+    out.family(&f::WORKER_PANICS).count(&[], total(hub, |cell| &cell.panics));
+    out.family(&f::DEADLINES).count(&[], total(hub, |cell| &cell.deadlines));
+    per_worker(out, hub, &f::RING_OPERATIONS, |cell| &cell.ring_ops);
+    per_worker(out, hub, &f::ALLOCATIONS, |cell| &cell.allocations);
+    let mut samples = out.family(&f::DRIVER);
+    for (worker, cell) in hub.workers.workers.iter().enumerate() {
+        samples.count(&[&worker.to_string(), driver_name(cell)], 1);
+    }
+    per_worker(out, hub, &f::WORKER_GENERATION, |cell| &cell.generation);
+    per_worker(out, hub, &f::BUFFERS_IN_USE, |cell| &cell.buffers_in_use);
+    per_worker(out, hub, &f::BUFFERS_MADE, |cell| &cell.buffers_made);
+    out.family(&f::RECEIVED_BYTES).count(&[], total(hub, |cell| &cell.client_bytes_in));
+    out.family(&f::SENT_BYTES).count(&[], total(hub, |cell| &cell.client_bytes_out));
+    out.family(&f::LOG_DROPPED).count(&[], hub.log.dropped_lines());
+}
+
+fn configuration(out: &mut Exposition, hub: &Hub, published: &Published) {
+    let reloads = &hub.reloads;
+    out.family(&f::RELOADS)
+        .count(&["success"], reloads.succeeded.load(Ordering::Relaxed))
+        .count(&["failure"], reloads.failed.load(Ordering::Relaxed));
+    out.family(&f::RELOAD_OK).count(&[], reloads.last_ok.load(Ordering::Relaxed).into());
+    out.family(&f::RELOAD_TIME).value(&[], reloads.last_success_ms.load(Ordering::Relaxed) as f64 / 1e3);
+    out.family(&f::GENERATION).count(&[], published.generation);
+}
+
+fn this_process(out: &mut Exposition, started: SystemTime) {
+    out.family(&f::BUILD).count(&[VERSION, COMMIT.unwrap_or_default()], 1);
+    out.family(&f::START_TIME).value(&[], process::unix_ms(started) as f64 / 1e3);
+    let gauges = [
+        (&f::RESIDENT_MEMORY, process::resident_bytes()),
+        (&f::OPEN_FDS, process::open_fds()),
+        (&f::MAX_FDS, process::max_fds()),
+    ];
+    for (family, value) in gauges {
+        let mut samples = out.family(family);
+        if let Some(value) = value {
+            samples.count(&[], value);
+        }
+    }
+    out.family(&f::CPU_SECONDS).value(&[], process::cpu_seconds());
+}
+
+fn per_worker(out: &mut Exposition, hub: &Hub, family: &'static Family, counter: CounterOf<WorkerCell>) {
+    let mut samples = out.family(family);
+    for (worker, cell) in hub.workers.workers.iter().enumerate() {
+        samples.count(&[&worker.to_string()], counter(cell).get());
+    }
+}
+
+fn total(hub: &Hub, counter: CounterOf<WorkerCell>) -> u64 {
+    hub.workers.workers.iter().map(|cell| counter(cell).get()).sum()
+}
+
+fn merge<'a>(histograms: impl Iterator<Item = &'a Histogram>) -> (Buckets, u64) {
+    histograms.fold((Buckets::default(), 0), |(mut sums, sum_us), histogram| {
+        sums.iter_mut().zip(histogram.buckets()).for_each(|(sum, count)| *sum += count);
+        (sums, sum_us + histogram.sum_us())
+    })
+}
+
+/// The largest over the mean.
+fn skew(connections: &[u64]) -> f64 {
+    let (largest, sum) = (connections.iter().max().copied().unwrap_or(0), connections.iter().sum::<u64>());
+    if sum == 0 { 1.0 } else { largest as f64 * connections.len() as f64 / sum as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    use ringway_core::stats::BackendError;
+
+    use super::*;
+    use crate::families;
+    use crate::testing::{hub, snapshot};
+
+    fn busy_hub() -> std::sync::Arc<Hub> {
+        let mut snapshot = snapshot();
+        snapshot.runtime.workers = Some(2);
+        let hub = hub(snapshot);
+        let published = hub.published();
+        published.unmatched.workers[0].record(404, 1_000);
+        for worker in 0..2 {
+            published.routes[0].workers[worker].record(200, 300);
+            published.services[0].workers[worker].record_error(BackendError::Connect);
+            published.endpoints[0][0].workers[worker].requests.add(3);
+            hub.workers.workers[worker].connections.set(1 + 2 * worker as u64);
+            hub.workers.workers[worker].driver.set(1 + worker as u64);
+        }
+        hub
+    }
+
+    #[test]
+    fn workers_are_merged_and_told_apart() {
+        let text = render(&busy_hub(), SystemTime::now(), Format::Text);
+        for line in [
+            r#"gateway_requests_total{route="unmatched",status="404"} 1"#,
+            r#"gateway_requests_total{route="products \"old\"",status="200"} 2"#,
+            r#"gateway_request_duration_seconds_bucket{route="products \"old\"",le="0.0005"} 2"#,
+            r#"gateway_request_duration_seconds_sum{route="products \"old\""} 0.000600"#,
+            r#"gateway_backend_errors_total{service="product",kind="connect"} 2"#,
+            r#"gateway_backend_errors_total{service="product",kind="reset"} 0"#,
+            r#"gateway_endpoint_requests_total{service="product",endpoint="127.0.0.1:9"} 6"#,
+            r#"gateway_active_connections 4"#,
+            r#"gateway_worker_connections{worker="1"} 3"#,
+            r#"gateway_worker_skew_ratio 1.5"#,
+            r#"gateway_worker_driver_info{worker="0",driver="io_uring"} 1"#,
+            r#"gateway_worker_driver_info{worker="1",driver="epoll"} 1"#,
+            r#"gateway_config_generation 1"#,
+        ] {
+            assert!(text.lines().any(|seen| seen == line), "{line}\nis not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn every_family_is_exposed_once_and_in_order() {
+        let text = render(&busy_hub(), SystemTime::now(), Format::Text);
+        let exposed: Vec<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        let described: Vec<&str> = families::ALL.iter().map(|family| family.name).collect();
+        assert_eq!(exposed, described);
+    }
+
+    #[test]
+    fn skew_is_one_when_even_or_idle() {
+        assert_eq!(skew(&[0, 0]), 1.0);
+        assert_eq!(skew(&[5, 5]), 1.0);
+        assert_eq!(skew(&[4, 0]), 2.0);
+        assert_eq!(skew(&[]), 1.0);
+    }
+
+    #[test]
+    fn promtool_finds_nothing_to_say() {
+        let mut promtool = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("promtool is needed: apt-get install prometheus");
+        let text = render(&busy_hub(), SystemTime::now(), Format::Text);
+        promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let output = promtool.wait_with_output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success() && said.is_empty(), "{}", String::from_utf8_lossy(&said));
+    }
+}

@@ -1,0 +1,294 @@
+//! A new configuration for a running gateway: all of it or nothing.
+//!
+//! Everything that can fail, reading the file, binding new listeners, opening the log, is done before the snapshot is
+//! published. Runs on the thread that owns the workers; none of them waits for it.
+
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use ringway_config::snapshot::{AccessLog, Admin, Listener, Runtime};
+use ringway_config::{Hub, Snapshot};
+
+use crate::access_log::{LogWriter, Sink};
+use crate::admin;
+use crate::control::Control;
+use crate::process::unix_ms;
+
+/// Listening sockets of one address, one for each worker.
+pub type Sockets = (SocketAddr, Vec<TcpListener>);
+
+/// What a reload asks of the data plane, which this crate does not know.
+pub trait DataPlane {
+    /// One socket for each worker.
+    fn bind(&self, listener: &Listener) -> io::Result<Vec<TcpListener>>;
+    /// Called after a snapshot was published, with the sockets of addresses that are new in it.
+    fn reload(&self, added: Vec<Sockets>);
+}
+
+/// The parts of a running gateway that a reload touches.
+#[derive(Clone, Copy)]
+pub struct Running<'a> {
+    pub hub: &'a Hub,
+    pub data: &'a dyn DataPlane,
+    pub control: &'a Control,
+    pub log: &'a LogWriter,
+}
+
+/// Why a configuration cannot be put to work. Each message is one line, those of a file one line an error.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    #[error("{0}")]
+    Config(ringway_config::Errors),
+    #[error("`runtime` cannot change while the process runs ({0}); restart it to change that")]
+    Runtime(String),
+    #[error("{what}: cannot listen on {address}: {error}{hint}", hint = hint(.error, .address))]
+    Listen { what: String, address: SocketAddr, error: io::Error },
+    #[error("access log: cannot open {path}: {error}")]
+    AccessLog { path: String, error: io::Error },
+}
+
+impl Running<'_> {
+    /// Loads the file and puts it to work, or keeps what runs. Logs and counts how it went.
+    pub fn reload(self, source: &Path) -> bool {
+        let result = ringway_config::load(source).map_err(Refused::Config).and_then(|snapshot| self.apply(snapshot));
+        match &result {
+            Ok(summary) => tracing::info!("configuration reloaded: {summary}"),
+            Err(refused) => {
+                tracing::error!("configuration refused, the running one stays:");
+                refused.to_string().lines().for_each(|line| tracing::error!("{line}"));
+            }
+        }
+        record(self.hub, result.is_ok());
+        result.is_ok()
+    }
+
+    /// Puts a snapshot to work and says what it is in a few words.
+    fn apply(self, snapshot: Snapshot) -> Result<String, Refused> {
+        let old = self.hub.published().snapshot.clone();
+        if snapshot.runtime != old.runtime {
+            return Err(Refused::Runtime(difference(&old.runtime, &snapshot.runtime)));
+        }
+        let has = |snapshot: &Snapshot, address| snapshot.listeners.iter().any(|other| other.address == address);
+        let new = snapshot.listeners.iter().filter(|listener| !has(&old, listener.address));
+        let added = bind_all(new.map(AsRef::as_ref), |listener| self.data.bind(listener))?;
+        let removed = old.listeners.iter().filter(|listener| !has(&snapshot, listener.address)).count();
+        let admin = (snapshot.admin != old.admin).then(|| bind_admin(snapshot.admin.as_ref())).transpose()?;
+        // Switched off, the old log stays open: requests in flight still end up in it, and no others.
+        let log_moves = snapshot.access_log != old.access_log && snapshot.access_log != AccessLog::Off;
+        let sink = log_moves.then(|| open_log(&snapshot.access_log)).transpose()?;
+        if let Some(listener) = admin {
+            self.control.set_admin(listener).map_err(|error| listen_error(snapshot.admin.as_ref(), error))?;
+        }
+
+        let summary = format!("{}; listeners added: {}, removed: {removed}", summary(&snapshot), added.len());
+        if let Some(sink) = sink {
+            self.log.redirect(sink);
+        }
+        let generation = self.hub.publish(snapshot);
+        self.data.reload(added);
+        Ok(format!("generation {generation}, {summary}"))
+    }
+}
+
+/// What a configuration holds: `1 listener, 3 routes, 2 services`.
+pub fn summary(snapshot: &Snapshot) -> String {
+    let counts = [
+        ("listener", snapshot.listeners.len()),
+        ("route", snapshot.routes.len()),
+        ("service", snapshot.services.len()),
+    ];
+    counts.map(|(name, count)| format!("{count} {name}{}", if count == 1 { "" } else { "s" })).join(", ")
+}
+
+/// Counts a reload. The start counts neither as success nor as failure: [`record_start`].
+fn record(hub: &Hub, ok: bool) {
+    let reloads = &hub.reloads;
+    let counter = if ok { &reloads.succeeded } else { &reloads.failed };
+    counter.fetch_add(1, Ordering::Relaxed);
+    reloads.last_ok.store(ok.into(), Ordering::Relaxed);
+    if ok {
+        reloads.last_success_ms.store(unix_ms(SystemTime::now()), Ordering::Relaxed);
+    }
+}
+
+/// Notes that the configuration of the start was good.
+pub fn record_start(hub: &Hub) {
+    hub.reloads.last_ok.store(1, Ordering::Relaxed);
+    hub.reloads.last_success_ms.store(unix_ms(SystemTime::now()), Ordering::Relaxed);
+}
+
+/// Binds these listeners, or says which one cannot be bound.
+pub fn bind_all<'a>(
+    listeners: impl Iterator<Item = &'a Listener>,
+    bind: impl Fn(&Listener) -> io::Result<Vec<TcpListener>>,
+) -> Result<Vec<Sockets>, Refused> {
+    listeners
+        .map(|listener| match bind(listener) {
+            Ok(sockets) => Ok((listener.address, sockets)),
+            Err(error) => {
+                let what = format!("listener `{}`", listener.name);
+                Err(Refused::Listen { what, address: listener.address, error })
+            }
+        })
+        .collect()
+}
+
+/// Binds the admin listener where there is one.
+pub fn bind_admin(admin: Option<&Admin>) -> Result<Option<TcpListener>, Refused> {
+    admin.map(|admin| admin::bind(admin.address)).transpose().map_err(|error| listen_error(admin, error))
+}
+
+/// Opens the access log.
+pub fn open_log(target: &AccessLog) -> Result<Sink, Refused> {
+    Sink::open(target).map_err(|error| {
+        let path = match target {
+            AccessLog::File(path) => path.display().to_string(),
+            _ => "stdout".into(),
+        };
+        Refused::AccessLog { path, error }
+    })
+}
+
+fn listen_error(admin: Option<&Admin>, error: io::Error) -> Refused {
+    let address = admin.map_or(([0, 0, 0, 0], 0).into(), |admin| admin.address);
+    Refused::Listen { what: "admin".into(), address, error }
+}
+
+fn hint(error: &io::Error, address: &SocketAddr) -> String {
+    let port = address.port();
+    match error.kind() {
+        ErrorKind::AddrInUse => format!("; `ss -ltnp sport = :{port}` shows which process has it"),
+        ErrorKind::PermissionDenied => format!("; port {port} needs the capability CAP_NET_BIND_SERVICE"),
+        ErrorKind::AddrNotAvailable => "; no interface of this machine has that address".into(),
+        _ => String::new(),
+    }
+}
+
+/// Names what differs.
+fn difference(old: &Runtime, new: &Runtime) -> String {
+    let Runtime { workers, pin, cores, driver, ring_entries } = old;
+    let fields = [
+        ("workers", *workers != new.workers),
+        ("pin", *pin != new.pin),
+        ("cores", *cores != new.cores),
+        ("driver", *driver != new.driver),
+        ("ring_entries", *ring_entries != new.ring_entries),
+    ];
+    let changed: Vec<&str> = fields.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect();
+    format!("changed: {}", changed.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::{hub, listener, snapshot};
+
+    /// Notes what it was asked to do. Port 99 is in use.
+    #[derive(Default)]
+    struct Plane {
+        bound: RefCell<Vec<u16>>,
+        added: RefCell<Vec<u16>>,
+    }
+
+    impl DataPlane for Plane {
+        fn bind(&self, listener: &Listener) -> io::Result<Vec<TcpListener>> {
+            self.bound.borrow_mut().push(listener.address.port());
+            if listener.address.port() == 99 { Err(ErrorKind::AddrInUse.into()) } else { Ok(vec![]) }
+        }
+
+        fn reload(&self, added: Vec<Sockets>) {
+            self.added.borrow_mut().extend(added.iter().map(|(address, _)| address.port()));
+        }
+    }
+
+    fn with_running(test: impl FnOnce(Running<'_>, &Plane)) {
+        let hub = hub(snapshot());
+        let (control, _events) = Control::start(hub.clone(), None).unwrap();
+        let log = LogWriter::start(hub.clone(), Sink::open(&AccessLog::Off).unwrap()).unwrap();
+        let plane = Plane::default();
+        test(Running { hub: &hub, data: &plane, control: &control, log: &log }, &plane);
+        control.stop();
+        assert!(log.finish(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn only_new_listeners_are_bound_and_handed_over() {
+        with_running(|running, plane| {
+            let mut new = snapshot();
+            new.listeners.push(Arc::new(listener(2)));
+            let summary = running.apply(new).unwrap();
+            assert_eq!(summary, "generation 2, 2 listeners, 1 route, 1 service; listeners added: 1, removed: 0");
+            assert_eq!((plane.bound.take(), plane.added.take()), (vec![2], vec![2]));
+
+            let summary = running.apply(snapshot()).unwrap();
+            assert!(summary.contains("; listeners added: 0, removed: 1"), "{summary}");
+            assert_eq!((plane.bound.take(), plane.added.take()), (vec![], vec![]));
+            assert_eq!(running.hub.published().generation, 3);
+        });
+    }
+
+    #[test]
+    fn nothing_changes_when_a_listener_cannot_be_bound() {
+        with_running(|running, plane| {
+            let mut new = snapshot();
+            new.listeners.extend([Arc::new(listener(2)), Arc::new(listener(99))]);
+            let refused = running.apply(new).unwrap_err().to_string();
+            assert!(refused.starts_with("listener `web`: cannot listen on 127.0.0.1:99: "), "{refused}");
+            assert!(refused.ends_with("; `ss -ltnp sport = :99` shows which process has it"), "{refused}");
+            assert_eq!(running.hub.published().generation, 1);
+            assert!(plane.added.take().is_empty());
+        });
+    }
+
+    #[test]
+    fn the_runtime_and_a_log_that_cannot_be_opened_are_refused() {
+        with_running(|running, _| {
+            let mut new = snapshot();
+            (new.runtime.workers, new.runtime.pin) = (Some(7), true);
+            let refused = running.apply(new).unwrap_err().to_string();
+            assert!(refused.contains("(changed: workers, pin)"), "{refused}");
+
+            let mut new = snapshot();
+            new.access_log = AccessLog::File("/no/such/directory/access.log".into());
+            let refused = running.apply(new).unwrap_err().to_string();
+            assert!(refused.contains("cannot open /no/such/directory/access.log: "), "{refused}");
+            assert_eq!(running.hub.published().generation, 1);
+        });
+    }
+
+    #[test]
+    fn the_admin_listener_and_the_log_follow() {
+        with_running(|running, _| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("access.log");
+            let probe = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = probe.local_addr().unwrap();
+            drop(probe);
+            let mut new = snapshot();
+            new.admin = Some(Admin { address });
+            new.access_log = AccessLog::File(path.clone());
+            running.apply(new).unwrap();
+            std::net::TcpStream::connect(address).unwrap();
+            assert!(path.exists());
+        });
+    }
+
+    #[test]
+    fn a_bad_file_is_counted() {
+        with_running(|running, _| {
+            record_start(running.hub);
+            assert!(!running.reload(Path::new("/no/such/file.yaml")));
+            let reloads = &running.hub.reloads;
+            assert_eq!(reloads.failed.load(Ordering::Relaxed), 1);
+            assert_eq!(reloads.last_ok.load(Ordering::Relaxed), 0);
+            assert!(reloads.last_success_ms.load(Ordering::Relaxed) > 0);
+        });
+    }
+}

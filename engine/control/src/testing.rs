@@ -1,0 +1,78 @@
+//! What the tests of several modules need.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ringway_config::snapshot::*;
+use ringway_config::{Hub, Snapshot};
+use ringway_core::router::RouterBuilder;
+
+/// One listener, one route whose name needs escapes, one service with one endpoint.
+pub(crate) fn snapshot() -> Snapshot {
+    let second = Duration::from_secs(1);
+    let route = Route {
+        name: "products \"old\"".into(),
+        action: Action::Respond(Respond { status: 200, content_type: "".into(), body: [].into() }),
+        request_headers: Default::default(),
+        response_headers: Default::default(),
+        body_bytes: None,
+        log: true,
+    };
+    let service = Service {
+        name: "product".into(),
+        endpoints: vec![Endpoint {
+            label: "127.0.0.1:9".into(),
+            address: EndpointAddress::Tcp(([127, 0, 0, 1], 9).into()),
+            weight: 1,
+        }],
+        balance: Balance::RoundRobin,
+        pool: Pool { idle_per_endpoint: 1, connections_per_endpoint: None, idle: second, max_age: None },
+        timeouts: ServiceTimeouts { connect: second, answer: second, idle: second, head_bytes: 1024 },
+        retry_stale: true,
+    };
+    Snapshot {
+        runtime: Runtime { workers: Some(1), pin: false, cores: vec![], driver: DriverChoice::Auto, ring_entries: 64 },
+        listeners: vec![Arc::new(listener(1))],
+        routes: vec![Arc::new(route)],
+        services: vec![Arc::new(service)],
+        admin: None,
+        access_log: AccessLog::Off,
+        drain: Drain { notice: second, timeout: second },
+        limits: GlobalLimits { connections: 10, connections_per_ip: None },
+        redacted: "listeners: []\n".into(),
+    }
+}
+
+/// A listener called `web` on this port of 127.0.0.1.
+pub(crate) fn listener(port: u16) -> Listener {
+    let second = Duration::from_secs(1);
+    Listener {
+        name: "web".into(),
+        address: ([127, 0, 0, 1], port).into(),
+        backlog: 16,
+        router: RouterBuilder::new().build(),
+        path: Default::default(),
+        limits: ListenerLimits { head_bytes: 1024, headers: 8, requests_per_connection: None, pipelined: 1 },
+        timeouts: ListenerTimeouts { head: second, idle: second, body: second, body_rate: 0, write: second },
+        trusted_proxies: vec![],
+        forwarded: ForwardedHeaders { x_forwarded: true, forwarded: false },
+        via: "ringway".into(),
+        trace: TraceStart::Off,
+        proxy_status: false,
+        server_timing: false,
+    }
+}
+
+pub(crate) fn hub(snapshot: Snapshot) -> Arc<Hub> {
+    let workers = snapshot.runtime.workers.unwrap_or(1);
+    Hub::new(snapshot, workers)
+}
+
+/// Waits until it is so; fails after five seconds.
+pub(crate) fn wait_for(it_is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !it_is_so() {
+        assert!(start.elapsed() < Duration::from_secs(5), "waited for five seconds");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

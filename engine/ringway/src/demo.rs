@@ -1,0 +1,109 @@
+//! `ringway demo`: the gateway of `configs/quickstart.yaml` in front of three services that run in this process.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringway_config::snapshot::Admin;
+use ringway_config::{Snapshot, Source};
+
+use crate::demo_services::Services;
+use crate::failure::Failure;
+use crate::gateway;
+
+const QUICKSTART: &str = include_str!("../../../configs/quickstart.yaml");
+const QUICKSTART_NAME: &str = "configs/quickstart.yaml";
+
+pub(crate) fn run(listen: SocketAddr, admin: SocketAddr) -> Result<(), Failure> {
+    let services =
+        Services::start().map_err(|error| Failure::runtime(format!("the demo's services cannot start: {error}")))?;
+    let mut snapshot = compile(&services)?;
+    relocate(&mut snapshot, listen, admin)?;
+    let welcome = welcome(listen, admin, &services);
+    gateway::run(snapshot, None, || {
+        // Nobody may be reading.
+        let _ = io::stdout().write_all(welcome.as_bytes());
+    })
+}
+
+/// The quickstart with the services of this process.
+fn compile(services: &Services) -> Result<Snapshot, Failure> {
+    let source = Source { name: QUICKSTART_NAME.into(), text: QUICKSTART.into() };
+    let environment = |name: &str| match name {
+        "PRODUCT_SERVICE" => Some(services.product.to_string()),
+        "ORDER_SERVICE" => Some(services.order.to_string()),
+        "AUTH_SERVICE" => Some(services.auth.to_string()),
+        _ => std::env::var(name).ok(),
+    };
+    ringway_config::compile(&[source], &environment).map_err(Failure::usage)
+}
+
+fn relocate(snapshot: &mut Snapshot, listen: SocketAddr, admin: SocketAddr) -> Result<(), Failure> {
+    let listener = snapshot.listeners.first_mut().and_then(Arc::get_mut);
+    listener.ok_or_else(|| Failure::usage(format!("{QUICKSTART_NAME} has no listener")))?.address = listen;
+    snapshot.admin = Some(Admin { address: admin });
+    // No load balancer needs a notice here, and who presses Ctrl-C does not want to wait for it.
+    snapshot.drain.notice = Duration::ZERO;
+    Ok(())
+}
+
+fn welcome(listen: SocketAddr, admin: SocketAddr, services: &Services) -> String {
+    let Services { product, order, auth } = services;
+    format!(
+        "
+Ringway demo
+
+  gateway          http://{listen}   as {QUICKSTART_NAME} says
+  admin            http://{admin}   /health /ready /metrics /config
+  product service  http://{product}
+  order service    http://{order}
+  auth service     http://{auth}
+
+Try:
+
+{}
+
+Ctrl-C drains and ends.
+
+",
+        curl_lines(listen, admin).map(|line| format!("  {line}")).join("\n")
+    )
+}
+
+/// What the welcome tells people to type.
+fn curl_lines(listen: SocketAddr, admin: SocketAddr) -> [String; 3] {
+    [
+        format!("curl -i http://{listen}/api/products/42"),
+        format!(
+            "curl -i http://{listen}/api/orders -H 'Content-Type: application/json' \
+             -d '{{\"productId\":42,\"quantity\":1}}'"
+        ),
+        format!("curl -s http://{admin}/metrics | grep '^gateway_requests_total'"),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_quickstart_compiles_and_moves_to_the_given_addresses() {
+        let services = Services::start().unwrap();
+        let mut snapshot = compile(&services).unwrap();
+        let (listen, admin) = ("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap());
+        relocate(&mut snapshot, listen, admin).unwrap();
+        assert_eq!(snapshot.listeners[0].address, listen);
+        assert_eq!(snapshot.admin, Some(Admin { address: admin }));
+    }
+
+    #[test]
+    fn the_welcome_names_everything() {
+        let services = Services::start().unwrap();
+        let text = welcome("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap(), &services);
+        assert_eq!(text.lines().filter(|line| line.starts_with("  curl ")).count(), 3);
+        for address in [services.product, services.order, services.auth] {
+            assert!(text.contains(&address.to_string()));
+        }
+    }
+}

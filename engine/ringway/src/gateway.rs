@@ -1,0 +1,162 @@
+//! The life of the process: start, events, drain.
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use ringway_config::Snapshot;
+use ringway_config::hub::{Hub, Phase};
+use ringway_config::snapshot::{DriverChoice, Listener};
+use ringway_control::access_log::LogWriter;
+use ringway_control::reload::{self, DataPlane, Running, Sockets};
+use ringway_control::watch::{POLL_EVERY, Watch};
+use ringway_control::{Control, Event};
+use ringway_core::stats::Driver;
+use ringway_data::Workers;
+
+use crate::descriptors;
+use crate::failure::Failure;
+
+/// How long the last lines of the access log may take at the end.
+const LOG_FLUSH_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// A gateway that runs.
+struct Gateway {
+    hub: Arc<Hub>,
+    plane: Plane,
+    control: Control,
+    log: LogWriter,
+    events: Receiver<Event>,
+}
+
+/// The workers as a reload sees them.
+struct Plane {
+    workers: Workers,
+    count: usize,
+}
+
+/// Runs a gateway until it is told to stop and has drained. `source` is watched and reloaded; without it the
+/// configuration stays. `up` is called once requests are served.
+pub(crate) fn run(snapshot: Snapshot, source: Option<Watch>, up: impl FnOnce()) -> Result<(), Failure> {
+    let gateway = Gateway::start(snapshot)?;
+    gateway.announce();
+    up();
+    let result = gateway.attend(source);
+    gateway.drain();
+    result
+}
+
+impl Gateway {
+    /// Binds, opens and starts everything, what can fail first.
+    fn start(snapshot: Snapshot) -> Result<Self, Failure> {
+        let count = ringway_data::workers_of(&snapshot.runtime);
+        descriptors::raise();
+        descriptors::check(&snapshot, count)?;
+        let listeners = snapshot.listeners.iter().map(AsRef::as_ref);
+        let sockets = reload::bind_all(listeners, |listener| bind(listener, count))?;
+        let admin = reload::bind_admin(snapshot.admin.as_ref())?;
+        let sink = reload::open_log(&snapshot.access_log)?;
+
+        let hub = Hub::new(snapshot, count);
+        reload::record_start(&hub);
+        let log = LogWriter::start(hub.clone(), sink).map_err(|error| start_error("access-log", &error))?;
+        let (control, events) = Control::start(hub.clone(), admin).map_err(|error| start_error("control", &error))?;
+        ringway_data::set_allocation_counter(crate::alloc::allocations);
+        let workers = Workers::start(hub.clone(), sockets).map_err(Failure::runtime)?;
+        hub.set_phase(Phase::Running);
+        Ok(Self { hub, plane: Plane { workers, count }, control, log, events })
+    }
+
+    fn announce(&self) {
+        let snapshot = &self.hub.published().snapshot;
+        let fallen_back = self.hub.workers.workers.iter().filter(|cell| cell.driver.get() == Driver::Epoll as u64);
+        let fallen_back = fallen_back.count();
+        if fallen_back > 0 && snapshot.runtime.driver != DriverChoice::Epoll {
+            tracing::warn!(
+                "io_uring is not available (an old kernel, a seccomp filter or `kernel.io_uring_disabled`): \
+                 {fallen_back} of {} workers use epoll instead",
+                self.plane.count
+            );
+        }
+        for listener in &snapshot.listeners {
+            tracing::info!("listener `{}` on {}", listener.name, listener.address);
+        }
+        if let Some(admin) = &snapshot.admin {
+            tracing::info!("admin on {}", admin.address);
+        }
+        tracing::info!("up: {}, workers: {}", reload::summary(snapshot), self.plane.count);
+    }
+
+    /// Acts on what the operator asks for until that is to stop.
+    fn attend(&self, mut source: Option<Watch>) -> Result<(), Failure> {
+        let running = Running { hub: &self.hub, data: &self.plane, control: &self.control, log: &self.log };
+        loop {
+            match (self.events.recv_timeout(POLL_EVERY), &mut source) {
+                (Ok(Event::Stop(signal)), _) => {
+                    tracing::info!("{signal}: draining");
+                    return Ok(());
+                }
+                (Ok(Event::ReopenLog), _) => self.log.reopen(),
+                (Ok(Event::Reload), Some(watch)) => {
+                    watch.loading();
+                    running.reload(watch.path());
+                }
+                (Ok(Event::Reload), None) => tracing::warn!("SIGHUP: a built-in configuration, nothing to reload"),
+                (Err(RecvTimeoutError::Timeout), Some(watch)) => {
+                    if watch.poll() {
+                        running.reload(watch.path());
+                    }
+                }
+                (Err(RecvTimeoutError::Timeout), None) => {}
+                (Err(RecvTimeoutError::Disconnected), _) => {
+                    return Err(Failure::runtime("the control thread has ended unexpectedly"));
+                }
+            }
+        }
+    }
+
+    /// Not ready, then no new connections, then the end of those that are open. Meanwhile the control thread still
+    /// answers, and ends the process on a second signal.
+    fn drain(self) {
+        let drain = self.hub.published().snapshot.drain;
+        self.hub.set_phase(Phase::Notice);
+        let notice = Instant::now();
+        while let Some(left) = drain.notice.checked_sub(notice.elapsed()).filter(|left| !left.is_zero()) {
+            // Only a lost control thread ends this early; other events do not matter any more.
+            if self.events.recv_timeout(left) == Err(RecvTimeoutError::Disconnected) {
+                break;
+            }
+        }
+        self.hub.set_phase(Phase::Draining);
+        self.plane.workers.wake();
+        let cut_off = self.plane.workers.join(drain.timeout);
+        if cut_off > 0 {
+            tracing::warn!("{cut_off} connections cut off after `drain.timeout`");
+        }
+        if !self.log.finish(LOG_FLUSH_TIME_MAX) {
+            tracing::warn!("access log: nobody takes the last lines, they are lost");
+        }
+        self.control.stop();
+        tracing::info!("ended");
+    }
+}
+
+impl DataPlane for Plane {
+    fn bind(&self, listener: &Listener) -> io::Result<Vec<TcpListener>> {
+        bind(listener, self.count)
+    }
+
+    fn reload(&self, added: Vec<Sockets>) {
+        self.workers.reload(added);
+    }
+}
+
+fn bind(listener: &Listener, workers: usize) -> io::Result<Vec<TcpListener>> {
+    ringway_data::bind(listener.address, listener.backlog, workers)
+}
+
+fn start_error(thread: &str, error: &io::Error) -> Failure {
+    Failure::runtime(format!("the thread `{thread}` cannot start: {error}"))
+}
