@@ -144,7 +144,7 @@ fn class(byte: u8) -> Class {
 }
 
 /// RFC 3986 section 2.3: encoded or not, these mean the same.
-const fn is_unreserved(byte: u8) -> bool {
+pub(crate) const fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
