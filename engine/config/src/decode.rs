@@ -144,7 +144,7 @@ impl<T: Decode> Decode for Option<T> {
 
 impl<T: Decode> Decode for Vec<T> {
     fn kind() -> String {
-        format!("a list ({})", T::kind())
+        format!("a list, each {}", T::kind())
     }
 
     fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
@@ -168,7 +168,7 @@ pub(crate) struct OneOrMore<T>(pub(crate) Vec<T>);
 
 impl<T: Decode> Decode for OneOrMore<T> {
     fn kind() -> String {
-        format!("one or a list ({})", T::kind())
+        format!("one or a list, each {}", T::kind())
     }
 
     fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
@@ -334,13 +334,16 @@ impl SectionSchema {
     }
 
     pub(crate) fn finish(self, docs: &[&str]) -> Schema {
-        json_schema!({
+        let mut schema = json_schema!({
             "type": "object",
             "description": paragraph(docs),
             "properties": self.properties,
-            "required": self.required,
             "additionalProperties": false,
-        })
+        });
+        if !self.required.is_empty() {
+            schema.insert("required".into(), self.required.into());
+        }
+        schema
     }
 }
 

@@ -76,15 +76,15 @@ fn what_is_no_configuration_at_all() {
         ("# nothing\n", "f: the file is empty\n    hint: start from configs/quickstart.yaml\n1 error"),
         ("hello", "f:1:1: expected a section of keys, found `hello`\n    hint: `listeners: …`\n1 error"),
         ("- a\n", "f:1:1: expected a section of keys, found a list\n    hint: `listeners: …`\n1 error"),
-        ("admin: off\n", "f:1:1: the key `listeners` is missing: a list (a section of keys)\n1 error"),
+        ("admin: off\n", "f:1:1: the key `listeners` is missing: a list, each a section of keys\n1 error"),
         (
             "listeners: []\n",
             "f:1:12: the gateway needs at least one listener\n    hint: `- { name: public, address: 127.0.0.1:3000 }`\n1 error",
         ),
-        ("listeners:\n", "f:1:11: expected a list (a section of keys), found nothing\n1 error"),
+        ("listeners:\n", "f:1:10: expected a list, each a section of keys, found nothing\n1 error"),
         (
             "listeners:\n\t- name: x\n",
-            "f:2:2: not valid YAML: found character '\\t' that cannot start any token\n    hint: YAML is indented with spaces, never with tabs\n1 error",
+            "f:2:2: not valid YAML: tabs disallowed within this context (block indentation)\n    hint: YAML is indented with spaces, never with tabs\n1 error",
         ),
         (
             "services:\n  - { name: a, endpoints: ${env:A} }\n",
@@ -111,10 +111,10 @@ listeners:
 f:3:25: `admin` has the address `127.0.0.1:1` too
     hint: keep operators and clients apart
 f:4:13: `a` is the name of two listeners, first at f:3:13
-f:4:46: expected a word of letters, digits and `-._`, found `a b`
-f:6:59: expected an IP network or address, found `10.0.0.0/33`
+f:4:45: expected a word of letters, digits and `-._`, found `a b`
+f:6:58: expected an IP network or address, found `10.0.0.0/33`
     hint: such as `10.0.0.0/8` or `192.0.2.7`
-f:7:7: the key `name` is missing: a name
+f:7:5: the key `name` is missing: a name
 5 errors";
     assert_eq!(errors(text), expected);
     let text = "listeners:\n  - { name: a, address: \"127.0.0.1:2\" }\n  - { name: b, address: \"127.0.0.1:2\" }\n";
