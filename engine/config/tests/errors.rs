@@ -3,7 +3,7 @@
 mod common;
 
 use common::{compiled, with_basics};
-use ringway_config::{Source, compile, load};
+use ringway_config::{compile, load};
 
 fn errors(text: &str) -> String {
     compiled(text).unwrap_err().to_string()
@@ -88,7 +88,7 @@ fn what_is_no_configuration_at_all() {
         ),
         (
             "services:\n  - { name: a, endpoints: ${env:A} }\n",
-            "f:2:33: not valid YAML: while parsing a flow mapping, did not find expected ',' or '}'\n    hint: within `{…}` and `[…]` a value with braces needs quotes: `\"${env:NAME}\"`, `\"/orders/{id}\"`\n1 error",
+            "f:2:28: not valid YAML: while parsing a flow mapping, did not find expected ',' or '}'\n    hint: within `{…}` and `[…]` a value with braces needs quotes: `\"${env:NAME}\"`, `\"/orders/{id}\"`\n1 error",
         ),
     ] {
         assert_eq!(errors(text), expected, "about {text:?}");
@@ -233,6 +233,14 @@ f:8:21: expected a size from 0B to 1TiB, or `off`, found `5`
     hint: give it a unit: `5B`, `5KiB`
 2 errors";
     assert_eq!(errors(&text), expected);
+}
+
+#[test]
+fn an_error_behind_an_anchor_is_shown_once() {
+    said(
+        "  - { name: a, endpoints: \"127.0.0.1:1\", timeouts: &t { answer: 5 } }\n  - { name: b, endpoints: \"127.0.0.1:2\", timeouts: *t }\n",
+        "f:5:65: expected a duration from 1ms to 24h, found `5`\n    hint: give it a unit: `5s`, `5ms`",
+    );
 }
 
 #[test]
