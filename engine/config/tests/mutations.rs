@@ -105,7 +105,7 @@ fn mutations_of_the_reference_never_panic() {
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
         .map(|line| format!("{line}\n"))
         .collect();
-    //TMP assert!(compiled(&original).is_ok());
+    assert!(compiled(&original).is_ok());
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     let seeds = match number("RINGWAY_FUZZ_SEED") {
         Some(seed) => seed..seed + 1,
