@@ -85,8 +85,13 @@ impl Decode for String {
     }
 
     fn schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string" })
+        text_schema()
     }
+}
+
+/// Text that may look like something else: `1`, `true`.
+pub(crate) fn text_schema() -> Schema {
+    json_schema!({ "type": ["string", "number", "boolean"] })
 }
 
 /// A whole number, bounds included.

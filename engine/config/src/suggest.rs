@@ -8,7 +8,7 @@ pub(crate) fn closest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) 
     known
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(&wanted, &plain(candidate)), candidate))
-        .filter(|(distance, _)| *distance <= allowed)
+        .filter(|(distance, _)| *distance <= allowed && *distance < wanted.len())
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
@@ -44,7 +44,7 @@ mod tests {
         assert_eq!(closest("access-log", known), Some("access_log"));
         assert_eq!(closest("Routes", known), Some("routes"));
         assert_eq!(closest("upstreams", known), None);
-        assert_eq!(closest("x", ["on", "off"]), None);
+        assert_eq!(closest("x", ["y", "on", "off"]), None);
         assert_eq!(hint("zzz", &["a", "bcd"], "the keys here").unwrap(), "the keys here: `a`, `bcd`");
         assert_eq!(hint("zzz", &[], "the keys here"), None);
     }

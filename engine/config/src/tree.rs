@@ -160,6 +160,8 @@ fn explain(info: &str, text: &str, line: usize) -> (String, Option<String>) {
     let near = || text.lines().skip(line.saturating_sub(2)).take(2);
     let hint = if near().any(|line| line.chars().take_while(|c| c.is_whitespace()).any(|c| c == '\t')) {
         Some("YAML is indented with spaces, never with tabs".into())
+    } else if info.contains("flow") && near().any(|line| line.contains("${") || line.contains("/{")) {
+        Some("within `{…}` and `[…]` a value with braces needs quotes: `\"${env:NAME}\"`, `\"/orders/{id}\"`".into())
     } else if info.contains("did not find expected") || info.contains("simple key") {
         Some("look at the indentation and the colons of this line and the one before it".into())
     } else {

@@ -6,7 +6,7 @@ use ringway_core::template::{HeaderOps, Template, TemplateError};
 use schemars::{Schema, SchemaGenerator, json_schema};
 
 use crate::decode::{Cx, Decode, OneOrMore, Pairs, Spanned, shape};
-use crate::scalar::is_token;
+use crate::scalar::{is_token, text_schema};
 use crate::suggest;
 use crate::tree::Node;
 
@@ -81,7 +81,7 @@ impl Decode for TemplateText {
     }
 
     fn schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string" })
+        text_schema()
     }
 }
 

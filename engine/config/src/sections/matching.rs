@@ -6,7 +6,7 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 use super::headers::HeaderName;
 use crate::decode::{Cx, Decode, OneOrMore, Pairs, Spanned, shape};
 use crate::error::Span;
-use crate::scalar::is_token;
+use crate::scalar::{is_token, text_schema};
 use crate::tree::{Node, Value};
 
 shape! {
@@ -101,7 +101,7 @@ impl Decode for Condition {
     }
 
     fn schema(generator: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "anyOf": [{ "type": ["string", "number", "boolean"] }, ConditionSection::schema(generator)] })
+        json_schema!({ "anyOf": [text_schema(), ConditionSection::schema(generator)] })
     }
 }
 
