@@ -102,7 +102,7 @@ pub(crate) async fn relay(
             return Ok(Relayed::Whole { reusable: shape.reusable && !has_rest });
         }
         buffer.clear();
-        conn.timers.set(Slot::Service, conn.worker.clock.now() + idle);
+        conn.timers.set(Slot::Service, conn.worker.clock.lately() + idle);
         loop {
             match upstream.sock.recv(buffer.room()) {
                 Ok(Some(received)) if received > 0 => {

@@ -174,7 +174,7 @@ impl Attempt<'_> {
     async fn acquire(&self, fresh: bool) -> Result<(Upstream, bool), Failure> {
         let conn = self.conn;
         if !fresh {
-            let now = conn.worker.clock.now();
+            let now = conn.worker.clock.lately();
             if let Some(upstream) = std::future::poll_fn(|cx| Poll::Ready(self.pool.take(now, cx))).await {
                 return Ok((upstream, true));
             }
@@ -182,7 +182,7 @@ impl Attempt<'_> {
         if !self.pool.may_connect() {
             return Err(Failure::ConnectionCap);
         }
-        let now = conn.worker.clock.now();
+        let now = conn.worker.clock.lately();
         let connected = self.pool.connect(now, |sock| {
             conn.timers.service(Some(sock.clone()), now);
             conn.timers.set(Slot::Service, now + us(self.service.timeouts.connect));
@@ -218,7 +218,7 @@ impl Attempt<'_> {
         head: &mut Vec<u8>,
     ) -> Result<Option<Buffer>, Broken> {
         let conn = self.conn;
-        let begun = conn.worker.clock.now();
+        let begun = conn.worker.clock.lately();
         conn.timers.service(Some(upstream.sock.clone()), begun);
         // A service may answer early and close: a write that fails is no verdict, what can be read is.
         let written = write_service(conn, &upstream.sock, head, us(self.service.timeouts.idle)).await;
@@ -273,7 +273,7 @@ impl Attempt<'_> {
 
     /// The time for the answer's head starts when the request has been sent.
     fn arm_answer(&self, begun: u64) {
-        let now = self.conn.worker.clock.now();
+        let now = self.conn.worker.clock.lately();
         let answer = now + us(self.service.timeouts.answer);
         let at = self.timeouts.per_try.map_or(answer, |per_try| answer.min(begun + us(per_try)));
         self.conn.timers.set(Slot::Service, at);
@@ -288,7 +288,7 @@ impl Attempt<'_> {
         begun: u64,
     ) -> Result<Relayed, Broken> {
         let (buffer, length) = self.read_answer(upstream, None).await?;
-        exchange.service_us = Some(self.conn.worker.clock.now() - begun);
+        exchange.service_us = Some(self.conn.worker.clock.now().saturating_sub(begun));
         Ok(relay(self, exchange, upstream, buffer, length, head).await?)
     }
 
@@ -348,7 +348,7 @@ impl Attempt<'_> {
         match relayed {
             Relayed::Whole { reusable } => {
                 if reusable && sent {
-                    upstream.give_back(conn.worker.clock.now());
+                    upstream.give_back(conn.worker.clock.lately());
                 }
             }
             Relayed::ClientGone => exchange.keep_alive = false,
@@ -374,9 +374,9 @@ impl Attempt<'_> {
         let mut buffer = conn.worker.take_buffer();
         let mut out = conn.worker.take_head();
         let mut received = facts.received;
-        let started = clock.now();
+        let started = clock.lately();
         while !body.is_done() {
-            let now = clock.now();
+            let now = clock.lately();
             let by_rate = match times.body_rate {
                 0 => u64::MAX,
                 rate => started + us(times.body) + (received - facts.received).saturating_mul(1_000_000) / rate,

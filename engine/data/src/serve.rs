@@ -100,7 +100,7 @@ async fn read_head(conn: &Connection, inbox: &mut Buffer) -> Next {
                 if !has_deadline {
                     has_deadline = true;
                     let head = us(conn.listener.timeouts.head);
-                    conn.timers.set(Slot::ClientRead, conn.worker.clock.now() + head);
+                    conn.timers.set(Slot::ClientRead, conn.worker.clock.lately() + head);
                 }
                 conn.sock.readable().await;
             }
@@ -189,7 +189,7 @@ async fn finish(
 
 /// Reads and drops the rest of a body that nobody needed; whether it came whole and in time.
 async fn drain(conn: &Connection, inbox: &mut Buffer, body: &mut BodyDecoder) -> bool {
-    conn.timers.set(Slot::ClientRead, conn.worker.clock.now() + us(conn.listener.timeouts.body));
+    conn.timers.set(Slot::ClientRead, conn.worker.clock.lately() + us(conn.listener.timeouts.body));
     loop {
         let Ok(decoded) = body.decode(inbox.data_mut()) else { return false };
         inbox.consume(decoded.consumed);
