@@ -300,7 +300,7 @@ impl Attempt<'_> {
             Some(buffer) => buffer,
             None => {
                 upstream.ready().await;
-                self.conn.worker.take_buffer()
+                self.conn.worker.take_answer()
             }
         };
         loop {
@@ -371,7 +371,7 @@ impl Attempt<'_> {
         let clock = &conn.worker.clock;
         let times = &conn.listener.timeouts;
         let idle = us(self.service.timeouts.idle);
-        let mut buffer = conn.worker.take_buffer();
+        let mut buffer = conn.worker.take_inbox();
         let mut out = conn.worker.take_head();
         let mut received = facts.received;
         let started = clock.lately();

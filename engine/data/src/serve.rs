@@ -20,7 +20,7 @@ use crate::respond;
 /// Answers what has arrived. Gives the connection back when it is idle, nothing when it is to be closed.
 pub(crate) async fn serve(mut conn: Connection) -> Option<Connection> {
     let worker = Rc::clone(&conn.worker);
-    let mut inbox = worker.take_buffer();
+    let mut inbox = worker.take_inbox();
     let mut out = worker.take_head();
     let mut in_a_row = 0;
     let goes_on = loop {
@@ -213,7 +213,7 @@ async fn refuse(conn: &mut Connection, failure: Failure, out: &mut Vec<u8>) {
     let written = write_client(conn, out).await;
     record(conn, &exchange, b"");
     if written.is_ok() {
-        let mut inbox = conn.worker.take_buffer();
+        let mut inbox = conn.worker.take_inbox();
         linger(conn, &mut inbox).await;
     }
 }

@@ -50,7 +50,10 @@ pub(crate) struct Worker {
     pub(crate) path: RefCell<Vec<u8>>,
     pub(crate) listeners: RefCell<HashMap<SocketAddr, accept::Accepting>>,
     view: RefCell<Rc<View>>,
-    buffers: Rc<Buffers>,
+    /// Two lists, so that answers, which are large, use the few blocks that are warm: a request's block is held until its
+    /// answer is through, an answer's for one turn only.
+    inboxes: Rc<Buffers>,
+    answers: Rc<Buffers>,
     heads: RefCell<Vec<Vec<u8>>>,
     random: Cell<u64>,
     draining: Cell<bool>,
@@ -78,7 +81,8 @@ impl Worker {
             path: RefCell::new(Vec::with_capacity(1024)),
             listeners: RefCell::default(),
             view: RefCell::new(Rc::new(view)),
-            buffers: Buffers::new(),
+            inboxes: Buffers::new(),
+            answers: Buffers::new(),
             heads: RefCell::new(Vec::with_capacity(HEADS_MAX)),
             random: Cell::new(seed),
             draining: Cell::new(false),
@@ -106,9 +110,16 @@ impl Worker {
         self.draining.get()
     }
 
+    /// A buffer for what a client sends.
     #[inline]
-    pub(crate) fn take_buffer(&self) -> Buffer {
-        self.buffers.take(self.cell())
+    pub(crate) fn take_inbox(&self) -> Buffer {
+        self.inboxes.take(self.cell())
+    }
+
+    /// A buffer for what a service answers.
+    #[inline]
+    pub(crate) fn take_answer(&self) -> Buffer {
+        self.answers.take(self.cell())
     }
 
     /// An empty vector for a head.
