@@ -190,6 +190,7 @@ impl Worker {
         }
         self.log.flush(self);
         cell.ring_ops.set(ring_ops());
+        cell.buffers_in_use.set(self.inboxes.in_use() + self.answers.in_use());
         if let Some(count) = self.shared.allocations {
             cell.allocations.set(count());
         }
