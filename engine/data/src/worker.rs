@@ -200,7 +200,7 @@ impl Worker {
 /// The whole life of a worker, on its thread. Gives back how many connections were cut off.
 pub(crate) async fn run(id: usize, shared: Arc<Shared>, up: impl FnOnce()) -> usize {
     let worker = Worker::new(id, shared);
-    let serve = accept::Spawner::new(&worker, crate::serve::serve);
+    let serve = accept::Spawner::new(crate::serve::serve);
     let Some(mailbox) = worker.shared.mailboxes.get(id) else { return 0 };
     let Ok(bell) = mailbox.bell().and_then(Sock::new) else { return 0 };
     let waiting = Rc::clone(&worker);
