@@ -32,6 +32,33 @@ pub struct Gateway {
     admin: SocketAddr,
 }
 
+/// A gateway with one listener, one service `app` and one route `all`, and what each of them says besides, as the inside
+/// of a YAML flow mapping: `timeouts: { head: 1s }`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Setup<'a> {
+    pub listener: &'a str,
+    pub service: &'a str,
+    pub route: &'a str,
+    /// Whole sections, each with its line feed.
+    pub sections: &'a str,
+}
+
+impl Setup<'_> {
+    #[track_caller]
+    pub fn start(self, endpoint: &str) -> Gateway {
+        Gateway::start(&self.yaml(endpoint))
+    }
+
+    pub fn yaml(self, endpoint: &str) -> String {
+        let Self { listener, service, route, sections } = self;
+        format!(
+            "listeners: [{{ name: public, address: LISTEN, {listener} }}]\n\
+             services: [{{ name: app, endpoints: [\"{endpoint}\"], {service} }}]\n\
+             routes: [{{ name: all, service: app, {route} }}]\n{sections}"
+        )
+    }
+}
+
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -39,7 +66,7 @@ pub fn free_port() -> u16 {
 }
 
 /// Resident memory of a process.
-pub fn rss_bytes(pid: u32) -> u64 {
+fn rss_bytes(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
     line.split_ascii_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") * 1024
@@ -69,12 +96,7 @@ impl Gateway {
     /// Everything goes to one service, `app`.
     #[track_caller]
     pub fn to(endpoint: &str) -> Self {
-        Self::start(&Self::route_to(endpoint))
-    }
-
-    /// The configuration of [`Gateway::to`], to be extended.
-    pub fn route_to(endpoint: &str) -> String {
-        format!("services: [{{ name: app, endpoints: [\"{endpoint}\"] }}]\nroutes: [{{ name: all, service: app }}]\n")
+        Setup::default().start(endpoint)
     }
 
     fn try_start(yaml: &str) -> Result<Self, String> {

@@ -11,7 +11,7 @@ mod wire;
 
 pub use backend::{Backend, Conn};
 pub use client::Client;
-pub use gateway::{Gateway, free_port, rss_bytes};
+pub use gateway::{Gateway, Setup, free_port};
 pub use message::{Head, Message};
 pub use wire::{End, Wire};
 
