@@ -267,7 +267,11 @@ impl Attempt<'_> {
                 conn.timers.service(None, 0);
                 Ok(None)
             }
-            Err(broken) => Err(broken),
+            Err(broken) => {
+                // What the last read took of the next request goes with it.
+                exchange.keep_alive &= rest.is_none();
+                Err(broken)
+            }
         }
     }
 
