@@ -48,6 +48,21 @@ impl Wire {
         self.stream.write_all(bytes.as_ref())
     }
 
+    /// Writes as much as the other side takes without reading any further; gives back how much that was.
+    pub fn try_send_now(&mut self, bytes: impl AsRef<[u8]>) -> usize {
+        let bytes = bytes.as_ref();
+        self.stream.set_write_timeout(Some(Duration::from_millis(300))).expect("a write timeout");
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match self.stream.write(&bytes[sent..]) {
+                Ok(written) => sent += written,
+                Err(_) => break,
+            }
+        }
+        self.stream.set_write_timeout(Some(self.patience)).expect("a write timeout");
+        sent
+    }
+
     /// Reads more into the buffer; `Err` at the end of the stream. Panics when nothing comes.
     #[track_caller]
     fn fill(&mut self) -> Result<(), End> {

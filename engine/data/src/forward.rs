@@ -33,6 +33,8 @@ pub(crate) struct Attempt<'a> {
     pub(crate) request: &'a [u8],
     /// The answer's head has come, an interim one does not count.
     pub(crate) answered: Cell<bool>,
+    /// The request's body has come whole and was passed on.
+    pub(crate) sent: Cell<bool>,
 }
 
 /// Why no answer came.
@@ -85,6 +87,7 @@ pub(crate) async fn forward(
         timeouts: timeouts(conn, exchange),
         request: inbox.data().get(..head_length).unwrap_or_default(),
         answered: Cell::new(false),
+        sent: Cell::new(false),
     };
     if let Some(request) = attempt.timeouts.request {
         conn.timers.set(Slot::Request, exchange.started + us(request));
@@ -227,9 +230,10 @@ impl Attempt<'_> {
         }
 
         if body.is_done() || written.is_err() {
+            self.sent.set(body.is_done());
             self.arm_answer(begun);
             let relayed = self.answer(exchange, &mut upstream, head, begun).await?;
-            self.settle(exchange, upstream, relayed, body.is_done());
+            self.settle(exchange, upstream, relayed, body.is_done() && written.is_ok());
             return Ok(None);
         }
 
@@ -256,8 +260,8 @@ impl Attempt<'_> {
         conn.timers.clear(Slot::ClientRead);
         match relayed {
             Ok(relayed) => {
-                exchange.keep_alive &= body.is_done();
-                self.settle(exchange, upstream, relayed, body.is_done());
+                exchange.keep_alive &= self.sent.get();
+                self.settle(exchange, upstream, relayed, self.sent.get());
                 Ok(rest)
             }
             // The answer has begun, so that it can only break off.
@@ -425,6 +429,7 @@ impl Attempt<'_> {
             }
         }
         conn.worker.give_head(out);
+        self.sent.set(true);
         if !self.answered.get() {
             self.arm_answer(facts.begun);
         }
