@@ -165,7 +165,9 @@ fn write_answer_head(
     let delivery = if unframed && !exchange.is_http10 { Delivery::Chunked } else { Delivery::Plain };
     if !interim {
         exchange.status = answer.status;
-        exchange.keep_alive &= conn.may_keep_alive() && !(unframed && exchange.is_http10);
+        // While the request's body still comes nobody knows where the next request would begin.
+        let next = attempt.sent.get() && conn.may_keep_alive();
+        exchange.keep_alive &= next && !(unframed && exchange.is_http10);
     }
 
     out.extend_from_slice(b"HTTP/1.1 ");

@@ -260,7 +260,6 @@ impl Attempt<'_> {
         conn.timers.clear(Slot::ClientRead);
         match relayed {
             Ok(relayed) => {
-                exchange.keep_alive &= self.sent.get();
                 self.settle(exchange, upstream, relayed, self.sent.get());
                 Ok(rest)
             }
