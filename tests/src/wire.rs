@@ -4,6 +4,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::message::{Head, Message, field};
 
 /// How a connection ended, seen from here.
@@ -245,6 +247,14 @@ impl Wire {
     /// Whether anything, the end included, comes within this time.
     pub fn stays_silent(&mut self, time: Duration) -> bool {
         self.buffer.is_empty() && self.fill_until(Instant::now() + time).is_none()
+    }
+
+    /// Whether the other side has ended the connection, even if it has left bytes unread.
+    pub fn is_over(&self) -> bool {
+        let ends = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let mut fds = [PollFd::new(&self.stream, ends)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).expect("a poll");
+        fds[0].revents().intersects(ends)
     }
 
     /// Ends the sending direction only.
