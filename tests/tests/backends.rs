@@ -286,3 +286,20 @@ fn interim_answers_do_not_prolong_the_wait_for_the_final_one() {
     };
     assert_eq!(last.status(), 504);
 }
+
+#[test]
+fn a_body_that_breaks_off_while_the_client_sends_is_not_taken_for_whole() {
+    let backend = Backend::start(|conn| {
+        conn.next_request_head();
+        conn.send("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello");
+        assert!(conn.stays_silent(Duration::from_millis(100)));
+        conn.reset();
+    });
+    let gateway = Gateway::to(backend.endpoint());
+    let mut client = gateway.connect();
+    client.send("POST / HTTP/1.0\r\nContent-Length: 100\r\n\r\n");
+    assert_eq!(client.read_head().status(), 200);
+    let (body, end) = client.read_to_end();
+    assert_eq!(end, End::Reset, "{:?}", String::from_utf8_lossy(&body));
+    eventually(PATIENCE, || gateway.backend_errors("body") == 1.0);
+}

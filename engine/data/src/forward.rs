@@ -265,8 +265,7 @@ impl Attempt<'_> {
             }
             // The answer has begun, so that it can only break off.
             Err(Broken::Failed(_)) if exchange.status != 0 => {
-                exchange.keep_alive = false;
-                conn.sock.reset_on_close();
+                self.break_off(exchange);
                 conn.timers.service(None, 0);
                 Ok(None)
             }
@@ -361,10 +360,16 @@ impl Attempt<'_> {
             Relayed::ClientGone => exchange.keep_alive = false,
             Relayed::BrokenOff => {
                 self.cell.record_error(BackendError::Body);
-                exchange.keep_alive = false;
-                conn.sock.reset_on_close();
+                self.break_off(exchange);
             }
         }
+    }
+
+    /// Has the client's connection end with a reset.
+    fn break_off(&self, exchange: &mut Exchange) {
+        exchange.keep_alive = false;
+        exchange.broken_off = true;
+        self.conn.sock.reset_on_close();
     }
 
     /// Passes the rest of the request's body on. Gives back what followed it, if it did not end with a read.
