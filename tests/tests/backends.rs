@@ -303,3 +303,16 @@ fn a_body_that_breaks_off_while_the_client_sends_is_not_taken_for_whole() {
     assert_eq!(end, End::Reset, "{:?}", String::from_utf8_lossy(&body));
     eventually(PATIENCE, || gateway.backend_errors("body") == 1.0);
 }
+
+#[test]
+fn a_body_that_is_garbled_from_its_start_is_502() {
+    let backend = Backend::fixed("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nhello\r\n");
+    let gateway = Gateway::to(backend.endpoint());
+    let mut client = gateway.connect();
+    for i in 1..=2 {
+        let answer = client.get("/");
+        assert_eq!((answer.status(), answer.get("connection")), (502, None));
+        assert_eq!(gateway.backend_errors("bad_answer"), f64::from(i));
+    }
+    assert_eq!(gateway.log_line(2)["statusCode"], 502);
+}

@@ -82,7 +82,13 @@ pub(crate) async fn relay(
     let mut body = BodyDecoder::new(shape.framing);
     let mut has_head = true;
     loop {
-        let Ok(decoded) = body.decode(buffer.data_mut()) else { return Ok(Relayed::BrokenOff) };
+        let Ok(decoded) = body.decode(buffer.data_mut()) else {
+            if has_head {
+                exchange.status = 0;
+                return Err(Failure::BadAnswer);
+            }
+            return Ok(Relayed::BrokenOff);
+        };
         let has_rest = decoded.consumed < buffer.len();
         buffer.truncate(decoded.data);
         let tail = frame(&mut buffer, shape.delivery, &body, decoded.done);
