@@ -335,3 +335,25 @@ fn a_stream_ends_when_its_request_may_not_take_longer() {
     let _ = client.stream().read_to_end(&mut rest);
     gateway.expect_idle();
 }
+
+#[test]
+fn a_reset_within_an_answer_that_pauses_leaves_nothing() {
+    let backend = Backend::start(|conn| {
+        conn.request();
+        conn.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n");
+        conn.stall();
+    });
+    let gateway = Gateway::to(backend.endpoint());
+    let before = fds(&gateway);
+    let clients: Vec<Client> = (0..TIMES)
+        .map(|_| {
+            let mut client = gateway.connect();
+            client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").read_head();
+            client.read_chunk();
+            client
+        })
+        .collect();
+    clients.into_iter().for_each(Client::reset);
+    assert_nothing_left(&gateway, &backend, before);
+    assert_eq!(gateway.backend_errors("body"), 0.0, "it is the client who left");
+}

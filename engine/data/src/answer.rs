@@ -121,6 +121,7 @@ pub(crate) async fn relay(
                     let ended = end.is_empty() || write_client(conn, end).await.is_ok();
                     return Ok(if ended { Relayed::Whole { reusable: false } } else { Relayed::ClientGone });
                 }
+                Ok(Some(_)) | Err(_) if conn.timers.has_fired(Slot::ClientGone) => return Ok(Relayed::ClientGone),
                 Ok(Some(_)) | Err(_) => return Ok(Relayed::BrokenOff),
             }
         }
