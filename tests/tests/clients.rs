@@ -357,3 +357,30 @@ fn a_reset_within_an_answer_that_pauses_leaves_nothing() {
     assert_nothing_left(&gateway, &backend, before);
     assert_eq!(gateway.backend_errors("body"), 0.0, "it is the client who left");
 }
+
+#[test]
+fn a_slow_service_is_not_the_clients_fault() {
+    let backend = Backend::start(|conn| {
+        let head = conn.next_request_head().expect("a request");
+        let length: usize = head.get("content-length").expect("a length").parse().expect("a number");
+        // The fault: the service does not read for longer than a body may take.
+        std::thread::sleep(Duration::from_millis(1500));
+        conn.read_exact(length);
+        conn.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        conn.stall();
+    });
+    let setup = Setup {
+        listener: "timeouts: { body: 300ms, body_rate: 64MiB }",
+        route: "limits: { body: off }",
+        ..Setup::default()
+    };
+    let gateway = setup.start(backend.endpoint());
+    let mut client = gateway.connect();
+    let (first, second) = (32 << 20, 1 << 20);
+    client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", first + second));
+    client.send(vec![b'x'; first]);
+    // A short pause, once all of that was taken.
+    std::thread::sleep(Duration::from_millis(100));
+    let _ = client.try_send(vec![b'x'; second]);
+    assert_eq!(client.read_response().status(), 200);
+}

@@ -386,7 +386,8 @@ impl Attempt<'_> {
         let mut buffer = conn.worker.take_buffer();
         let mut out = conn.worker.take_head();
         let mut received = facts.received;
-        let started = clock.now();
+        // Moves on while the service is waited for: that time is not the client's.
+        let mut started = clock.now();
         while !body.is_done() {
             let now = clock.now();
             let by_rate = match times.body_rate {
@@ -417,6 +418,7 @@ impl Attempt<'_> {
             if facts.max.is_some_and(|max| received > max) {
                 return Err(Failure::BodyTooLarge);
             }
+            let writing = clock.now();
             let written = if facts.framing == Framing::Chunked {
                 out.clear();
                 let data = buffer.data().get(..decoded.data).unwrap_or_default();
@@ -426,6 +428,7 @@ impl Attempt<'_> {
                 let data = buffer.data().get(..decoded.data).unwrap_or_default();
                 write_service(conn, sock, data, idle).await
             };
+            started += clock.now() - writing;
             buffer.consume(decoded.consumed);
             if written.is_err() {
                 // The service does not take more of it: what it answers, if anything, decides.
