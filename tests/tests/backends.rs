@@ -316,3 +316,44 @@ fn a_body_that_is_garbled_from_its_start_is_502() {
     }
     assert_eq!(gateway.log_line(2)["statusCode"], 502);
 }
+
+#[test]
+fn a_try_may_not_take_longer_because_the_body_comes_slowly() {
+    let backend = Backend::start(|conn| {
+        conn.next_request_head();
+        conn.stall();
+    });
+    let setup = Setup { route: "timeouts: { per_try: 400ms }", ..Setup::default() };
+    let gateway = setup.start(backend.endpoint());
+    let mut client = gateway.connect();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nx");
+    let began = std::time::Instant::now();
+    while began.elapsed() < PATIENCE && client.stays_silent(Duration::from_millis(50)) {
+        let _ = client.try_send("x");
+    }
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(client.read_response().status(), 504);
+    assert_eq!(gateway.backend_errors("answer_timeout"), 1.0);
+}
+
+#[test]
+fn an_answer_that_stalls_behind_a_long_upload_is_given_up() {
+    let backend = Backend::start(|conn| {
+        let head = conn.next_request_head().expect("a request");
+        let length: usize = head.get("content-length").expect("a length").parse().expect("a number");
+        conn.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello");
+        // Slow enough for the gateway to wait for room.
+        std::thread::sleep(Duration::from_millis(200));
+        conn.read_exact(length);
+        conn.stall();
+    });
+    let setup = Setup { service: "timeouts: { idle: 500ms }", route: "limits: { body: off }", ..Setup::default() };
+    let gateway = setup.start(backend.endpoint());
+    let mut client = gateway.connect();
+    let length = 32 << 20;
+    client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"));
+    assert_eq!(client.read_head().status(), 200);
+    client.send(vec![b'x'; length]);
+    assert_eq!(client.read_to_end(), (b"hello".to_vec(), End::Reset));
+    backend.expect_all_closed();
+}

@@ -208,7 +208,8 @@ impl Attempt<'_> {
         if self.conn.timers.has_fired(Slot::Request) {
             return Some(Failure::RequestTimeout);
         }
-        self.conn.timers.has_fired(Slot::Service).then_some(service)
+        let fired = [Slot::Service, Slot::ServiceWrite].map(|slot| self.conn.timers.has_fired(slot));
+        fired.contains(&true).then_some(service)
     }
 
     /// One try on one connection.
@@ -223,6 +224,9 @@ impl Attempt<'_> {
         let conn = self.conn;
         let begun = conn.worker.clock.now();
         conn.timers.service(Some(upstream.sock.clone()), begun);
+        if let Some(per_try) = self.timeouts.per_try {
+            conn.timers.set(Slot::Service, begun + us(per_try));
+        }
         // A service may answer early and close: a write that fails is no verdict, what can be read is.
         let written = write_service(conn, &upstream.sock, head, us(self.service.timeouts.idle)).await;
         if let (Err(_), Some(failure)) = (&written, self.late(Failure::AnswerTimeout)) {
