@@ -33,6 +33,8 @@ pub(crate) struct Attempt<'a> {
     pub(crate) request: &'a [u8],
     /// The answer's head has come, an interim one does not count.
     pub(crate) answered: Cell<bool>,
+    /// The request's body has come whole and was passed on.
+    pub(crate) sent: Cell<bool>,
 }
 
 /// Why no answer came.
@@ -85,6 +87,7 @@ pub(crate) async fn forward(
         timeouts: timeouts(conn, exchange),
         request: inbox.data().get(..head_length).unwrap_or_default(),
         answered: Cell::new(false),
+        sent: Cell::new(false),
     };
     if let Some(request) = attempt.timeouts.request {
         conn.timers.set(Slot::Request, exchange.started + us(request));
@@ -205,7 +208,8 @@ impl Attempt<'_> {
         if self.conn.timers.has_fired(Slot::Request) {
             return Some(Failure::RequestTimeout);
         }
-        self.conn.timers.has_fired(Slot::Service).then_some(service)
+        let fired = [Slot::Service, Slot::ServiceWrite].map(|slot| self.conn.timers.has_fired(slot));
+        fired.contains(&true).then_some(service)
     }
 
     /// One try on one connection.
@@ -220,6 +224,9 @@ impl Attempt<'_> {
         let conn = self.conn;
         let begun = conn.worker.clock.lately();
         conn.timers.service(Some(upstream.sock.clone()), begun);
+        if let Some(per_try) = self.timeouts.per_try {
+            conn.timers.set(Slot::Service, begun + us(per_try));
+        }
         // A service may answer early and close: a write that fails is no verdict, what can be read is.
         let written = write_service(conn, &upstream.sock, head, us(self.service.timeouts.idle)).await;
         if let (Err(_), Some(failure)) = (&written, self.late(Failure::AnswerTimeout)) {
@@ -227,9 +234,10 @@ impl Attempt<'_> {
         }
 
         if body.is_done() || written.is_err() {
+            self.sent.set(body.is_done());
             self.arm_answer(begun);
             let relayed = self.answer(exchange, &mut upstream, head, begun).await?;
-            self.settle(exchange, upstream, relayed, body.is_done());
+            self.settle(exchange, upstream, relayed, body.is_done() && written.is_ok());
             return Ok(None);
         }
 
@@ -256,18 +264,20 @@ impl Attempt<'_> {
         conn.timers.clear(Slot::ClientRead);
         match relayed {
             Ok(relayed) => {
-                exchange.keep_alive &= body.is_done();
-                self.settle(exchange, upstream, relayed, body.is_done());
+                self.settle(exchange, upstream, relayed, self.sent.get());
                 Ok(rest)
             }
             // The answer has begun, so that it can only break off.
             Err(Broken::Failed(_)) if exchange.status != 0 => {
-                exchange.keep_alive = false;
-                conn.sock.reset_on_close();
+                self.break_off(exchange);
                 conn.timers.service(None, 0);
                 Ok(None)
             }
-            Err(broken) => Err(broken),
+            Err(broken) => {
+                // What the last read took of the next request goes with it.
+                exchange.keep_alive &= rest.is_none();
+                Err(broken)
+            }
         }
     }
 
@@ -354,10 +364,16 @@ impl Attempt<'_> {
             Relayed::ClientGone => exchange.keep_alive = false,
             Relayed::BrokenOff => {
                 self.cell.record_error(BackendError::Body);
-                exchange.keep_alive = false;
-                conn.sock.reset_on_close();
+                self.break_off(exchange);
             }
         }
+    }
+
+    /// Has the client's connection end with a reset.
+    fn break_off(&self, exchange: &mut Exchange) {
+        exchange.keep_alive = false;
+        exchange.broken_off = true;
+        self.conn.sock.reset_on_close();
     }
 
     /// Passes the rest of the request's body on. Gives back what followed it, if it did not end with a read.
@@ -374,7 +390,8 @@ impl Attempt<'_> {
         let mut buffer = conn.worker.take_inbox();
         let mut out = conn.worker.take_head();
         let mut received = facts.received;
-        let started = clock.lately();
+        // Moves on while the service is waited for: that time is not the client's.
+        let mut started = clock.now();
         while !body.is_done() {
             let now = clock.lately();
             let by_rate = match times.body_rate {
@@ -405,6 +422,7 @@ impl Attempt<'_> {
             if facts.max.is_some_and(|max| received > max) {
                 return Err(Failure::BodyTooLarge);
             }
+            let writing = clock.now();
             let written = if facts.framing == Framing::Chunked {
                 out.clear();
                 let data = buffer.data().get(..decoded.data).unwrap_or_default();
@@ -414,6 +432,7 @@ impl Attempt<'_> {
                 let data = buffer.data().get(..decoded.data).unwrap_or_default();
                 write_service(conn, sock, data, idle).await
             };
+            started += clock.now() - writing;
             buffer.consume(decoded.consumed);
             if written.is_err() {
                 // The service does not take more of it: what it answers, if anything, decides.
@@ -421,6 +440,7 @@ impl Attempt<'_> {
             }
         }
         conn.worker.give_head(out);
+        self.sent.set(true);
         if !self.answered.get() {
             self.arm_answer(facts.begun);
         }

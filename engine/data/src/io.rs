@@ -36,7 +36,7 @@ pub(crate) async fn write_service(conn: &Connection, sock: &Sock, bytes: &[u8], 
     if sent == bytes.len() {
         return Ok(());
     }
-    write_rest(conn, sock, bytes.get(sent..).unwrap_or_default(), Slot::Service, idle).await
+    write_rest(conn, sock, bytes.get(sent..).unwrap_or_default(), Slot::ServiceWrite, idle).await
 }
 
 async fn write_rest(conn: &Connection, sock: &Sock, mut bytes: &[u8], slot: Slot, limit: u64) -> Result<(), Gone> {

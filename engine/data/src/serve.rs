@@ -74,8 +74,8 @@ async fn read_head(conn: &Connection, inbox: &mut Buffer) -> Next {
                 HeadScan::Complete(length) if length <= limit => break Next::Head(length),
                 HeadScan::Partial if inbox.len() < limit => {}
                 HeadScan::Partial | HeadScan::Complete(_) => {
-                    let whole_line = scanner.has_first_line();
-                    break Next::Refused(if whole_line { Failure::HeadTooLarge } else { Failure::TargetTooLong });
+                    let target_fits = scanner.has_first_line_within(limit);
+                    break Next::Refused(if target_fits { Failure::HeadTooLarge } else { Failure::TargetTooLong });
                 }
                 HeadScan::BareLineFeed => {
                     break Next::Refused(Failure::Malformed("A line does not end with CR LF"));
@@ -176,7 +176,7 @@ async fn finish(
         *inbox = rest;
     }
     if !exchange.keep_alive {
-        if !body.is_done() || !inbox.is_empty() {
+        if !exchange.broken_off && (!body.is_done() || !inbox.is_empty()) {
             linger(conn, inbox).await;
         }
         return false;
