@@ -1,9 +1,10 @@
 //! Errors with a place and a hint, collected so that all of them are shown at once.
 
+use std::collections::HashSet;
 use std::fmt;
 
 /// Where a value or key begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Span {
     /// Index into the sources.
     pub(crate) source: usize,
@@ -117,8 +118,11 @@ impl Sink {
         format!("{}:{}:{}", self.source(span.source), span.line, span.column)
     }
 
-    /// The errors found, in the order of the sources; call it only after an error.
+    /// The errors found, in the order of the sources; call it only after an error. What is said twice about one place,
+    /// which aliases lead to from several, is said once.
     pub(crate) fn into_errors(mut self) -> Errors {
+        let mut said = HashSet::new();
+        self.found.retain(|(span, message, _)| said.insert((*span, message.clone())));
         self.found.sort_by_key(|(span, ..)| *span);
         let sources = &self.sources;
         let list = self.found.into_iter().map(|(span, message, hint)| ConfigError {

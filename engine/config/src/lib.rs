@@ -1,8 +1,8 @@
 //! The only door into a running gateway: YAML file shapes are read, checked as a whole and compiled into an immutable
 //! [`Snapshot`].
 //!
-//! Text becomes a tree with places ([`tree`]), variables are put in ([`expand`]), the tree becomes typed sections
-//! ([`decode`], [`sections`]), the sections a snapshot ([`compile()`]). Each step reports all it finds and goes on.
+//! Text becomes a tree with places (`tree`), variables are put in (`expand`), the tree becomes typed sections
+//! (`decode`, `shape`, `sections`), the sections a snapshot ([`compile()`]). Each step reports all it finds and goes on.
 #![forbid(unsafe_code)]
 
 pub mod hub;
@@ -17,8 +17,10 @@ mod load;
 mod scalar;
 mod schema;
 mod sections;
+mod shape;
 mod suggest;
 mod tree;
+mod units;
 
 pub use compile::{Source, compile};
 pub use error::{ConfigError, ERRORS_MAX, Errors};

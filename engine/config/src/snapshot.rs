@@ -135,7 +135,7 @@ pub struct Route {
     /// Request body; 413 above, before anything of it is forwarded where `Content-Length` tells, else as soon as it
     /// is known. `None`: no limit.
     pub body_bytes: Option<u64>,
-    /// Not written to the access log.
+    /// Written to the access log.
     pub log: bool,
 }
 

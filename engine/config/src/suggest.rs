@@ -14,7 +14,7 @@ pub(crate) fn closest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) 
 }
 
 /// The hint for a word that is not one of `known`: the closest, else all of them.
-pub(crate) fn hint<'k>(word: &str, known: &[&'k str], what: &str) -> Option<String> {
+pub(crate) fn hint(word: &str, known: &[&str], what: &str) -> Option<String> {
     if let Some(candidate) = closest(word, known.iter().copied()) {
         return Some(format!("did you mean `{candidate}`?"));
     }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{compiled, with_basics};
-use ringway_config::{Source, compile, load};
+use ringway_config::{compile, load};
 
 fn errors(text: &str) -> String {
     compiled(text).unwrap_err().to_string()
@@ -76,19 +76,19 @@ fn what_is_no_configuration_at_all() {
         ("# nothing\n", "f: the file is empty\n    hint: start from configs/quickstart.yaml\n1 error"),
         ("hello", "f:1:1: expected a section of keys, found `hello`\n    hint: `listeners: …`\n1 error"),
         ("- a\n", "f:1:1: expected a section of keys, found a list\n    hint: `listeners: …`\n1 error"),
-        ("admin: off\n", "f:1:1: the key `listeners` is missing: a list (a section of keys)\n1 error"),
+        ("admin: off\n", "f:1:1: the key `listeners` is missing: a list, each a section of keys\n1 error"),
         (
             "listeners: []\n",
             "f:1:12: the gateway needs at least one listener\n    hint: `- { name: public, address: 127.0.0.1:3000 }`\n1 error",
         ),
-        ("listeners:\n", "f:1:11: expected a list (a section of keys), found nothing\n1 error"),
+        ("listeners:\n", "f:1:10: expected a list, each a section of keys, found nothing\n1 error"),
         (
             "listeners:\n\t- name: x\n",
-            "f:2:2: not valid YAML: found character '\\t' that cannot start any token\n    hint: YAML is indented with spaces, never with tabs\n1 error",
+            "f:2:2: not valid YAML: tabs disallowed within this context (block indentation)\n    hint: YAML is indented with spaces, never with tabs\n1 error",
         ),
         (
             "services:\n  - { name: a, endpoints: ${env:A} }\n",
-            "f:2:33: not valid YAML: while parsing a flow mapping, did not find expected ',' or '}'\n    hint: within `{…}` and `[…]` a value with braces needs quotes: `\"${env:NAME}\"`, `\"/orders/{id}\"`\n1 error",
+            "f:2:28: not valid YAML: while parsing a flow mapping, did not find expected ',' or '}'\n    hint: within `{…}` and `[…]` a value with braces needs quotes: `\"${env:NAME}\"`, `\"/orders/{id}\"`\n1 error",
         ),
     ] {
         assert_eq!(errors(text), expected, "about {text:?}");
@@ -111,10 +111,10 @@ listeners:
 f:3:25: `admin` has the address `127.0.0.1:1` too
     hint: keep operators and clients apart
 f:4:13: `a` is the name of two listeners, first at f:3:13
-f:4:46: expected a word of letters, digits and `-._`, found `a b`
-f:6:59: expected an IP network or address, found `10.0.0.0/33`
+f:4:45: expected a word of letters, digits and `-._`, found `a b`
+f:6:58: expected an IP network or address, found `10.0.0.0/33`
     hint: such as `10.0.0.0/8` or `192.0.2.7`
-f:7:7: the key `name` is missing: a name
+f:7:5: the key `name` is missing: a name
 5 errors";
     assert_eq!(errors(text), expected);
     let text = "listeners:\n  - { name: a, address: \"127.0.0.1:2\" }\n  - { name: b, address: \"127.0.0.1:2\" }\n";
@@ -233,6 +233,14 @@ f:8:21: expected a size from 0B to 1TiB, or `off`, found `5`
     hint: give it a unit: `5B`, `5KiB`
 2 errors";
     assert_eq!(errors(&text), expected);
+}
+
+#[test]
+fn an_error_behind_an_anchor_is_shown_once() {
+    said(
+        "  - { name: a, endpoints: \"127.0.0.1:1\", timeouts: &t { answer: 5 } }\n  - { name: b, endpoints: \"127.0.0.1:2\", timeouts: *t }\n",
+        "f:5:65: expected a duration from 1ms to 24h, found `5`\n    hint: give it a unit: `5s`, `5ms`",
+    );
 }
 
 #[test]

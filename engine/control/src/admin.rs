@@ -29,7 +29,7 @@ const CONNECTIONS_MAX: usize = 64;
 /// From one answer to the end of the next head; 408 or a closed connection after that.
 const HEAD_TIME_MAX: Duration = Duration::from_secs(20);
 /// A connection is closed after this age, between two requests if it can be.
-const CONNECTION_AGE_MAX: Duration = Duration::from_secs(300);
+const CONNECTION_AGE_MAX: Duration = Duration::from_secs(60);
 /// How long an answer may take once its connection is at that age.
 const LAST_ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 const HEAD_BYTES_MAX: usize = 16 * 1024;

@@ -209,7 +209,11 @@ mod tests {
     }
 
     fn with_running(test: impl FnOnce(Running<'_>, &Plane)) {
-        let hub = hub(snapshot());
+        with_running_as(snapshot(), test);
+    }
+
+    fn with_running_as(snapshot: Snapshot, test: impl FnOnce(Running<'_>, &Plane)) {
+        let hub = hub(snapshot);
         let (control, _events) = Control::start(hub.clone(), None).unwrap();
         let log = LogWriter::start(hub.clone(), Sink::open(&AccessLog::Off).unwrap()).unwrap();
         let plane = Plane::default();
@@ -281,14 +285,30 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_file_is_counted() {
-        with_running(|running, _| {
+    fn files_are_put_to_work_or_refused_and_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gateway.yaml");
+        let write = |text: &str| std::fs::write(&path, format!("admin: off\naccess_log: off\n{text}")).unwrap();
+        write("listeners: [{ name: web, address: 127.0.0.1:1 }]\n");
+        with_running_as(ringway_config::load(&path).unwrap(), |running, plane| {
             record_start(running.hub);
-            assert!(!running.reload(Path::new("/no/such/file.yaml")));
-            let reloads = &running.hub.reloads;
-            assert_eq!(reloads.failed.load(Ordering::Relaxed), 1);
-            assert_eq!(reloads.last_ok.load(Ordering::Relaxed), 0);
-            assert!(reloads.last_success_ms.load(Ordering::Relaxed) > 0);
+            let counted = || {
+                let reloads = &running.hub.reloads;
+                let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+                (count(&reloads.succeeded), count(&reloads.failed), reloads.last_ok.load(Ordering::Relaxed))
+            };
+            assert_eq!(counted(), (0, 0, 1));
+            write("listeners: [{ name: web, address: 127.0.0.1:1 }]\nlisteners_: 1\n");
+            assert!(!running.reload(&path));
+            assert_eq!((counted(), running.hub.published().generation), ((0, 1, 0), 1));
+            write("listeners: [{ name: web, address: 127.0.0.1:2 }]\n");
+            assert!(running.reload(&path));
+            assert_eq!((counted(), running.hub.published().generation), ((1, 1, 1), 2));
+            assert_eq!(plane.added.take(), [2]);
+            write("runtime: { workers: 7 }\nlisteners: [{ name: web, address: 127.0.0.1:3 }]\n");
+            assert!(!running.reload(&path));
+            assert_eq!((counted(), running.hub.published().generation), ((1, 2, 0), 2));
+            assert!(running.hub.reloads.last_success_ms.load(Ordering::Relaxed) > 0);
         });
     }
 }

@@ -10,8 +10,10 @@
 //!
 //! # Cost
 //! A request costs a hash or a few comparisons for each segment, whatever the number of routes. Only routes that share
-//! a path, and differ in method or conditions, are looked at one by one.
+//! a path, and differ in method or conditions, are looked at one by one. Where a literal and a parameter stand beside
+//! each other and the literal leads nowhere, the parameter is tried too: no part of the table twice.
 
+mod candidate;
 mod conditions;
 mod host;
 mod pattern;
@@ -24,7 +26,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use conditions::{Conditions, Method, Methods};
+use candidate::{Allowed, Best, Candidate};
+use conditions::{Conditions, Methods};
 use host::{Host, Hosts};
 use pattern::{Parsed, Pattern};
 use trie::{Trie, Visitor};
@@ -157,22 +160,6 @@ pub struct Router {
     priority_max: i32,
 }
 
-/// A route at its place in the trie.
-#[derive(Debug, Clone)]
-struct Candidate {
-    index: u32,
-    priority: i32,
-    captures_rest: bool,
-    methods: Methods,
-    conditions: Option<Arc<Conditions>>,
-}
-
-impl Candidate {
-    fn conditions_hold(&self, request: &RouteRequest<'_>) -> bool {
-        self.conditions.as_ref().is_none_or(|conditions| conditions.hold(request))
-    }
-}
-
 /// Collects routes, checks them and builds the table.
 #[derive(Debug, Default)]
 pub struct RouterBuilder {
@@ -258,25 +245,16 @@ impl Router {
 
     /// Finds the route of a request. Allocates nothing.
     pub fn find(&self, request: &RouteRequest<'_>) -> Found {
-        let mut best = Best { request, method: Method::new(request.method), found: None, wrong_method: false };
+        let mut best = Best::new(request);
         self.walk(request, &mut best);
-        match best.found {
-            Some((_, index, captures)) => Found::Route { index, captures },
-            None if best.wrong_method => Found::WrongMethod,
-            None => Found::Nothing,
-        }
+        best.found()
     }
 
     /// Appends the methods of all routes that match but for the method, as an `Allow` value, sorted: `GET, HEAD, POST`.
     pub fn allow(&self, request: &RouteRequest<'_>, out: &mut Vec<u8>) {
-        let mut allowed = Allowed { request, methods: BTreeSet::new() };
+        let mut allowed = Allowed::new(request);
         self.walk(request, &mut allowed);
-        for (at, method) in allowed.methods.into_iter().enumerate() {
-            if at > 0 {
-                out.extend_from_slice(b", ");
-            }
-            out.extend_from_slice(method);
-        }
+        out.extend_from_slice(&allowed.methods().join(&b", "[..]));
     }
 
     fn walk<'r>(&'r self, request: &RouteRequest<'_>, visitor: &mut impl Visitor<'r, Candidate>) {
@@ -292,57 +270,6 @@ impl Router {
         }
         if let Some(root) = self.any_host {
             let _ = visit(root);
-        }
-    }
-}
-
-/// Keeps the first match of the highest priority.
-struct Best<'a> {
-    request: &'a RouteRequest<'a>,
-    method: Method<'a>,
-    found: Option<(i32, u32, Captures)>,
-    wrong_method: bool,
-}
-
-impl Visitor<'_, Candidate> for Best<'_> {
-    #[inline]
-    fn skips(&self, priority_max: i32) -> bool {
-        self.found.is_some_and(|(priority, ..)| priority >= priority_max)
-    }
-
-    #[inline]
-    fn visit(&mut self, candidates: &[Candidate], captures: &Captures, rest: usize) {
-        for candidate in candidates {
-            if self.skips(candidate.priority) {
-                return;
-            }
-            if !candidate.methods.accept(self.method) {
-                self.wrong_method = self.wrong_method || candidate.conditions_hold(self.request);
-            } else if candidate.conditions_hold(self.request) {
-                let mut captures = *captures;
-                if candidate.captures_rest {
-                    captures.push(rest, self.request.path.len().saturating_sub(rest));
-                }
-                self.found = Some((candidate.priority, candidate.index, captures));
-                return;
-            }
-        }
-    }
-}
-
-struct Allowed<'a, 'r> {
-    request: &'a RouteRequest<'a>,
-    methods: BTreeSet<&'r [u8]>,
-}
-
-impl<'r> Visitor<'r, Candidate> for Allowed<'_, 'r> {
-    fn skips(&self, _: i32) -> bool {
-        false
-    }
-
-    fn visit(&mut self, candidates: &'r [Candidate], _: &Captures, _: usize) {
-        for candidate in candidates.iter().filter(|candidate| candidate.conditions_hold(self.request)) {
-            self.methods.extend(candidate.methods.names());
         }
     }
 }

@@ -7,10 +7,12 @@ use serde_json::{Number, Value as Json};
 
 use super::endpoint::is_host;
 use super::headers::TemplateText;
-use crate::decode::{Cx, Decode, Spanned, shape};
-use crate::scalar::{Int, MIB};
+use crate::decode::{Cx, Decode, Spanned};
+use crate::scalar::Int;
+use crate::shape::shape;
 use crate::snapshot::{HostRewrite, Redirect, Respond, Rewrite};
 use crate::tree::{Node, Scalar, Value};
+use crate::units::MIB;
 
 shape! {
     /// Answer with a redirect.

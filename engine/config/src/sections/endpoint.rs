@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
-use crate::decode::{Cx, Decode, Spanned, shape};
+use crate::decode::{Cx, Decode, Spanned};
 use crate::scalar::Int;
+use crate::shape::shape;
 use crate::snapshot::EndpointAddress;
 use crate::tree::{Node, Value};
 
@@ -95,7 +96,7 @@ impl Address {
         let Some((host, port)) = text.rsplit_once(':') else {
             return Err(format!("the port is missing: `{text}:8080`"));
         };
-        if !is_host(host) {
+        if !is_host(host) || is_numeric(host) {
             return Err(format!("`{host}` is not a host name"));
         }
         match port.parse::<u16>() {
@@ -113,6 +114,15 @@ pub(crate) fn is_host(text: &str) -> bool {
     };
     let text = text.strip_suffix('.').unwrap_or(text);
     (1..=253).contains(&text.len()) && text.split('.').all(label)
+}
+
+/// Would be read as an IPv4 address in one of its forgotten forms: `127.1`, `0x7f000001`.
+fn is_numeric(host: &str) -> bool {
+    let last = host.trim_end_matches('.').rsplit('.').next().unwrap_or("");
+    match last.strip_prefix("0x") {
+        Some(hex) => hex.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        None => last.bytes().all(|byte| byte.is_ascii_digit()),
+    }
 }
 
 impl Decode for Address {
@@ -174,7 +184,9 @@ mod tests {
 
     #[test]
     fn addresses() {
-        for good in ["127.0.0.1:80", "[::1]:80", "a.b-c.example:65535", "product_service:1", "unix:/run/a.sock"] {
+        for good in
+            ["127.0.0.1:80", "[::1]:80", "a.b-c.example:65535", "product_service:1", "3fa9c0:80", "unix:/run/a.sock"]
+        {
             assert_eq!(Address::parse(good).unwrap().to_string(), good);
         }
         for bad in [
@@ -195,6 +207,9 @@ mod tests {
             "https://a",
             "a/b:80",
             "[::1]",
+            "127.1:80",
+            "0x7f000001:80",
+            "1.2.3.256:80",
             "a..b:80",
         ] {
             assert!(Address::parse(bad).is_err(), "{bad}");

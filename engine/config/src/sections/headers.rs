@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use ringway_core::template::{HeaderOps, Template, TemplateError};
 use schemars::{Schema, SchemaGenerator, json_schema};
 
-use crate::decode::{Cx, Decode, OneOrMore, Pairs, Spanned, shape};
+use crate::decode::{Cx, Decode, OneOrMore, Pairs, Spanned};
 use crate::scalar::{is_token, text_schema};
+use crate::shape::shape;
 use crate::suggest;
 use crate::tree::Node;
 

@@ -8,10 +8,12 @@ use ringway_core::path::{DotSegments, DoubleSlash, EncodedSlash, PathPolicy};
 use ringway_core::router::Router;
 use schemars::{Schema, SchemaGenerator, json_schema};
 
-use crate::decode::{Cx, Decode, Spanned, shape};
-use crate::scalar::{Int, KIB, MIB, Name, OrOff, Size, Timeout, choice, is_token};
+use crate::decode::{Cx, Decode, Spanned};
+use crate::scalar::{Int, Name, OrOff, choice, is_token};
+use crate::shape::shape;
 use crate::snapshot::{self, TraceStart};
 use crate::tree::Node;
+use crate::units::{KIB, MIB, Size, Timeout};
 
 shape! {
     /// Where clients connect.

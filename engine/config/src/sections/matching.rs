@@ -4,9 +4,10 @@ use ringway_core::router::{PathMatch, RouteError, RouteSpec, ValueMatch};
 use schemars::{Schema, SchemaGenerator, json_schema};
 
 use super::headers::HeaderName;
-use crate::decode::{Cx, Decode, OneOrMore, Pairs, Spanned, shape};
+use crate::decode::{Cx, Decode, OneOrMore, Pairs, Spanned};
 use crate::error::Span;
 use crate::scalar::{is_token, text_schema};
+use crate::shape::shape;
 use crate::tree::{Node, Value};
 
 shape! {

@@ -14,8 +14,9 @@ pub(crate) use process::{AccessLog, AdminSection, DrainSection, LimitsSection, R
 pub(crate) use route::{Compiler, Route};
 pub(crate) use service::{Resolver, Service};
 
-use crate::decode::{Items, Lenient, Spanned, shape};
+use crate::decode::{Items, Lenient, Spanned};
 use crate::scalar::OrOff;
+use crate::shape::shape;
 
 shape! {
     /// The configuration of a Ringway gateway.

@@ -6,10 +6,12 @@ use std::path::PathBuf;
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
-use crate::decode::{Cx, Decode, Spanned, shape};
-use crate::scalar::{Auto, HOUR_MS, Int, Or, OrOff, PowerOfTwo, Time, choice};
+use crate::decode::{Cx, Decode, Spanned};
+use crate::scalar::{Auto, Int, Or, OrOff, PowerOfTwo, choice};
+use crate::shape::shape;
 use crate::snapshot::{self, DriverChoice};
 use crate::tree::{Node, Value};
+use crate::units::{HOUR_MS, Time};
 
 shape! {
     /// Threads and rings.

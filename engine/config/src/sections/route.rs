@@ -9,13 +9,15 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 use super::action::{HostChoice, RedirectSection, RespondSection, RewriteSection};
 use super::headers::HeaderSection;
 use super::matching::MatchSection;
-use crate::decode::{Cx, Decode, OneOrMore, Spanned, shape};
+use crate::decode::{Cx, Decode, OneOrMore, Spanned};
 use crate::error::Span;
 use crate::hub::UNMATCHED;
-use crate::scalar::{Int, Name, OrOff, Size, TIB, Timeout};
+use crate::scalar::{Int, Name, OrOff};
+use crate::shape::shape;
 use crate::snapshot::{self, Action, HostRewrite, Rewrite};
 use crate::suggest;
 use crate::tree::Node;
+use crate::units::{Size, TIB, Timeout};
 
 shape! {
     /// Which requests go where. Exactly one of `service`, `redirect` and `respond`.

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 pub(crate) use super::endpoint::Resolver;
 use super::endpoint::{Address, Endpoint};
-use crate::decode::{Cx, OneOrMore, shape};
+use crate::decode::{Cx, OneOrMore};
 use crate::error::Span;
-use crate::scalar::{Int, KIB, MIB, Name, OrOff, Size, Timeout, choice};
+use crate::scalar::{Int, Name, OrOff, choice};
+use crate::shape::shape;
 use crate::snapshot::{self, Balance};
+use crate::units::{KIB, MIB, Size, Timeout};
 
 shape! {
     /// Where requests are forwarded to.

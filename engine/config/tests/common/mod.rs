@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use ringway_config::{Errors, Snapshot, Source, compile};
 
-pub fn env(name: &str) -> Option<String> {
+pub(crate) fn env(name: &str) -> Option<String> {
     match name {
         "LISTEN" => Some("127.0.0.1:4000".into()),
         "UPSTREAM" => Some("127.0.0.1:4001".into()),
@@ -15,17 +15,17 @@ pub fn env(name: &str) -> Option<String> {
     }
 }
 
-pub fn compiled(text: &str) -> Result<Snapshot, Errors> {
+pub(crate) fn compiled(text: &str) -> Result<Snapshot, Errors> {
     compile(&[Source { name: "f".into(), text: text.into() }], &env)
 }
 
 /// A file with one listener and one service before `more`, which begins with line 5.
-pub fn with_basics(more: &str) -> String {
+pub(crate) fn with_basics(more: &str) -> String {
     format!(
         "listeners:\n  - {{ name: public, address: \"127.0.0.1:3000\" }}\nservices:\n  - {{ name: app, endpoints: \"127.0.0.1:8080\" }}\n{more}"
     )
 }
 
-pub fn repository() -> PathBuf {
+pub(crate) fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
 }

@@ -1,0 +1,131 @@
+//! Whatever a file holds, the answer is a snapshot or errors, never a panic.
+
+mod common;
+
+use common::{compiled, repository};
+
+/// A small generator of its own (SplitMix64), so that a seed means the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % n.max(1) as u64) as usize
+    }
+}
+
+const TOKENS: [&str; 36] = [
+    "{",
+    "}",
+    "[",
+    "]",
+    ":",
+    ": ",
+    "- ",
+    "\n",
+    "\n  ",
+    "\t",
+    "#",
+    "&a ",
+    "*a",
+    "!x ",
+    "|\n",
+    ">\n",
+    "\"",
+    "'",
+    "? ",
+    ",",
+    "---\n",
+    "...\n",
+    "%YAML 1.2\n",
+    "${",
+    "${env:SECRET}",
+    "${file:/etc/hostname}",
+    "$$",
+    "~",
+    "off",
+    "0",
+    "-1",
+    "99999999999999999999",
+    "\u{feff}",
+    "\u{0}",
+    "ü",
+    "<<: ",
+];
+
+/// Changes `text` in one place.
+fn mutate(text: &mut String, random: &mut Random) {
+    let lines: Vec<&str> = text.lines().collect();
+    match random.below(6) {
+        0 => {
+            let line = random.below(lines.len());
+            *text = lines
+                .iter()
+                .enumerate()
+                .filter(|(index, _)| *index != line)
+                .map(|(_, line)| format!("{line}\n"))
+                .collect();
+        }
+        1 => {
+            let (from, to) = (random.below(lines.len()), random.below(lines.len()));
+            let mut lines: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
+            if let Some(line) = lines.get(from).cloned() {
+                lines.insert(to, line);
+            }
+            *text = lines.join("\n");
+        }
+        2 => {
+            let at = boundary(text, random.below(text.len() + 1));
+            let end = boundary(text, at + random.below(20));
+            text.replace_range(at..end.max(at), "");
+        }
+        3 => text.truncate(boundary(text, random.below(text.len() + 1))),
+        _ => {
+            let at = boundary(text, random.below(text.len() + 1));
+            text.insert_str(at, TOKENS[random.below(TOKENS.len())]);
+        }
+    }
+}
+
+fn boundary(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}
+
+/// 1,500 mutated files; `RINGWAY_FUZZ_SEED` replays one of them, `RINGWAY_FUZZ_RUNS` changes their number.
+#[test]
+fn mutations_of_the_reference_never_panic() {
+    let original = std::fs::read_to_string(repository().join("configs/reference.yaml")).unwrap();
+    // Without comments, so that more mutations hit what is read.
+    let original: String = original
+        .lines()
+        .map(|line| line.split("  #").next().unwrap_or("").trim_end())
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert!(compiled(&original).is_ok());
+    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+    let seeds = match number("RINGWAY_FUZZ_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("RINGWAY_FUZZ_RUNS").unwrap_or(1_500),
+    };
+    let (mut good, mut bad) = (0, 0);
+    for seed in seeds {
+        let mut random = Random(seed);
+        let mut text = original.clone();
+        for _ in 0..=random.below(4) {
+            mutate(&mut text, &mut random);
+        }
+        let result = std::panic::catch_unwind(|| compiled(&text).map(|_| ()).map_err(|errors| errors.to_string()));
+        match result.unwrap_or_else(|_| panic!("panicked with RINGWAY_FUZZ_SEED={seed}")) {
+            Ok(()) => good += 1,
+            Err(said) => {
+                assert!(said.lines().count() >= 2, "seed {seed}: {said}");
+                bad += 1;
+            }
+        }
+    }
+    println!("{good} still compiled, {bad} were refused");
+}
