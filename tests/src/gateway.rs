@@ -1,0 +1,290 @@
+//! The real binary as a child process.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{Client, PATIENCE, eventually};
+
+/// Starts before a port that someone else took in the meantime is given up on.
+const TRIES: usize = 5;
+/// What a test's configuration does not say itself. One worker: what a pool holds is the same in every run.
+const DEFAULTS: [(&str, &str); 5] = [
+    ("runtime:", "runtime: { workers: 1, pin: false }\n"),
+    ("admin:", "admin: { address: ADMIN }\n"),
+    ("access_log:", "access_log: { file: LOG }\n"),
+    ("drain:", "drain: { notice: 0s, timeout: 10s }\n"),
+    ("listeners:", "listeners: [{ name: public, address: LISTEN }]\n"),
+];
+
+/// A running gateway. Killed when dropped.
+pub struct Gateway {
+    child: Child,
+    directory: TempDir,
+    listen: SocketAddr,
+    admin: SocketAddr,
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+/// Resident memory of a process.
+pub fn rss_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+    line.split_ascii_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") * 1024
+}
+
+impl Gateway {
+    /// Starts a gateway with this configuration and waits until it serves.
+    ///
+    /// `LISTEN` and `ADMIN` stand for addresses with free ports, `LOG` for the access log, `DIR` for a directory of this
+    /// test. Sections that are missing get defaults: a listener `public`, the admin listener, one worker that is not
+    /// pinned, the access log in a file.
+    ///
+    /// # Panics
+    /// When it does not start, with what it wrote to stderr.
+    #[track_caller]
+    pub fn start(yaml: &str) -> Self {
+        for _ in 1..TRIES {
+            match Self::try_start(yaml) {
+                Ok(gateway) => return gateway,
+                Err(stderr) if stderr.contains("in use") => {}
+                Err(stderr) => panic!("the gateway did not start:\n{stderr}\nconfiguration:\n{yaml}"),
+            }
+        }
+        panic!("no free port in {TRIES} tries");
+    }
+
+    /// Everything goes to one service, `app`.
+    #[track_caller]
+    pub fn to(endpoint: &str) -> Self {
+        Self::start(&Self::route_to(endpoint))
+    }
+
+    /// The configuration of [`Gateway::to`], to be extended.
+    pub fn route_to(endpoint: &str) -> String {
+        format!("services: [{{ name: app, endpoints: [\"{endpoint}\"] }}]\nroutes: [{{ name: all, service: app }}]\n")
+    }
+
+    fn try_start(yaml: &str) -> Result<Self, String> {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [listen, admin] = [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port())));
+        let stderr = fs::File::create(directory.path().join("stderr")).expect("a file for stderr");
+        let config = directory.path().join("gateway.yaml");
+        fs::write(&config, render(yaml, listen, admin, directory.path())).expect("a configuration");
+        let child = Command::new(binary())
+            .args(["run", "--config"])
+            .arg(&config)
+            .env("RINGWAY_LOG", "info")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .expect("the binary starts");
+        let mut gateway = Self { child, directory, listen, admin };
+        let end = Instant::now() + PATIENCE;
+        while !gateway.is_ready() {
+            let exited = gateway.child.try_wait().expect("a child").is_some();
+            if exited || Instant::now() > end {
+                return Err(gateway.stderr());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(gateway)
+    }
+
+    fn is_ready(&self) -> bool {
+        self.try_admin("/ready").is_some_and(|(status, _)| status == 200)
+    }
+
+    /// Where clients connect.
+    pub fn address(&self) -> SocketAddr {
+        self.listen
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The directory that `DIR` stands for.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A new connection.
+    #[track_caller]
+    pub fn connect(&self) -> Client {
+        Client::connect(self.listen)
+    }
+
+    /// One GET on a connection of its own.
+    #[track_caller]
+    pub fn get(&self, target: &str) -> crate::Message {
+        self.connect().get(target)
+    }
+
+    /// The status and the body of a page of the admin listener.
+    #[track_caller]
+    pub fn admin(&self, path: &str) -> (u16, String) {
+        self.try_admin(path).unwrap_or_else(|| panic!("admin does not answer:\n{}", self.stderr()))
+    }
+
+    fn try_admin(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect_timeout(&self.admin, PATIENCE).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n").as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        Some((head.get(9..12)?.parse().ok()?, body.to_owned()))
+    }
+
+    /// A sample as `/metrics` shows it, `name` or `name{label="value"}`; 0 where its family has no such sample.
+    ///
+    /// # Panics
+    /// Where there is no such family.
+    #[track_caller]
+    pub fn metric(&self, sample: &str) -> f64 {
+        let page = self.admin("/metrics").1;
+        let family = sample.split('{').next().unwrap_or_default();
+        assert!(page.contains(&format!("# TYPE {family} ")), "no metric is called {family}");
+        let line = page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
+    /// The number of backend errors of a kind at the service `app`.
+    #[track_caller]
+    pub fn backend_errors(&self, kind: &str) -> f64 {
+        self.metric(&format!("gateway_backend_errors_total{{service=\"app\",kind=\"{kind}\"}}"))
+    }
+
+    /// The lines of the access log so far.
+    pub fn log_lines(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.directory.path().join("access.log")).unwrap_or_default();
+        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        whole.map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+    }
+
+    /// Waits for the access log to have so many lines and gives back the last one.
+    #[track_caller]
+    pub fn log_line(&self, count: usize) -> Value {
+        crate::settles_at(count, || self.log_lines().len());
+        self.log_lines().pop().expect("a line")
+    }
+
+    /// What the gateway has written to stderr.
+    pub fn stderr(&self) -> String {
+        fs::read_to_string(self.directory.path().join("stderr")).unwrap_or_default()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id() as i32).expect("a process");
+        kill_process(pid, signal).expect("a signal");
+    }
+
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Waits for the process to end by itself.
+    #[track_caller]
+    pub fn wait_exit(&mut self, deadline: Duration) -> ExitStatus {
+        let end = Instant::now() + deadline;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                return status;
+            }
+            assert!(Instant::now() < end, "still running after {deadline:?}:\n{}", self.stderr());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Puts another configuration in place of the running one and has it loaded; whether it was taken.
+    #[track_caller]
+    pub fn replace_config(&self, yaml: &str) -> bool {
+        let results = || {
+            ["success", "failure"]
+                .map(|result| self.metric(&format!("gateway_config_reloads_total{{result=\"{result}\"}}")))
+        };
+        let before = results();
+        let new = self.directory.path().join("new.yaml");
+        fs::write(&new, render(yaml, self.listen, self.admin, self.directory.path())).expect("a configuration");
+        fs::rename(&new, self.directory.path().join("gateway.yaml")).expect("a new configuration");
+        self.signal(Signal::HUP);
+        eventually(PATIENCE, || results() != before);
+        let taken = results()[0] > before[0];
+        if taken {
+            let generation = self.metric("gateway_config_generation");
+            crate::settles_at(true, || self.metric("gateway_worker_config_generation{worker=\"0\"}") >= generation);
+        }
+        taken
+    }
+
+    /// Open descriptors of the process.
+    pub fn open_fds(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("a process").count()
+    }
+
+    /// Resident memory of the process.
+    pub fn rss_bytes(&self) -> u64 {
+        rss_bytes(self.pid())
+    }
+
+    /// Waits until no client is connected and no request is active.
+    #[track_caller]
+    pub fn expect_idle(&self) {
+        crate::settles_at([0.0; 2], || {
+            ["gateway_active_connections", "gateway_active_requests"].map(|name| self.metric(name))
+        });
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let panics = self.stderr().contains("panicked");
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the gateway wrote:\n{}", self.stderr());
+        } else {
+            assert!(!panics, "the gateway panicked:\n{}", self.stderr());
+        }
+    }
+}
+
+/// The configuration as written to the file.
+fn render(yaml: &str, listen: SocketAddr, admin: SocketAddr, directory: &Path) -> String {
+    let mut text = yaml.to_owned();
+    for (key, section) in DEFAULTS {
+        if !yaml.lines().any(|line| line.starts_with(key)) {
+            text.push_str(section);
+        }
+    }
+    text.replace("LISTEN", &listen.to_string())
+        .replace("ADMIN", &admin.to_string())
+        .replace("LOG", &directory.join("access.log").display().to_string())
+        .replace("DIR", &directory.display().to_string())
+}
+
+/// `RINGWAY_BIN`, else the binary of the profile that the tests were built with.
+fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("RINGWAY_BIN") {
+        return path.into();
+    }
+    let test = std::env::current_exe().expect("the path of this test");
+    // target/PROFILE/deps/TEST
+    let path = test.parent().and_then(Path::parent).expect("a target directory").join("ringway");
+    assert!(path.exists(), "{} is missing: cargo build --profile ci -p ringway", path.display());
+    path
+}

@@ -1,0 +1,46 @@
+//! The harness of the end-to-end tests: a real gateway process, scripted backends behind it, raw clients before it.
+//!
+//! Every test has its own gateway and its own ports. Nothing sleeps to wait: [`eventually`] polls, reads have
+//! deadlines, and a failure shows what the gateway wrote to stderr.
+
+mod backend;
+mod client;
+mod gateway;
+mod message;
+mod wire;
+
+pub use backend::{Backend, Conn};
+pub use client::Client;
+pub use gateway::{Gateway, free_port, rss_bytes};
+pub use message::{Head, Message};
+pub use wire::{End, Wire};
+
+use std::time::{Duration, Instant};
+
+/// How long anything that should happen may take before a test gives up. Generous: the machines that run the tests
+/// are small and busy.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Polls until `condition` holds; panics after `deadline`.
+#[track_caller]
+pub fn eventually(deadline: Duration, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + deadline;
+    while !condition() {
+        assert!(Instant::now() < end, "not so within {deadline:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Polls until two values are equal; panics with both after [`PATIENCE`].
+#[track_caller]
+pub fn settles_at<T: PartialEq + std::fmt::Debug>(expected: T, mut value: impl FnMut() -> T) {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let seen = value();
+        if seen == expected {
+            return;
+        }
+        assert!(Instant::now() < end, "still {seen:?} instead of {expected:?} after {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
