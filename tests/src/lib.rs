@@ -5,14 +5,19 @@
 
 mod backend;
 mod client;
+pub mod confine;
 mod gateway;
+mod load;
 mod message;
+mod process;
 mod wire;
 
 pub use backend::{Backend, Conn};
 pub use client::Client;
-pub use gateway::{Gateway, free_port, rss_bytes};
+pub use gateway::{Gateway, binary, free_port, rss_bytes};
+pub use load::Load;
 pub use message::{Head, Message};
+pub use process::{Output, Process};
 pub use wire::{End, Wire};
 
 use std::time::{Duration, Instant};
