@@ -19,8 +19,6 @@ pub struct Load {
 struct Shared {
     stop: AtomicBool,
     answered: AtomicU64,
-    /// Nobody listens any more: what ends a client without a failure.
-    refused: AtomicU64,
     reconnects: AtomicU64,
     failures: Mutex<Vec<String>>,
 }
@@ -44,9 +42,9 @@ impl Load {
         self.shared.answered.load(Ordering::Relaxed)
     }
 
-    /// Clients that found nobody listening.
-    pub fn refused(&self) -> u64 {
-        self.shared.refused.load(Ordering::Relaxed)
+    /// Clients that have found nobody listening any more, or have failed.
+    pub fn ended(&self) -> usize {
+        self.clients.iter().filter(|client| client.is_finished()).count()
     }
 
     /// Connections made anew.
@@ -83,10 +81,7 @@ impl Shared {
             }
             let mut connected = match stream.take().map_or_else(|| connect(address), Ok) {
                 Ok(connected) => connected,
-                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                    self.refused.fetch_add(1, Ordering::Relaxed);
-                    return;
-                }
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => return,
                 Err(error) => return self.fail(format!("connect: {error}")),
             };
             match exchange(&mut connected, target) {
