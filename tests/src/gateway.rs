@@ -163,7 +163,9 @@ impl Gateway {
     #[track_caller]
     pub fn metric(&self, sample: &str) -> f64 {
         let page = self.admin("/metrics").1;
-        let family = sample.split('{').next().unwrap_or_default();
+        let name = sample.split('{').next().unwrap_or_default();
+        // Of a histogram.
+        let family = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part)).unwrap_or(name);
         assert!(page.contains(&format!("# TYPE {family} ")), "no metric is called {family}");
         let line = page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().expect("a number"))
