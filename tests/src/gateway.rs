@@ -83,8 +83,14 @@ impl Gateway {
     /// When it does not start, with what it wrote to stderr.
     #[track_caller]
     pub fn start(yaml: &str) -> Self {
+        Self::start_with(yaml, |_| {})
+    }
+
+    /// The same, with a command that `prepare` has changed: its environment, its limits, where its output goes.
+    #[track_caller]
+    pub fn start_with(yaml: &str, prepare: impl Fn(&mut Command)) -> Self {
         for _ in 1..TRIES {
-            match Self::try_start(yaml) {
+            match Self::try_start(yaml, &prepare) {
                 Ok(gateway) => return gateway,
                 Err(stderr) if stderr.contains("in use") => {}
                 Err(stderr) => panic!("the gateway did not start:\n{stderr}\nconfiguration:\n{yaml}"),
@@ -99,21 +105,17 @@ impl Gateway {
         Setup::default().start(endpoint)
     }
 
-    fn try_start(yaml: &str) -> Result<Self, String> {
+    fn try_start(yaml: &str, prepare: &impl Fn(&mut Command)) -> Result<Self, String> {
         let directory = tempfile::tempdir().expect("a directory");
         let [listen, admin] = [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port())));
         let stderr = fs::File::create(directory.path().join("stderr")).expect("a file for stderr");
         let config = directory.path().join("gateway.yaml");
         fs::write(&config, render(yaml, listen, admin, directory.path())).expect("a configuration");
-        let child = Command::new(binary())
-            .args(["run", "--config"])
-            .arg(&config)
-            .env("RINGWAY_LOG", "info")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(stderr)
-            .spawn()
-            .expect("the binary starts");
+        let mut command = Command::new(binary());
+        command.args(["run", "--config"]).arg(&config).env("RINGWAY_LOG", "info");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        prepare(&mut command);
+        let child = command.spawn().expect("the binary starts");
         let mut gateway = Self { child, directory, listen, admin };
         let end = Instant::now() + PATIENCE;
         while !gateway.is_ready() {
@@ -133,6 +135,10 @@ impl Gateway {
     /// Where clients connect.
     pub fn address(&self) -> SocketAddr {
         self.listen
+    }
+
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
     }
 
     pub fn pid(&self) -> u32 {
@@ -179,7 +185,9 @@ impl Gateway {
     #[track_caller]
     pub fn metric(&self, sample: &str) -> f64 {
         let page = self.admin("/metrics").1;
-        let family = sample.split('{').next().unwrap_or_default();
+        let name = sample.split('{').next().unwrap_or_default();
+        // Of a histogram.
+        let family = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part)).unwrap_or(name);
         assert!(page.contains(&format!("# TYPE {family} ")), "no metric is called {family}");
         let line = page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().expect("a number"))
@@ -232,6 +240,11 @@ impl Gateway {
         }
     }
 
+    /// A configuration as its file has it: addresses and paths filled in, missing sections added.
+    pub fn render(&self, yaml: &str) -> String {
+        render(yaml, self.listen, self.admin, self.directory.path())
+    }
+
     /// Puts another configuration in place of the running one and has it loaded; whether it was taken.
     #[track_caller]
     pub fn replace_config(&self, yaml: &str) -> bool {
@@ -241,7 +254,7 @@ impl Gateway {
         };
         let before = results();
         let new = self.directory.path().join("new.yaml");
-        fs::write(&new, render(yaml, self.listen, self.admin, self.directory.path())).expect("a configuration");
+        fs::write(&new, self.render(yaml)).expect("a configuration");
         fs::rename(&new, self.directory.path().join("gateway.yaml")).expect("a new configuration");
         self.signal(Signal::HUP);
         eventually(PATIENCE, || results() != before);
@@ -300,7 +313,7 @@ fn render(yaml: &str, listen: SocketAddr, admin: SocketAddr, directory: &Path) -
 }
 
 /// `RINGWAY_BIN`, else the binary of the profile that the tests were built with.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("RINGWAY_BIN") {
         return path.into();
     }

@@ -5,14 +5,19 @@
 
 mod backend;
 mod client;
+pub mod confine;
 mod gateway;
+mod load;
 mod message;
+mod process;
 mod wire;
 
 pub use backend::{Backend, Conn};
 pub use client::Client;
-pub use gateway::{Gateway, Setup, free_port};
+pub use gateway::{Gateway, Setup, binary, free_port};
+pub use load::Load;
 pub use message::{Head, Message};
+pub use process::{Output, Process};
 pub use wire::{End, Wire};
 
 use std::time::{Duration, Instant};

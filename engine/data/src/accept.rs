@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use ringway_config::hub::Phase;
 use ringway_core::answer::{Format, status_line, write_error_body};
 use ringway_core::failure::Failure;
 use ringway_core::request_id::RequestId;
@@ -24,16 +25,37 @@ const ACCEPT_MAX: usize = 64;
 /// A core hands new connections over when it holds this many more than the least busy one, and a quarter more.
 const SKEW_MIN: u64 = 8;
 
+/// How long handshakes that have begun may take once no new ones are let in. Who comes meanwhile is refused a second
+/// later, when its SYN is sent again.
+pub(crate) const HANDSHAKE_US: u64 = 50_000;
+
 /// A listening socket at work.
 pub(crate) struct Accepting {
     sock: Sock,
     stopped: Rc<Cell<bool>>,
+    take_rest: Box<dyn Fn()>,
 }
 
 impl Accepting {
+    /// Lets no new connection begin; those that have begun still come. To close a listening socket resets what waits in
+    /// its queue, and a handshake may end there between the last accept and the close.
+    pub(crate) fn refuse(&self) {
+        let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+        let drop_syn = [
+            step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, 13), // the flags of the TCP header
+            step(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, 0b1_0010), // ACK, SYN
+            step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, 0b0_0010), // SYN alone
+            step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+            step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+        ];
+        // Without the filter a few connections may be reset, as ever.
+        let _ = socket2::SockRef::from(&self.sock.fd()).attach_filter(&drop_syn);
+    }
+
     /// Takes what is in the kernel's queue still, then no more. Dropping an accept could lose a connection; shutting
-    /// the socket down only ends the wait.
+    /// the socket down ends the wait.
     pub(crate) fn stop(&self) {
+        (self.take_rest)();
         self.stopped.set(true);
         self.sock.shutdown(Shutdown::Read);
     }
@@ -79,8 +101,12 @@ where
 /// Accepts on a socket until it is stopped.
 pub(crate) fn listen<S: Spawn>(worker: &Rc<Worker>, address: SocketAddr, socket: TcpListener, spawner: S) {
     let Ok(sock) = Sock::new(OwnedFd::from(socket)) else { return };
-    let stopped = Rc::new(Cell::new(worker.is_draining()));
-    let accepting = Accepting { sock: sock.clone(), stopped: Rc::clone(&stopped) };
+    let stopped = Rc::new(Cell::new(false));
+    let take_rest = {
+        let (worker, sock, spawner) = (Rc::clone(worker), sock.clone(), spawner.clone());
+        Box::new(move || while take_waiting(&worker, &sock, address, &spawner) == Waiting::More {})
+    };
+    let accepting = Accepting { sock: sock.clone(), stopped: Rc::clone(&stopped), take_rest };
     worker.listeners.borrow_mut().insert(address, accepting);
     let worker = Rc::clone(worker);
     monoio::spawn(async move {
@@ -88,7 +114,6 @@ pub(crate) fn listen<S: Spawn>(worker: &Rc<Worker>, address: SocketAddr, socket:
             sock.readable().await;
             let more = take_waiting(&worker, &sock, address, &spawner);
             if stopped.get() {
-                while take_waiting(&worker, &sock, address, &spawner) == Waiting::More {}
                 return;
             }
             if more == Waiting::NoDescriptors {
@@ -127,8 +152,12 @@ fn take_waiting<S: Spawn>(worker: &Rc<Worker>, sock: &Sock, address: SocketAddr,
     Waiting::More
 }
 
-/// Keeps a new connection, or hands it over to a core that is clearly less busy.
+/// Keeps a new connection, or hands it over to a core that is clearly less busy; not in a drain, in which that core may
+/// have ended.
 fn place<S: Spawn>(worker: &Rc<Worker>, handed: Handed, spawner: &S) {
+    if worker.hub.phase() == Phase::Draining {
+        return adopt(worker, handed, spawner);
+    }
     let cells = &worker.hub.workers.workers;
     let mine = worker.cell().connections.get();
     let least = cells.iter().enumerate().map(|(id, cell)| (cell.connections.get(), id)).min();

@@ -11,6 +11,9 @@ use crate::sock::Sock;
 
 /// How often a core sweeps its table: no deadline is late by more.
 pub(crate) const SWEEP: std::time::Duration = std::time::Duration::from_millis(50);
+/// A drain leaves a connection alone for this long after its last answer: who sends requests in a row gets to send the
+/// next one, whose answer then says that the connection ends. A close would cross the request on its way.
+const DRAIN_GRACE_US: u64 = 1_000_000;
 /// A request that has waited this long for its service has its client checked for a reset with each sweep.
 const CLIENT_CHECK_US: u64 = 500_000;
 const NEVER: u64 = u64::MAX;
@@ -38,8 +41,8 @@ struct Entry {
     at: [u64; SLOTS],
     /// Bit set of slots that have fired.
     fired: u8,
-    /// Between two requests, so that a drain may close it.
-    idle: bool,
+    /// Since when it is between two requests, so that a drain may close it; `NEVER` during one.
+    idle_since: u64,
     /// When the current request went to its service; `NEVER` while there is none.
     since: u64,
     client: Option<Sock>,
@@ -61,8 +64,8 @@ pub(crate) struct Timers {
 
 impl Deadlines {
     pub(crate) fn register(self: &Rc<Self>, client: Sock) -> Timers {
-        let entry =
-            Entry { at: [NEVER; SLOTS], fired: 0, idle: false, since: NEVER, client: Some(client), service: None };
+        let (client, service) = (Some(client), None);
+        let entry = Entry { at: [NEVER; SLOTS], fired: 0, idle_since: NEVER, since: NEVER, client, service };
         let mut entries = self.entries.borrow_mut();
         let row = match self.free.borrow_mut().pop() {
             Some(row) => row,
@@ -79,7 +82,7 @@ impl Deadlines {
     pub(crate) fn sweep(&self, now: u64, drain: bool, passed: &Counter) {
         for entry in self.entries.borrow_mut().iter_mut() {
             let Some(client) = &entry.client else { continue };
-            if drain && entry.idle {
+            if drain && entry.idle_since.saturating_add(DRAIN_GRACE_US) <= now {
                 client.shutdown(Shutdown::Read);
             }
             if entry.since != NEVER && now.saturating_sub(entry.since) > CLIENT_CHECK_US && client.is_reset() {
@@ -132,12 +135,12 @@ impl Timers {
         self.with(|entry| entry.fired & (1 << slot as u8) != 0).unwrap_or(false)
     }
 
-    /// Between two requests: `at` is when the client must have begun the next one.
+    /// Between two requests, the next of which must begin within `limit`.
     #[inline]
-    pub(crate) fn idle(&self, at: u64) {
+    pub(crate) fn idle(&self, now: u64, limit: u64) {
         self.with(|entry| {
-            entry.idle = true;
-            entry.at = [at, NEVER, NEVER, NEVER, NEVER];
+            entry.idle_since = now;
+            entry.at = [now + limit, NEVER, NEVER, NEVER, NEVER];
             entry.fired = 0;
         });
     }
@@ -146,7 +149,7 @@ impl Timers {
     #[inline]
     pub(crate) fn begin(&self) {
         self.with(|entry| {
-            entry.idle = false;
+            entry.idle_since = NEVER;
             entry.at = [NEVER; SLOTS];
             entry.fired = 0;
         });

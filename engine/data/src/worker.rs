@@ -56,7 +56,8 @@ pub(crate) struct Worker {
     answers: Rc<Buffers>,
     heads: RefCell<Vec<Vec<u8>>>,
     random: Cell<u64>,
-    draining: Cell<bool>,
+    /// Since when, on the core's clock; `None`: not yet.
+    draining: Cell<Option<u64>>,
 }
 
 /// Counts a request for as long as it lives.
@@ -85,7 +86,7 @@ impl Worker {
             answers: Buffers::new(),
             heads: RefCell::new(Vec::with_capacity(HEADS_MAX)),
             random: Cell::new(seed),
-            draining: Cell::new(false),
+            draining: Cell::new(None),
             hub,
             shared,
         });
@@ -107,7 +108,7 @@ impl Worker {
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.draining.get()
+        self.draining.get().is_some()
     }
 
     /// A buffer for what a client sends.
@@ -168,6 +169,7 @@ impl Worker {
             self.listeners.borrow_mut().retain(|address, accepting| {
                 let kept = renewed.published.snapshot.listeners.iter().any(|listener| listener.address == *address);
                 if !kept {
+                    accepting.refuse();
                     accepting.stop();
                 }
                 kept
@@ -175,9 +177,20 @@ impl Worker {
             *self.view.borrow_mut() = Rc::new(renewed);
             self.cell().generation.set(generation);
         }
-        if self.hub.phase() == Phase::Draining && !self.draining.replace(true) {
-            self.listeners.borrow_mut().drain().for_each(|(_, accepting)| accepting.stop());
+        if self.hub.phase() == Phase::Draining && !self.is_draining() {
+            self.draining.set(Some(self.clock.now()));
+            self.listeners.borrow().values().for_each(accept::Accepting::refuse);
         }
+    }
+
+    /// Whether a drain leaves nothing to do: handshakes have ended, and no connection is open or on its way here.
+    fn has_drained(&self, now: u64) -> bool {
+        let Some(since) = self.draining.get() else { return false };
+        if now.saturating_sub(since) < accept::HANDSHAKE_US {
+            return false;
+        }
+        self.listeners.borrow_mut().drain().for_each(|(_, accepting)| accepting.stop());
+        self.cell().connections.get() == 0 && self.shared.mailboxes.iter().all(Mailbox::is_empty)
     }
 
     fn tick(&self, round: u64) {
@@ -220,11 +233,9 @@ pub(crate) async fn run(id: usize, shared: Arc<Shared>, up: impl FnOnce()) -> us
         monoio::time::sleep(SWEEP).await;
         round += 1;
         worker.tick(round);
-        let open = worker.cell().connections.get();
-        let aborted = worker.shared.abort.load(Ordering::Acquire);
-        if aborted || (worker.is_draining() && open == 0 && worker.shared.mailboxes.iter().all(Mailbox::is_empty)) {
+        if worker.has_drained(worker.clock.now()) || worker.shared.abort.load(Ordering::Acquire) {
             worker.log.flush(&worker);
-            return open as usize;
+            return worker.cell().connections.get() as usize;
         }
     }
 }
