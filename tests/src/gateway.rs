@@ -66,7 +66,7 @@ pub fn free_port() -> u16 {
 }
 
 /// Resident memory of a process.
-fn rss_bytes(pid: u32) -> u64 {
+pub fn rss_bytes(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
     line.split_ascii_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") * 1024
@@ -102,7 +102,12 @@ impl Gateway {
     /// Everything goes to one service, `app`.
     #[track_caller]
     pub fn to(endpoint: &str) -> Self {
-        Setup::default().start(endpoint)
+        Self::start(&Self::route_to(endpoint))
+    }
+
+    /// The configuration of [`Gateway::to`], to be extended.
+    pub fn route_to(endpoint: &str) -> String {
+        format!("services: [{{ name: app, endpoints: [\"{endpoint}\"] }}]\nroutes: [{{ name: all, service: app }}]\n")
     }
 
     fn try_start(yaml: &str, prepare: &impl Fn(&mut Command)) -> Result<Self, String> {
