@@ -20,9 +20,10 @@ mod sections;
 mod suggest;
 mod tree;
 
-pub use compile::{Source, compile};
+pub use compile::{Source, compile, compile_with};
 pub use error::{ConfigError, ERRORS_MAX, Errors};
 pub use hub::Hub;
 pub use load::{FILE_BYTES_MAX, load};
 pub use schema::schema;
+pub use sections::Lookup;
 pub use snapshot::Snapshot;
