@@ -138,7 +138,11 @@ fn one_line(text: String) -> String {
         return text;
     }
     text.chars().fold(String::with_capacity(text.len() + 8), |mut line, c| {
-        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+        if c.is_control() {
+            line.extend(c.escape_default())
+        } else {
+            line.push(c)
+        }
         line
     })
 }

@@ -124,12 +124,9 @@ impl<'t> Reference<'t> {
             let hint = "write `${env:NAME}` or `${env:NAME:-default}`";
             return Err(Failure::new(format!("`{name}` is not the name of an environment variable"), hint));
         }
-        if default.is_some_and(|default| default.contains("${")) {
-            // Its first `}` would end the whole, and the rest of it would be taken for text.
-            return Err(Failure::new(
-                format!("the default of `{name}` has a variable in it"),
-                "a default is plain text",
-            ));
+        if default.is_some_and(|default| default.contains('$')) {
+            // The first `}` of a variable in it would end the whole; before a brace it would become one.
+            return Err(Failure::new(format!("the default of `{name}` has a `$` in it"), "a default is plain text"));
         }
         Ok(Some(Self { kind: Kind::Env { name, default }, length }))
     }
@@ -232,7 +229,7 @@ mod tests {
         assert_eq!(expanded("${env:PORT").unwrap_err(), "`${env:` without a closing `}`");
         assert_eq!(expanded("${env:}").unwrap_err(), "`` is not the name of an environment variable");
         assert_eq!(expanded("${env:A-B}").unwrap_err(), "`A-B` is not the name of an environment variable");
-        assert_eq!(expanded("${env:A:-${env:B}}").unwrap_err(), "the default of `A` has a variable in it");
+        assert_eq!(expanded("${env:A:-${env:B}}").unwrap_err(), "the default of `A` has a `$` in it");
         assert!(expanded("${file:/no/such}").unwrap_err().starts_with("`/no/such` cannot be used: "));
         assert!(expanded("${file:/dev/zero}").unwrap_err().ends_with("not a file"));
     }
