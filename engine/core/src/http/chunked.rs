@@ -203,8 +203,11 @@ mod tests {
 
     use super::*;
 
-    /// Decodes in pieces of the given sizes; gives back the body and what was left over.
-    fn decode(mut input: &[u8], pieces: &[usize]) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>), ChunkError> {
+    /// The body, what was left over, and the trailer section.
+    type Parts = (Vec<u8>, Vec<u8>, Vec<u8>);
+
+    /// Decodes in pieces of the given sizes.
+    fn decode(mut input: &[u8], pieces: &[usize]) -> Result<Parts, ChunkError> {
         let (mut decoder, mut body) = (Chunked::default(), Vec::new());
         let mut sizes = pieces.iter().copied().cycle();
         while !input.is_empty() && !decoder.is_done() {
