@@ -6,10 +6,14 @@ use ringway_tests::{Backend, Client, Gateway, PATIENCE, Setup, eventually, settl
 
 const REFUSED: &str = "gateway_connections_refused_total";
 
-/// A connection that the gateway closes before a word: an orderly end or a reset.
+/// A connection over a limit: 503, whatever it asks for, and the end.
 #[track_caller]
 fn expect_refused(client: &mut Client) {
     let _ = client.try_send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    let answer = client.read_response();
+    assert_eq!((answer.status(), answer.get("retry-after")), (503, Some("1")));
+    assert_eq!(answer.get("connection"), Some("close"));
+    assert_eq!(answer.json()["requestId"].as_str(), answer.get("x-request-id"));
     client.expect_end();
 }
 
