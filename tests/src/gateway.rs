@@ -127,8 +127,9 @@ impl Gateway {
         Ok(gateway)
     }
 
+    /// Whether this process, and not another one on the same port, serves.
     fn is_ready(&self) -> bool {
-        self.try_admin("/ready").is_some_and(|(status, _)| status == 200)
+        self.stderr().contains(" up: ") && self.try_admin("/ready").is_some_and(|(status, _)| status == 200)
     }
 
     /// Where clients connect.
