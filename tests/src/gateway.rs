@@ -16,8 +16,9 @@ use crate::{Client, PATIENCE, eventually};
 /// Starts before a port that someone else took in the meantime is given up on.
 const TRIES: usize = 5;
 /// What a test's configuration does not say itself. One worker: what a pool holds is the same in every run.
+/// `RINGWAY_TEST_DRIVER=epoll` runs the tests without io_uring.
 const DEFAULTS: [(&str, &str); 5] = [
-    ("runtime:", "runtime: { workers: 1, pin: false }\n"),
+    ("runtime:", "runtime: { workers: 1, pin: false, driver: \"${env:RINGWAY_TEST_DRIVER:-auto}\" }\n"),
     ("admin:", "admin: { address: ADMIN }\n"),
     ("access_log:", "access_log: { file: LOG }\n"),
     ("drain:", "drain: { notice: 0s, timeout: 10s }\n"),
@@ -133,8 +134,9 @@ impl Gateway {
         Ok(gateway)
     }
 
+    /// Whether this process, and not another one on the same port, serves.
     fn is_ready(&self) -> bool {
-        self.try_admin("/ready").is_some_and(|(status, _)| status == 200)
+        self.stderr().contains(" up: ") && self.try_admin("/ready").is_some_and(|(status, _)| status == 200)
     }
 
     /// Where clients connect.

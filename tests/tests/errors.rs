@@ -64,24 +64,17 @@ fn assert_failed(setup: Setup<'_>, endpoint: &str, status: u16, message: &str, k
     assert_eq!(gateway.log_line(1)["backendService"], "app");
     assert!(!answer.has("connection"));
     assert_eq!(client.get("/b").status(), status, "the connection lives");
-    gateway.expect_idle_endpoint();
+    expect_idle_endpoints(&gateway);
 }
 
-trait ExpectIdleEndpoint {
-    fn expect_idle_endpoint(&self);
-}
-
-impl ExpectIdleEndpoint for Gateway {
-    /// No request is in flight at any endpoint.
-    #[track_caller]
-    fn expect_idle_endpoint(&self) {
-        let in_flight = || {
-            let page = self.admin("/metrics").1;
-            let mut samples = page.lines().filter(|line| line.starts_with("gateway_endpoint_in_flight{"));
-            samples.all(|line| line.ends_with(" 0"))
-        };
-        eventually(PATIENCE, in_flight);
-    }
+/// No request is in flight at any endpoint.
+#[track_caller]
+fn expect_idle_endpoints(gateway: &Gateway) {
+    eventually(PATIENCE, || {
+        let page = gateway.admin("/metrics").1;
+        let mut samples = page.lines().filter(|line| line.starts_with("gateway_endpoint_in_flight{"));
+        samples.all(|line| line.ends_with(" 0"))
+    });
 }
 
 #[test]

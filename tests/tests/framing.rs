@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ringway_tests::{Backend, Client, Gateway, Message, PATIENCE, Setup, eventually, settles_at};
+use ringway_tests::{Backend, Client, Gateway, Message, PATIENCE, Wire, eventually, settles_at};
 
 /// A backend that answers with the request's target, and a gateway before it.
 fn echo_of_targets() -> (Backend, Gateway) {
@@ -401,6 +401,22 @@ fn a_service_that_says_too_much_is_not_asked_again_on_that_connection() {
 }
 
 #[test]
+fn a_body_in_an_answer_that_has_none_is_not_passed_on() {
+    for (request, start) in [("HEAD", "200 OK"), ("GET", "304 Not Modified"), ("GET", "204 No Content")] {
+        let backend = Backend::fixed(format!("HTTP/1.1 {start}\r\nContent-Length: 5\r\n\r\nevil!"));
+        let gateway = Gateway::to(backend.endpoint());
+        let mut client = gateway.connect();
+        for _ in 0..2 {
+            client.send(format!("{request} / HTTP/1.1\r\nHost: a\r\n\r\n"));
+            let answer = client.read_response_to_head();
+            assert_eq!(answer.start, format!("HTTP/1.1 {start}"));
+        }
+        assert!(client.stays_silent(std::time::Duration::from_millis(50)));
+        assert_eq!(backend.connections(), 2, "{request} {start}");
+    }
+}
+
+#[test]
 fn what_a_service_says_between_two_requests_is_no_answer() {
     let (pooled, said) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (is_pooled, has_said) = (Arc::clone(&pooled), Arc::clone(&said));
@@ -451,10 +467,98 @@ fn bodies_that_nobody_needs_are_read_and_dropped() {
 }
 
 #[test]
+fn what_follows_a_last_request_is_not_served() {
+    let (backend, gateway) = echo_of_targets();
+    let mut client = gateway.connect();
+    client.send("GET /a HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\nGET /b HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(client.read_response().text(), "/a");
+    client.expect_closed();
+    assert_eq!(backend.request().target(), "/a");
+}
+
+#[test]
+fn heads_pass_up_to_their_limit() {
+    let long = "x".repeat(30_000);
+    let answer = format!("HTTP/1.1 200 OK\r\nX-Long: {long}\r\nContent-Length: 50000\r\n\r\n{}", "y".repeat(50_000));
+    let backend = Backend::fixed(answer);
+    let gateway = Gateway::to(backend.endpoint());
+    let mut client = gateway.connect();
+    let request = format!("POST / HTTP/1.1\r\nHost: a\r\nX-Long: {long}\r\nContent-Length: 50000\r\n\r\n");
+    for _ in 0..3 {
+        let answer = client.ask([request.as_bytes(), &[b'z'; 50_000]].concat());
+        assert_eq!(answer.get("x-long"), Some(long.as_str()));
+        assert_eq!(answer.body, [b'y'; 50_000]);
+    }
+    assert_eq!(backend.connections(), 1);
+    assert!(backend.requests().iter().all(|head| head.get("x-long") == Some(long.as_str())));
+}
+
+/// Numbers that look random and are the same in every run.
+fn numbers(mut seed: u64) -> impl FnMut(usize) -> usize {
+    move |below| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % below
+    }
+}
+
+/// A body, framed as chunks of random sizes or by its length, with the field that says so.
+fn framed(body: &[u8], chunked: bool, random: &mut impl FnMut(usize) -> usize) -> (String, Vec<u8>) {
+    if !chunked {
+        return (format!("Content-Length: {}", body.len()), body.to_vec());
+    }
+    let (mut out, mut rest) = (Vec::new(), body);
+    while !rest.is_empty() {
+        let size = 1 << random(16);
+        let (chunk, left) = rest.split_at(rest.len().min(1 + random(size)));
+        out.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+        out.extend_from_slice(chunk);
+        out.extend_from_slice(b"\r\n");
+        rest = left;
+    }
+    out.extend_from_slice(b"0\r\n\r\n");
+    ("Transfer-Encoding: chunked".to_owned(), out)
+}
+
+/// Sends in pieces of random sizes.
+fn send_in_pieces(wire: &mut Wire, mut bytes: &[u8], random: &mut impl FnMut(usize) -> usize) {
+    while !bytes.is_empty() {
+        let size = 1 << random(17);
+        let (piece, rest) = bytes.split_at(bytes.len().min(1 + random(size)));
+        wire.send(piece);
+        bytes = rest;
+    }
+}
+
+#[test]
+fn bodies_arrive_as_they_were_sent_however_they_are_framed_and_cut() {
+    let backend = Backend::start(|conn| {
+        let mut random = numbers(conn.index as u64);
+        while let Some(request) = conn.next_request() {
+            let (field, bytes) = framed(&request.body, random(2) == 0, &mut random);
+            conn.send(format!("HTTP/1.1 200 OK\r\n{field}\r\n\r\n"));
+            send_in_pieces(conn, &bytes, &mut random);
+        }
+    });
+    let gateway = Gateway::to(backend.endpoint());
+    let mut random = numbers(7);
+    let mut client = gateway.connect();
+    for round in 0..150 {
+        let size = 1 << random(20);
+        let body: Vec<u8> = (0..random(size)).map(|_| random(256) as u8).collect();
+        let (field, mut bytes) = framed(&body, random(2) == 0, &mut random);
+        bytes.splice(0..0, format!("PUT /{round} HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n").into_bytes());
+        send_in_pieces(&mut client, &bytes, &mut random);
+        let answer = client.read_response();
+        assert_eq!(answer.status(), 200, "round {round}");
+        assert!(answer.body == body, "round {round}: {} bytes came back as {}", body.len(), answer.body.len());
+    }
+    assert_eq!(backend.connections(), 1);
+}
+
+#[test]
 fn any_split_of_a_request_is_the_same_request() {
     let backend = Backend::echo();
-    let setup = Setup { sections: "runtime: { workers: 2, pin: false }\n", ..Setup::default() };
-    let gateway = setup.start(backend.endpoint());
+    let gateway = Gateway::to(backend.endpoint());
     let request = "POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nX-A: b\r\n\r\nhello";
     let mut client = gateway.connect();
     for at in 1..request.len() {

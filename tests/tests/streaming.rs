@@ -174,19 +174,7 @@ fn both_directions_run_at_once() {
     client.send("0\r\n\r\n");
     assert_eq!(client.read_chunk().len(), 0);
     client.read_trailers();
-    gateway.expect_idle_or_open();
-}
-
-trait ExpectIdleOrOpen {
-    fn expect_idle_or_open(&self);
-}
-
-impl ExpectIdleOrOpen for Gateway {
-    /// No request is active; whether the client's connection lives is the gateway's choice.
-    #[track_caller]
-    fn expect_idle_or_open(&self) {
-        eventually(PATIENCE, || self.metric("gateway_active_requests") == 0.0);
-    }
+    settles_at(0.0, || gateway.metric("gateway_active_requests"));
 }
 
 #[test]

@@ -54,6 +54,8 @@ pub(crate) struct Exchange {
     pub(crate) is_idempotent: bool,
     /// Whether the client lets its connection live, as far as its head says.
     pub(crate) keep_alive: bool,
+    /// Whether the client may be sending more: it did not say that this is its last request.
+    pub(crate) sends_more: bool,
     pub(crate) expects_continue: bool,
     pub(crate) framing: Framing,
     pub(crate) body_bytes_max: Option<u64>,
@@ -95,6 +97,7 @@ impl Exchange {
             is_http10: false,
             is_idempotent: false,
             keep_alive: false,
+            sends_more: true,
             expects_continue: false,
             framing: Framing::None,
             body_bytes_max: None,
@@ -124,6 +127,7 @@ impl Exchange {
         self.is_http10 = request.version == Version::Http10;
         self.is_idempotent = request.is_idempotent();
         self.keep_alive = request.keep_alive;
+        self.sends_more = request.keep_alive;
         self.expects_continue = request.expects_continue;
         self.framing = request.framing;
         let trusted = !listener.trusted_proxies.is_empty() && is_trusted(&listener.trusted_proxies, conn.peer.ip());

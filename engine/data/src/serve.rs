@@ -176,7 +176,7 @@ async fn finish(
         *inbox = rest;
     }
     if !exchange.keep_alive {
-        if !exchange.broken_off && (!body.is_done() || !inbox.is_empty()) {
+        if !exchange.broken_off && (exchange.sends_more || !body.is_done() || !inbox.is_empty()) {
             linger(conn, inbox).await;
         }
         return false;

@@ -77,9 +77,9 @@ async fn pause() {
 }
 
 impl Upstream {
+    /// Counts as open from here on, connected or not yet, so that those that connect at once respect the cap too.
     fn new(sock: Sock, now: u64, pool: Rc<EndpointPool>) -> Self {
         pool.cell().open.add(1);
-        pool.cell().connects.add(1);
         Self { readiness: Readiness::new(sock.clone()), sock, born: now, idle_since: now, pool }
     }
 
@@ -174,15 +174,17 @@ impl EndpointPool {
     /// Begins a connection. `started` gets its socket before the wait, so that a deadline can end it.
     pub(crate) async fn connect(self: &Rc<Self>, now: u64, started: impl FnOnce(&Sock)) -> io::Result<Upstream> {
         let (fd, pending) = begin_connect(&self.endpoint.address)?;
-        let sock = Sock::new(fd)?;
+        let upstream = Upstream::new(Sock::new(fd)?, now, Rc::clone(self));
         if pending {
-            started(&sock);
+            let sock = &upstream.sock;
+            started(sock);
             sock.writable().await;
             sockopt::socket_error(sock.fd())??;
             // A deadline that shut the socket down leaves no error behind, but no peer either.
             rustix::net::getpeername(sock.fd())?;
         }
-        Ok(Upstream::new(sock, now, Rc::clone(self)))
+        self.cell().connects.add(1);
+        Ok(upstream)
     }
 }
 
