@@ -7,11 +7,11 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ringway_bench::{REQUEST_HEADS, RESPONSE_HEADS, chunked_body};
+use ringway_bench::{CpuTime, REQUEST_HEADS, RESPONSE_HEADS, chunked_body};
 use ringway_core::http::{Chunked, HEADERS_MAX, HeadScan, HeadScanner, HeadStorage, RequestHead, ResponseHead};
 
 /// From bytes as they were received to a head that is safe to act on: its end found, parsed, judged.
-fn request_head(c: &mut Criterion) {
+fn request_head(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("request_head");
     for (name, head) in REQUEST_HEADS {
         group.throughput(Throughput::Bytes(head.len() as u64));
@@ -40,7 +40,7 @@ fn request_head(c: &mut Criterion) {
     group.finish();
 }
 
-fn response_head(c: &mut Criterion) {
+fn response_head(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("response_head");
     for (name, head) in RESPONSE_HEADS {
         group.throughput(Throughput::Bytes(head.len() as u64));
@@ -71,7 +71,7 @@ fn response_head(c: &mut Criterion) {
 }
 
 /// A body of 16 KiB that has been received in one piece.
-fn chunked(c: &mut Criterion) {
+fn chunked(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("chunked");
     for (name, count, size) in [("1x16KiB", 1, 16 * 1024), ("16x1KiB", 16, 1024), ("256x64B", 256, 64)] {
         let body = chunked_body(count, size);
@@ -102,8 +102,9 @@ mod baseline {
     use criterion::{BatchSize, Bencher};
     use monoio_codec::{Decoded, Decoder};
     use monoio_http::h1::codec::decoder::ChunkedBodyDecoder;
+    use ringway_bench::CpuTime;
 
-    pub(crate) fn decode<D: Decoder>(b: &mut Bencher<'_>, bytes: &[u8], decoder: impl Fn() -> D) {
+    pub(crate) fn decode<D: Decoder>(b: &mut Bencher<'_, CpuTime>, bytes: &[u8], decoder: impl Fn() -> D) {
         let decode = |bytes: BytesMut| {
             let mut bytes = black_box(bytes);
             match decoder().decode(&mut bytes) {
@@ -114,7 +115,7 @@ mod baseline {
         b.iter_batched(|| BytesMut::from(bytes), decode, BatchSize::SmallInput);
     }
 
-    pub(crate) fn decode_chunks(b: &mut Bencher<'_>, bytes: &[u8]) {
+    pub(crate) fn decode_chunks(b: &mut Bencher<'_, CpuTime>, bytes: &[u8]) {
         let decode = |bytes: &mut BytesMut| {
             let mut decoder = ChunkedBodyDecoder::default();
             while let Ok(Decoded::Some(Some(data))) = decoder.decode(black_box(bytes)) {
@@ -126,5 +127,9 @@ mod baseline {
     }
 }
 
-criterion_group!(benches, request_head, response_head, chunked);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().with_measurement(CpuTime);
+    targets = request_head, response_head, chunked
+}
 criterion_main!(benches);

@@ -3,11 +3,12 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use ringway_bench::CpuTime;
 use ringway_core::balance::{Balancer, Kind};
 use ringway_core::path::{PathPolicy, normalize};
 use ringway_core::router::{Found, PathMatch, RouteRequest, RouteSpec, Router, RouterBuilder};
 
-fn path(c: &mut Criterion) {
+fn path(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("path");
     let paths = [
         ("plain", "/api/products/123"),
@@ -42,7 +43,7 @@ fn routes(count: u32) -> Router {
     builder.build()
 }
 
-fn router(c: &mut Criterion) {
+fn router(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("router");
     for count in [1, 100, 10_000] {
         let router = routes(count);
@@ -62,7 +63,7 @@ fn router(c: &mut Criterion) {
     group.finish();
 }
 
-fn balance(c: &mut Criterion) {
+fn balance(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("balance");
     let weights: [(&str, &[u32]); 3] = [("1", &[1]), ("8", &[1; 8]), ("8_weighted", &[1, 2, 3, 4, 5, 6, 7, 8])];
     for (kind, kind_name) in [(Kind::RoundRobin, "round_robin"), (Kind::LeastLoaded, "least_loaded")] {
@@ -80,5 +81,9 @@ fn balance(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, path, router, balance);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().with_measurement(CpuTime);
+    targets = path, router, balance
+}
 criterion_main!(benches);

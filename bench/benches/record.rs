@@ -3,6 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use ringway_bench::CpuTime;
 use ringway_core::log_line::{Formatter, LINE_BYTES_MAX, Line};
 use ringway_core::request_id::RequestId;
 use ringway_core::trace::{NewTrace, valid_traceparent};
@@ -45,7 +46,7 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("text")
 }
 
-fn log_line(c: &mut Criterion) {
+fn log_line(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("log_line");
     let mut out = Vec::with_capacity(LINE_BYTES_MAX);
     let mut formatter = Formatter::new();
@@ -81,7 +82,7 @@ fn log_line(c: &mut Criterion) {
     group.finish();
 }
 
-fn request_id(c: &mut Criterion) {
+fn request_id(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("request_id");
     group.bench_function("generate", |b| {
         b.iter(|| {
@@ -92,7 +93,7 @@ fn request_id(c: &mut Criterion) {
     group.finish();
 }
 
-fn traceparent(c: &mut Criterion) {
+fn traceparent(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("traceparent");
     let value = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     group.bench_function("validate", |b| b.iter(|| valid_traceparent(black_box(value))));
@@ -106,5 +107,9 @@ fn traceparent(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, log_line, request_id, traceparent);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().with_measurement(CpuTime);
+    targets = log_line, request_id, traceparent
+}
 criterion_main!(benches);

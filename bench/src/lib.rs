@@ -1,4 +1,8 @@
-//! What the benchmarks measure with: messages as they come in practice.
+//! What the benchmarks measure with: messages as they come in practice, and a clock for shared machines.
+
+mod cpu_time;
+
+pub use cpu_time::CpuTime;
 
 /// `curl http://localhost:3000/api/products/123`.
 pub const CURL_HEAD: &[u8] =

@@ -144,7 +144,11 @@ pub(crate) fn parse(text: &str, source: usize, sink: &mut Sink) -> Option<Node> 
         Err(Stop::Reported) => None,
         Err(Stop::Syntax(error)) => {
             let marker = error.marker();
-            let span = reader.span(marker.line(), marker.col());
+            let mut span = reader.span(marker.line(), marker.col());
+            // Behind a NUL the parser loses count of the columns.
+            let line = text.replace("\r\n", "\n");
+            let line = line.split(['\n', '\r']).nth((span.line as usize).saturating_sub(1)).unwrap_or("");
+            span.column = span.column.min(clamp(line.chars().count() + 1));
             let (message, hint) = explain(error.info(), text, marker.line());
             reader.sink.error(span, message, hint);
             None
@@ -398,6 +402,8 @@ mod tests {
             let place = (errors.list()[0].line, errors.list()[0].column);
             assert!((1, 1) <= place && place <= end_of(text.trim_start_matches('\u{feff}')), "{text:?}: {errors}");
         }
+        let said = errors("%%%\u{fffd}\0\n\u{fffd}\u{fffd}%%%%%%\u{fffd}\0\0");
+        assert!(said.starts_with("f:1:6: "), "{said}");
         let mut sink = Sink::new(vec!["f".into()]);
         let root = parse("? ", 0, &mut sink).unwrap();
         assert_eq!((root.entries()[0].key.span.line, root.entries()[0].value.span.line), (1, 1));

@@ -59,12 +59,12 @@ pub fn target(bytes: &[u8]) {
 
 /// `None`: refused.
 fn decode(bytes: &[u8], split: &[usize]) -> Option<Read> {
-    let mut decoder = Chunked::default();
+    let (mut decoder, mut room) = (Chunked::default(), bytes.to_vec());
     let (mut body, mut consumed, mut start) = (Vec::new(), 0, 0);
     for size in split {
-        let mut piece = bytes[start..start + size].to_vec();
+        let piece = &mut room[start..start + size];
         start += size;
-        let (data, used) = decoder.decode(&mut piece).ok()?;
+        let (data, used) = decoder.decode(piece).ok()?;
         assert!(data <= used && used <= piece.len(), "{data} bytes of data from {used}");
         assert!(used == piece.len() || decoder.is_done(), "stopped before the end");
         body.extend_from_slice(&piece[..data]);

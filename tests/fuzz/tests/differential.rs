@@ -253,6 +253,7 @@ const CASES: &[&str] = &[
     "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\nx",
     "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\nGET /b HTTP/1.1\r\nHost: a\r\n\r\n",
     "GET / HTTP/1.1\nHost: a\n\n",
+    "\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
     "GET / HTTP/1.1\r\n\r\n",
     "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
     "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n",

@@ -29,7 +29,7 @@ impl HeadScanner {
     /// `bytes` is the message from its first byte on, more of it with each call.
     #[inline]
     pub fn scan(&mut self, bytes: &[u8]) -> HeadScan {
-        if self.seen == 0 && bytes.first().is_some_and(|first| !first.is_ascii_graphic()) {
+        if self.seen == 0 && bytes.first().is_some_and(|first| !first.is_ascii_graphic() && *first != b'\n') {
             return HeadScan::NotHttp;
         }
         while let Some(found) = bytes.get(self.seen..).and_then(|rest| memchr::memchr(b'\n', rest)) {
@@ -87,7 +87,12 @@ mod tests {
 
     #[test]
     fn refuses_bare_line_feeds_and_garbage_at_once() {
-        for bad in [&b"GET / HTTP/1.1\n"[..], b"GET / HTTP/1.1\r\n\n", b"GET / HTTP/1.1\r\nA: b\nC: d\r\n\r\n"] {
+        for bad in [
+            &b"GET / HTTP/1.1\n"[..],
+            b"\nGET / HTTP/1.1\r\n",
+            b"GET / HTTP/1.1\r\n\n",
+            b"GET / HTTP/1.1\r\nA: b\nC: d\r\n\r\n",
+        ] {
             assert_eq!(HeadScanner::default().scan(bad), HeadScan::BareLineFeed);
         }
         assert_eq!(HeadScanner::default().scan(b"\x16\x03\x01\x02"), HeadScan::NotHttp);
