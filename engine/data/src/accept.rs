@@ -63,7 +63,7 @@ impl Accepting {
 
 /// Something that sees a connection through.
 pub(crate) trait Spawn: Clone + 'static {
-    fn spawn(&self, conn: Connection);
+    fn spawn(&self, conn: Box<Connection>);
 }
 
 /// Spawns [`connection`] with one kind of serving future.
@@ -80,8 +80,8 @@ impl<M: Copy, F> Clone for Spawner<M, F> {
 
 impl<M, F> Spawner<M, F>
 where
-    M: Fn(Connection) -> F + Copy + 'static,
-    F: Future<Output = Option<Connection>> + 'static,
+    M: Fn(Box<Connection>) -> F + Copy + 'static,
+    F: Future<Output = Option<Box<Connection>>> + 'static,
 {
     pub(crate) fn new(serve: M) -> Self {
         Self { serve, slots: Slots::new() }
@@ -90,10 +90,10 @@ where
 
 impl<M, F> Spawn for Spawner<M, F>
 where
-    M: Fn(Connection) -> F + Copy + 'static,
-    F: Future<Output = Option<Connection>> + 'static,
+    M: Fn(Box<Connection>) -> F + Copy + 'static,
+    F: Future<Output = Option<Box<Connection>>> + 'static,
 {
-    fn spawn(&self, conn: Connection) {
+    fn spawn(&self, conn: Box<Connection>) {
         monoio::spawn(connection(conn, Rc::clone(&self.slots), self.serve));
     }
 }
@@ -194,7 +194,8 @@ pub(crate) fn adopt<S: Spawn>(worker: &Rc<Worker>, handed: Handed, spawner: &S) 
     }
     let counted = Counted::new(worker, ip.map(|(ip, _)| ip));
     let Ok(sock) = Sock::new(fd) else { return };
-    spawner.spawn(Connection::new(worker, sock, peer, std::sync::Arc::clone(listener), counted));
+    // Boxed, since a future would hold room for it more than once.
+    spawner.spawn(Box::new(Connection::new(worker, sock, peer, std::sync::Arc::clone(listener), counted)));
 }
 
 /// Tells a client that there is no room for its connection, without reading a byte of it, and closes.

@@ -106,10 +106,10 @@ impl Connection {
 ///
 /// `serve` makes the future that answers what has arrived and gives the connection back when it is idle again. A panic
 /// in it ends this connection, and no other.
-pub(crate) async fn connection<M, F>(mut conn: Connection, slots: Rc<Slots<F>>, serve: M)
+pub(crate) async fn connection<M, F>(mut conn: Box<Connection>, slots: Rc<Slots<F>>, serve: M)
 where
-    M: Fn(Connection) -> F,
-    F: Future<Output = Option<Connection>>,
+    M: Fn(Box<Connection>) -> F,
+    F: Future<Output = Option<Box<Connection>>>,
 {
     let worker = Rc::clone(&conn.worker);
     loop {

@@ -18,7 +18,7 @@ use crate::request::{Exchange, Step};
 use crate::respond;
 
 /// Answers what has arrived. Gives the connection back when it is idle, nothing when it is to be closed.
-pub(crate) async fn serve(mut conn: Connection) -> Option<Connection> {
+pub(crate) async fn serve(mut conn: Box<Connection>) -> Option<Box<Connection>> {
     let worker = Rc::clone(&conn.worker);
     let mut inbox = worker.take_inbox();
     let mut out = worker.take_head();
