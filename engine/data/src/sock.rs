@@ -22,12 +22,14 @@ pub(crate) fn ring_ops() -> u64 {
 
 /// A socket (or another descriptor that can be polled) on this thread's loop. Clones share the descriptor.
 #[derive(Clone)]
-pub(crate) struct Sock(Rc<monoio::net::TcpStream>);
+pub(crate) struct Sock(Rc<monoio::net::UnixStream>);
 
 impl Sock {
     /// Takes a descriptor over. Must be called on a worker's thread.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self(Rc::new(monoio::net::TcpStream::from_std(std::net::TcpStream::from(fd))?)))
+        // The type that holds nothing but the descriptor; which kind of socket it is does not matter to a wait.
+        let stream = std::os::unix::net::UnixStream::from(fd);
+        Ok(Self(Rc::new(monoio::net::UnixStream::from_std(stream)?)))
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
