@@ -32,6 +32,33 @@ pub struct Gateway {
     admin: SocketAddr,
 }
 
+/// A gateway with one listener, one service `app` and one route `all`, and what each of them says besides, as the inside
+/// of a YAML flow mapping: `timeouts: { head: 1s }`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Setup<'a> {
+    pub listener: &'a str,
+    pub service: &'a str,
+    pub route: &'a str,
+    /// Whole sections, each with its line feed.
+    pub sections: &'a str,
+}
+
+impl Setup<'_> {
+    #[track_caller]
+    pub fn start(self, endpoint: &str) -> Gateway {
+        Gateway::start(&self.yaml(endpoint))
+    }
+
+    pub fn yaml(self, endpoint: &str) -> String {
+        let Self { listener, service, route, sections } = self;
+        format!(
+            "listeners: [{{ name: public, address: LISTEN, {listener} }}]\n\
+             services: [{{ name: app, endpoints: [\"{endpoint}\"], {service} }}]\n\
+             routes: [{{ name: all, service: app, {route} }}]\n{sections}"
+        )
+    }
+}
+
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");

@@ -4,6 +4,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::message::{Head, Message, field};
 
 /// How a connection ended, seen from here.
@@ -46,6 +48,21 @@ impl Wire {
     /// Writes everything, unless the other side does not take it.
     pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
         self.stream.write_all(bytes.as_ref())
+    }
+
+    /// Writes as much as the other side takes without reading any further; gives back how much that was.
+    pub fn try_send_now(&mut self, bytes: impl AsRef<[u8]>) -> usize {
+        let bytes = bytes.as_ref();
+        self.stream.set_write_timeout(Some(Duration::from_millis(300))).expect("a write timeout");
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match self.stream.write(&bytes[sent..]) {
+                Ok(written) => sent += written,
+                Err(_) => break,
+            }
+        }
+        self.stream.set_write_timeout(Some(self.patience)).expect("a write timeout");
+        sent
     }
 
     /// Reads more into the buffer; `Err` at the end of the stream. Panics when nothing comes.
@@ -230,6 +247,14 @@ impl Wire {
     /// Whether anything, the end included, comes within this time.
     pub fn stays_silent(&mut self, time: Duration) -> bool {
         self.buffer.is_empty() && self.fill_until(Instant::now() + time).is_none()
+    }
+
+    /// Whether the other side has ended the connection, even if it has left bytes unread.
+    pub fn is_over(&self) -> bool {
+        let ends = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let mut fds = [PollFd::new(&self.stream, ends)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).expect("a poll");
+        fds[0].revents().intersects(ends)
     }
 
     /// Ends the sending direction only.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::decode::{Cx, Decode, Names, Spanned};
 use crate::error::{Errors, Sink, Span};
-use crate::sections::{Compiler, File, Listener, Resolver};
+use crate::sections::{Compiler, File, Listener, Lookup, Resolver, system_lookup};
 use crate::tree::{self, Node, Value};
 use crate::{Snapshot, emit, expand, snapshot};
 
@@ -25,6 +25,18 @@ pub struct Source {
 /// # Errors
 /// All that is wrong; never empty. Where a source is not YAML, nothing but that is reported.
 pub fn compile(sources: &[Source], env: &dyn Fn(&str) -> Option<String>) -> Result<Snapshot, Errors> {
+    compile_with(sources, env, &system_lookup)
+}
+
+/// The same where `lookup` resolves the host names.
+///
+/// # Errors
+/// As of [`compile`].
+pub fn compile_with(
+    sources: &[Source],
+    env: &dyn Fn(&str) -> Option<String>,
+    lookup: Lookup<'_>,
+) -> Result<Snapshot, Errors> {
     let mut sink = Sink::new(sources.iter().map(|source| source.name.clone()).collect());
     if sources.is_empty() {
         sink.error(Span::whole(0), "there is no configuration", None);
@@ -37,7 +49,7 @@ pub fn compile(sources: &[Source], env: &dyn Fn(&str) -> Option<String>) -> Resu
     expand::expand(&mut root, env, &mut sink);
     let names = Names::scan(&root, &mut sink);
     let mut cx = Cx::new(sink, names);
-    let snapshot = File::decode(&root, &mut cx).and_then(|file| build(file, &root, &mut cx));
+    let snapshot = File::decode(&root, &mut cx).and_then(|file| build(file, &root, lookup, &mut cx));
     match snapshot {
         Some(snapshot) if cx.sink.is_clean() => Ok(snapshot),
         _ => Err(cx.sink.into_errors()),
@@ -77,7 +89,7 @@ fn merge(parts: Vec<Node>, sink: &mut Sink) -> Option<Node> {
 }
 
 /// Everything is looked at, so that all errors are found; what is built is good only if there was none.
-fn build(file: File, root: &Node, cx: &mut Cx) -> Option<Snapshot> {
+fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Snapshot> {
     let (listeners, routes) = (file.listeners.0, file.routes.0);
     let admin = file.admin.0.map(|admin| admin.0.map(|section| snapshot::Admin { address: section.address }));
     let written = root.get("listeners");
@@ -91,7 +103,7 @@ fn build(file: File, root: &Node, cx: &mut Cx) -> Option<Snapshot> {
     let routes = routes.into_iter().filter_map(|route| compiler.route(route, cx)).map(Arc::new).collect();
     let routers = compiler.finish();
 
-    let mut resolver = Resolver::default();
+    let mut resolver = Resolver::new(lookup);
     let services = file.services.0.into_iter();
     let services = services.map(|service| Arc::new(service.value.compile(&mut resolver, cx))).collect();
 

@@ -99,7 +99,7 @@ impl Sink {
 
     pub(crate) fn error(&mut self, span: Span, message: impl Into<String>, hint: Option<String>) {
         if self.found.len() < ERRORS_MAX {
-            self.found.push((span, message.into(), hint));
+            self.found.push((span, one_line(message.into()), hint.map(one_line)));
         } else {
             self.more += 1;
         }
@@ -136,6 +136,21 @@ impl Sink {
     }
 }
 
+/// Text that repeats parts of a file must not break a message up, nor speak to a terminal.
+fn one_line(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    text.chars().fold(String::with_capacity(text.len() + 8), |mut line, c| {
+        if c.is_control() {
+            line.extend(c.escape_default())
+        } else {
+            line.push(c)
+        }
+        line
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,6 +166,14 @@ mod tests {
             errors.to_string(),
             "a.yaml:9:1: first\n    hint: do this\nb.yaml: whole\nb.yaml:2:3: second\n3 errors"
         );
+    }
+
+    #[test]
+    fn a_message_is_one_line() {
+        let mut sink = Sink::new(vec!["a".into()]);
+        sink.error(Span::whole(0), "`a\nb\u{1b}[2J`", Some("not `\r`".into()));
+        let errors = sink.into_errors();
+        assert_eq!(errors.to_string(), "a: `a\\nb\\u{1b}[2J`\n    hint: not `\\r`\n1 error");
     }
 
     #[test]

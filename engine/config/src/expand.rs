@@ -124,6 +124,10 @@ impl<'t> Reference<'t> {
             let hint = "write `${env:NAME}` or `${env:NAME:-default}`";
             return Err(Failure::new(format!("`{name}` is not the name of an environment variable"), hint));
         }
+        if default.is_some_and(|default| default.contains('$')) {
+            // The first `}` of a variable in it would end the whole; before a brace it would become one.
+            return Err(Failure::new(format!("the default of `{name}` has a `$` in it"), "a default is plain text"));
+        }
         Ok(Some(Self { kind: Kind::Env { name, default }, length }))
     }
 
@@ -153,10 +157,12 @@ impl<'t> Reference<'t> {
 }
 
 fn read(path: &PathBuf) -> Result<String, String> {
-    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
-    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+    // Looked at before it is opened: opening a pipe would wait for a writer.
+    let is_file = std::fs::metadata(path).map_err(|error| error.to_string())?.is_file();
+    if !is_file {
         return Err("not a file".into());
     }
+    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
@@ -223,6 +229,7 @@ mod tests {
         assert_eq!(expanded("${env:PORT").unwrap_err(), "`${env:` without a closing `}`");
         assert_eq!(expanded("${env:}").unwrap_err(), "`` is not the name of an environment variable");
         assert_eq!(expanded("${env:A-B}").unwrap_err(), "`A-B` is not the name of an environment variable");
+        assert_eq!(expanded("${env:A:-${env:B}}").unwrap_err(), "the default of `A` has a `$` in it");
         assert!(expanded("${file:/no/such}").unwrap_err().starts_with("`/no/such` cannot be used: "));
         assert!(expanded("${file:/dev/zero}").unwrap_err().ends_with("not a file"));
     }

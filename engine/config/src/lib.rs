@@ -22,9 +22,10 @@ mod suggest;
 mod tree;
 mod units;
 
-pub use compile::{Source, compile};
+pub use compile::{Source, compile, compile_with};
 pub use error::{ConfigError, ERRORS_MAX, Errors};
 pub use hub::Hub;
 pub use load::{FILE_BYTES_MAX, load};
 pub use schema::schema;
+pub use sections::Lookup;
 pub use snapshot::Snapshot;

@@ -137,18 +137,27 @@ pub(crate) fn shortened(text: &str) -> Cow<'_, str> {
 /// their values become [`Value::Invalid`].
 pub(crate) fn parse(text: &str, source: usize, sink: &mut Sink) -> Option<Node> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut reader = Reader { parser: Parser::new_from_str(text), source, sink, anchors: HashMap::new(), nodes: 0 };
+    let parser = Parser::new_from_str(text);
+    let mut reader = Reader { parser, source, end: end_of(text), sink, anchors: HashMap::new(), nodes: 0 };
     match reader.document() {
         Ok(node) => Some(node),
         Err(Stop::Reported) => None,
         Err(Stop::Syntax(error)) => {
             let marker = error.marker();
-            let span = Span { source, line: clamp(marker.line()), column: clamp(marker.col() + 1) };
+            let span = reader.span(marker.line(), marker.col());
             let (message, hint) = explain(error.info(), text, marker.line());
-            sink.error(span, message, hint);
+            reader.sink.error(span, message, hint);
             None
         }
     }
+}
+
+/// Where the text ends: line and column. The parser may report a place beyond it.
+fn end_of(text: &str) -> (u32, u32) {
+    // What YAML takes for line breaks.
+    let breaks = text.matches('\n').count() + text.matches('\r').count() - text.matches("\r\n").count();
+    let last = text.rsplit(['\n', '\r']).next().unwrap_or("");
+    (clamp(breaks + 1), clamp(last.chars().count() + 1))
 }
 
 fn clamp(n: usize) -> u32 {
@@ -192,6 +201,7 @@ struct Anchored {
 struct Reader<'t, 's> {
     parser: Parser<'t, StrInput<'t>>,
     source: usize,
+    end: (u32, u32),
     sink: &'s mut Sink,
     anchors: HashMap<usize, Anchored>,
     /// Values so far.
@@ -203,11 +213,15 @@ impl<'t> Reader<'t, '_> {
         match self.parser.next_event() {
             Some(event) => {
                 let (event, span) = event?;
-                let (line, column) = (clamp(span.start.line()), clamp(span.start.col() + 1));
-                Ok((event, Span { source: self.source, line, column }))
+                Ok((event, self.span(span.start.line(), span.start.col())))
             }
             None => Ok((Event::StreamEnd, Span::whole(self.source))),
         }
+    }
+
+    fn span(&self, line: usize, characters_before: usize) -> Span {
+        let (line, column) = (clamp(line), clamp(characters_before + 1)).min(self.end);
+        Span { source: self.source, line, column }
     }
 
     fn stop<T>(&mut self, span: Span, message: &str, hint: &str) -> Result<T, Stop> {
@@ -373,6 +387,20 @@ mod tests {
         let list = item.get("ü").unwrap();
         assert_eq!((list.span.line, list.span.column), (4, 8));
         assert_eq!((list.items()[1].span.line, list.items()[1].span.column), (4, 12));
+    }
+
+    #[test]
+    fn no_place_is_beyond_the_text() {
+        for text in ["a: {b: [c\n", "a: \"b", "a:\r b: {", "a: !!x\r\n\r\n b: [", "\u{feff}'ü", "*a"] {
+            let mut sink = Sink::new(vec!["f".into()]);
+            assert!(parse(text, 0, &mut sink).is_none(), "{text:?}");
+            let errors = sink.into_errors();
+            let place = (errors.list()[0].line, errors.list()[0].column);
+            assert!((1, 1) <= place && place <= end_of(text.trim_start_matches('\u{feff}')), "{text:?}: {errors}");
+        }
+        let mut sink = Sink::new(vec!["f".into()]);
+        let root = parse("? ", 0, &mut sink).unwrap();
+        assert_eq!((root.entries()[0].key.span.line, root.entries()[0].value.span.line), (1, 1));
     }
 
     #[test]

@@ -44,6 +44,16 @@ impl LogQueue {
         }
     }
 
+    /// Whether anything waits for the writer.
+    pub fn has_full(&self) -> bool {
+        !self.full.is_empty()
+    }
+
+    /// Whether a quarter of what may wait for the writer does.
+    pub fn is_filling(&self) -> bool {
+        self.full.len() >= self.full.capacity().div_ceil(4)
+    }
+
     /// The writer's side: the oldest full buffer.
     pub fn pop(&self) -> Option<Vec<u8>> {
         self.full.pop()

@@ -7,11 +7,15 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use ringway_config::hub::Phase;
+use ringway_core::answer::{Format, status_line, write_error_body};
+use ringway_core::failure::Failure;
+use ringway_core::request_id::RequestId;
 use rustix::io::Errno;
-use rustix::net::{Shutdown, SocketFlags, acceptfrom_with};
+use rustix::net::{SendFlags, Shutdown, SocketFlags, acceptfrom_with};
 
 use crate::connection::{Connection, Counted, connection};
 use crate::mailbox::Handed;
+use crate::respond::write_number;
 use crate::slots::Slots;
 use crate::sock::Sock;
 use crate::worker::Worker;
@@ -79,7 +83,7 @@ where
     M: Fn(Connection) -> F + Copy + 'static,
     F: Future<Output = Option<Connection>> + 'static,
 {
-    pub(crate) fn new(_worker: &Worker, serve: M) -> Self {
+    pub(crate) fn new(serve: M) -> Self {
         Self { serve, slots: Slots::new() }
     }
 }
@@ -177,16 +181,39 @@ pub(crate) fn adopt<S: Spawn>(worker: &Rc<Worker>, handed: Handed, spawner: &S) 
     let snapshot = &view.published.snapshot;
     let open: u64 = worker.hub.workers.workers.iter().map(|cell| cell.connections.get()).sum();
     if open >= snapshot.limits.connections as u64 {
-        return worker.cell().refused_total.add(1);
+        worker.cell().refused_total.add(1);
+        return refuse(worker, fd);
     }
     let Some(listener) = snapshot.listeners.iter().find(|known| known.address == listener) else { return };
     let ip = snapshot.limits.connections_per_ip.map(|max| (peer.ip().to_canonical(), max));
     if let Some((ip, max)) = ip
         && !worker.shared.per_ip.enter(ip, max)
     {
-        return worker.cell().refused_per_ip.add(1);
+        worker.cell().refused_per_ip.add(1);
+        return refuse(worker, fd);
     }
     let counted = Counted::new(worker, ip.map(|(ip, _)| ip));
     let Ok(sock) = Sock::new(fd) else { return };
     spawner.spawn(Connection::new(worker, sock, peer, std::sync::Arc::clone(listener), counted));
+}
+
+/// Tells a client that there is no room for its connection, without reading a byte of it, and closes.
+fn refuse(worker: &Worker, fd: OwnedFd) {
+    let failure = Failure::Overloaded;
+    let id = RequestId::generate(worker.clock.unix_ms(worker.clock.now()), worker.random_wide());
+    let (mut out, mut body) = (worker.take_head(), worker.take_head());
+    write_error_body(Format::Json, failure.status(), failure.message(), id.as_bytes(), &mut body);
+    status_line(failure.status(), &mut out);
+    out.extend_from_slice(b"Content-Type: application/json\r\nRetry-After: ");
+    write_number(failure.retry_after_secs().unwrap_or(1), &mut out);
+    out.extend_from_slice(b"\r\nConnection: close\r\nX-Request-ID: ");
+    out.extend_from_slice(id.as_bytes());
+    out.extend_from_slice(b"\r\nContent-Length: ");
+    write_number(body.len(), &mut out);
+    out.extend_from_slice(b"\r\n\r\n");
+    out.extend_from_slice(&body);
+    let _ = rustix::net::send(&fd, &out, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    let _ = rustix::net::shutdown(&fd, Shutdown::Write);
+    worker.give_head(out);
+    worker.give_head(body);
 }

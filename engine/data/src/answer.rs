@@ -82,7 +82,13 @@ pub(crate) async fn relay(
     let mut body = BodyDecoder::new(shape.framing);
     let mut has_head = true;
     loop {
-        let Ok(decoded) = body.decode(buffer.data_mut()) else { return Ok(Relayed::BrokenOff) };
+        let Ok(decoded) = body.decode(buffer.data_mut()) else {
+            if has_head {
+                exchange.status = 0;
+                return Err(Failure::BadAnswer);
+            }
+            return Ok(Relayed::BrokenOff);
+        };
         let has_rest = decoded.consumed < buffer.len();
         buffer.truncate(decoded.data);
         let tail = frame(&mut buffer, shape.delivery, &body, decoded.done);
@@ -102,7 +108,7 @@ pub(crate) async fn relay(
             return Ok(Relayed::Whole { reusable: shape.reusable && !has_rest });
         }
         buffer.clear();
-        conn.timers.set(Slot::Service, conn.worker.clock.now() + idle);
+        conn.timers.set(Slot::Service, conn.worker.clock.lately() + idle);
         loop {
             match upstream.sock.recv(buffer.room()) {
                 Ok(Some(received)) if received > 0 => {
@@ -115,6 +121,7 @@ pub(crate) async fn relay(
                     let ended = end.is_empty() || write_client(conn, end).await.is_ok();
                     return Ok(if ended { Relayed::Whole { reusable: false } } else { Relayed::ClientGone });
                 }
+                Ok(Some(_)) | Err(_) if conn.timers.has_fired(Slot::ClientGone) => return Ok(Relayed::ClientGone),
                 Ok(Some(_)) | Err(_) => return Ok(Relayed::BrokenOff),
             }
         }
@@ -165,7 +172,9 @@ fn write_answer_head(
     let delivery = if unframed && !exchange.is_http10 { Delivery::Chunked } else { Delivery::Plain };
     if !interim {
         exchange.status = answer.status;
-        exchange.keep_alive &= conn.may_keep_alive() && !(unframed && exchange.is_http10);
+        // While the request's body still comes nobody knows where the next request would begin.
+        let next = attempt.sent.get() && conn.may_keep_alive();
+        exchange.keep_alive &= next && !(unframed && exchange.is_http10);
     }
 
     out.extend_from_slice(b"HTTP/1.1 ");

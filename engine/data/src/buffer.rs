@@ -1,6 +1,6 @@
 //! Receive buffers: one block holds the head and the body of a usual message, with room in front for a new head.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use ringway_core::stats::WorkerCell;
@@ -19,6 +19,7 @@ const FREE_MAX: usize = 64;
 /// A core's blocks.
 pub(crate) struct Buffers {
     free: RefCell<Vec<Box<[u8]>>>,
+    in_use: Cell<u64>,
 }
 
 /// Bytes between two cursors, with room in front and behind. Goes back to its core's free list when dropped.
@@ -32,7 +33,7 @@ pub(crate) struct Buffer {
 
 impl Buffers {
     pub(crate) fn new() -> Rc<Self> {
-        Rc::new(Self { free: RefCell::new(Vec::with_capacity(FREE_MAX)) })
+        Rc::new(Self { free: RefCell::new(Vec::with_capacity(FREE_MAX)), in_use: Cell::new(0) })
     }
 
     /// An empty buffer. `cell` counts those that were not in the free list.
@@ -42,12 +43,18 @@ impl Buffers {
             cell.buffers_made.add(1);
             vec![0; BLOCK_BYTES].into_boxed_slice()
         });
+        self.in_use.set(self.in_use.get() + 1);
         Buffer::around(block, Rc::clone(self))
+    }
+
+    pub(crate) fn in_use(&self) -> u64 {
+        self.in_use.get()
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        self.home.in_use.set(self.home.in_use.get() - 1);
         let mut free = self.home.free.borrow_mut();
         if self.bytes.len() == BLOCK_BYTES && free.len() < FREE_MAX {
             free.push(std::mem::take(&mut self.bytes));
@@ -140,8 +147,9 @@ impl Buffer {
         }
         let needed = self.base + wanted + TAIL_BYTES;
         if needed > self.bytes.len() {
-            let mut larger = vec![0; needed.max(self.bytes.len() * 2) + ALIGN].into_boxed_slice();
-            let old = std::mem::replace(self, Self::around(std::mem::take(&mut larger), Rc::clone(&self.home)));
+            let larger = vec![0; needed.max(self.bytes.len() * 2) + ALIGN].into_boxed_slice();
+            self.home.in_use.set(self.home.in_use.get() + 1);
+            let old = std::mem::replace(self, Self::around(larger, Rc::clone(&self.home)));
             self.append(old.data());
         }
     }
@@ -158,7 +166,9 @@ mod tests {
         let address = buffer.room().as_ptr() as usize;
         assert_eq!(address % ALIGN, 0);
         assert!(buffer.room().len() >= 18 * 1024);
+        assert_eq!(buffers.in_use(), 1);
         drop(buffer);
+        assert_eq!(buffers.in_use(), 0);
         assert_eq!(buffers.take(&made).room().as_ptr() as usize, address);
         assert_eq!(made.buffers_made.get(), 1);
     }
@@ -175,5 +185,7 @@ mod tests {
         buffer.make_room(100_000);
         assert!(buffer.room().len() + buffer.len() >= 100_000);
         assert_eq!(buffer.data(), b"a new and longer head|body!");
+        drop(buffer);
+        assert_eq!(buffers.in_use(), 0);
     }
 }

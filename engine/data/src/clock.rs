@@ -9,6 +9,8 @@ pub(crate) struct Clock {
     base: Instant,
     /// The wall clock at `base`, in Unix microseconds; set again with each tick, so that its steps are followed.
     unix_base_us: Cell<u64>,
+    /// What was read last.
+    last: Cell<u64>,
     date: RefCell<Vec<u8>>,
     date_secs: Cell<u64>,
 }
@@ -18,6 +20,7 @@ impl Clock {
         let clock = Self {
             base: Instant::now(),
             unix_base_us: Cell::new(0),
+            last: Cell::new(0),
             date: RefCell::new(Vec::with_capacity(32)),
             date_secs: Cell::new(0),
         };
@@ -28,7 +31,16 @@ impl Clock {
     /// Microseconds since the start of this core.
     #[inline]
     pub(crate) fn now(&self) -> u64 {
-        self.base.elapsed().as_micros() as u64
+        let now = self.base.elapsed().as_micros() as u64;
+        self.last.set(now);
+        now
+    }
+
+    /// The time as it was last read on this core: for deadlines, which are swept with a precision of milliseconds, and
+    /// within one turn of a task.
+    #[inline]
+    pub(crate) fn lately(&self) -> u64 {
+        self.last.get()
     }
 
     #[inline]

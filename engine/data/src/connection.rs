@@ -113,7 +113,7 @@ where
 {
     let worker = Rc::clone(&conn.worker);
     loop {
-        conn.timers.idle(worker.clock.now(), us(conn.listener.timeouts.idle));
+        conn.timers.idle(worker.clock.lately(), us(conn.listener.timeouts.idle));
         conn.sock.readable().await;
         if conn.timers.has_fired(Slot::ClientRead) {
             return;

@@ -26,14 +26,16 @@ pub(crate) enum Slot {
     ClientRead = 0,
     /// Writing to the client.
     ClientWrite = 1,
-    /// The service: connecting, writing, waiting for its answer or for more of it.
+    /// The service: connecting, waiting for its answer or for more of it.
     Service = 2,
     /// The request as a whole.
     Request = 3,
+    /// Writing to the service, maybe while its answer is waited for.
+    ServiceWrite = 4,
     /// Not a deadline: the client has reset its connection while its request was at the service.
-    ClientGone = 4,
+    ClientGone = 5,
 }
-const SLOTS: usize = 4;
+const SLOTS: usize = 5;
 
 struct Entry {
     at: [u64; SLOTS],
@@ -138,7 +140,7 @@ impl Timers {
     pub(crate) fn idle(&self, now: u64, limit: u64) {
         self.with(|entry| {
             entry.idle_since = now;
-            entry.at = [now + limit, NEVER, NEVER, NEVER];
+            entry.at = [now + limit, NEVER, NEVER, NEVER, NEVER];
             entry.fired = 0;
         });
     }
@@ -159,8 +161,8 @@ impl Timers {
         self.with(|entry| {
             entry.since = if sock.is_some() { now } else { NEVER };
             entry.service = sock;
-            entry.at = [entry.at[0], entry.at[1], NEVER, entry.at[3]];
-            entry.fired &= !(1 << Slot::Service as u8);
+            entry.at = [entry.at[0], entry.at[1], NEVER, entry.at[3], NEVER];
+            entry.fired &= !(1 << Slot::Service as u8 | 1 << Slot::ServiceWrite as u8);
         });
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Attempt<'a> {
     pub(crate) request: &'a [u8],
     /// The answer's head has come, an interim one does not count.
     pub(crate) answered: Cell<bool>,
+    /// The request's body has come whole and was passed on.
+    pub(crate) sent: Cell<bool>,
 }
 
 /// Why no answer came.
@@ -85,6 +87,7 @@ pub(crate) async fn forward(
         timeouts: timeouts(conn, exchange),
         request: inbox.data().get(..head_length).unwrap_or_default(),
         answered: Cell::new(false),
+        sent: Cell::new(false),
     };
     if let Some(request) = attempt.timeouts.request {
         conn.timers.set(Slot::Request, exchange.started + us(request));
@@ -174,7 +177,7 @@ impl Attempt<'_> {
     async fn acquire(&self, fresh: bool) -> Result<(Upstream, bool), Failure> {
         let conn = self.conn;
         if !fresh {
-            let now = conn.worker.clock.now();
+            let now = conn.worker.clock.lately();
             if let Some(upstream) = std::future::poll_fn(|cx| Poll::Ready(self.pool.take(now, cx))).await {
                 return Ok((upstream, true));
             }
@@ -182,7 +185,7 @@ impl Attempt<'_> {
         if !self.pool.may_connect() {
             return Err(Failure::ConnectionCap);
         }
-        let now = conn.worker.clock.now();
+        let now = conn.worker.clock.lately();
         let connected = self.pool.connect(now, |sock| {
             conn.timers.service(Some(sock.clone()), now);
             conn.timers.set(Slot::Service, now + us(self.service.timeouts.connect));
@@ -205,7 +208,8 @@ impl Attempt<'_> {
         if self.conn.timers.has_fired(Slot::Request) {
             return Some(Failure::RequestTimeout);
         }
-        self.conn.timers.has_fired(Slot::Service).then_some(service)
+        let fired = [Slot::Service, Slot::ServiceWrite].map(|slot| self.conn.timers.has_fired(slot));
+        fired.contains(&true).then_some(service)
     }
 
     /// One try on one connection.
@@ -218,8 +222,11 @@ impl Attempt<'_> {
         head: &mut Vec<u8>,
     ) -> Result<Option<Buffer>, Broken> {
         let conn = self.conn;
-        let begun = conn.worker.clock.now();
+        let begun = conn.worker.clock.lately();
         conn.timers.service(Some(upstream.sock.clone()), begun);
+        if let Some(per_try) = self.timeouts.per_try {
+            conn.timers.set(Slot::Service, begun + us(per_try));
+        }
         // A service may answer early and close: a write that fails is no verdict, what can be read is.
         let written = write_service(conn, &upstream.sock, head, us(self.service.timeouts.idle)).await;
         if let (Err(_), Some(failure)) = (&written, self.late(Failure::AnswerTimeout)) {
@@ -227,9 +234,10 @@ impl Attempt<'_> {
         }
 
         if body.is_done() || written.is_err() {
+            self.sent.set(body.is_done());
             self.arm_answer(begun);
             let relayed = self.answer(exchange, &mut upstream, head, begun).await?;
-            self.settle(exchange, upstream, relayed, body.is_done());
+            self.settle(exchange, upstream, relayed, body.is_done() && written.is_ok());
             return Ok(None);
         }
 
@@ -256,24 +264,26 @@ impl Attempt<'_> {
         conn.timers.clear(Slot::ClientRead);
         match relayed {
             Ok(relayed) => {
-                exchange.keep_alive &= body.is_done();
-                self.settle(exchange, upstream, relayed, body.is_done());
+                self.settle(exchange, upstream, relayed, self.sent.get());
                 Ok(rest)
             }
             // The answer has begun, so that it can only break off.
             Err(Broken::Failed(_)) if exchange.status != 0 => {
-                exchange.keep_alive = false;
-                conn.sock.reset_on_close();
+                self.break_off(exchange);
                 conn.timers.service(None, 0);
                 Ok(None)
             }
-            Err(broken) => Err(broken),
+            Err(broken) => {
+                // What the last read took of the next request goes with it.
+                exchange.keep_alive &= rest.is_none();
+                Err(broken)
+            }
         }
     }
 
     /// The time for the answer's head starts when the request has been sent.
     fn arm_answer(&self, begun: u64) {
-        let now = self.conn.worker.clock.now();
+        let now = self.conn.worker.clock.lately();
         let answer = now + us(self.service.timeouts.answer);
         let at = self.timeouts.per_try.map_or(answer, |per_try| answer.min(begun + us(per_try)));
         self.conn.timers.set(Slot::Service, at);
@@ -288,7 +298,7 @@ impl Attempt<'_> {
         begun: u64,
     ) -> Result<Relayed, Broken> {
         let (buffer, length) = self.read_answer(upstream, None).await?;
-        exchange.service_us = Some(self.conn.worker.clock.now() - begun);
+        exchange.service_us = Some(self.conn.worker.clock.now().saturating_sub(begun));
         Ok(relay(self, exchange, upstream, buffer, length, head).await?)
     }
 
@@ -300,7 +310,7 @@ impl Attempt<'_> {
             Some(buffer) => buffer,
             None => {
                 upstream.ready().await;
-                self.conn.worker.take_buffer()
+                self.conn.worker.take_answer()
             }
         };
         loop {
@@ -348,16 +358,22 @@ impl Attempt<'_> {
         match relayed {
             Relayed::Whole { reusable } => {
                 if reusable && sent {
-                    upstream.give_back(conn.worker.clock.now());
+                    upstream.give_back(conn.worker.clock.lately());
                 }
             }
             Relayed::ClientGone => exchange.keep_alive = false,
             Relayed::BrokenOff => {
                 self.cell.record_error(BackendError::Body);
-                exchange.keep_alive = false;
-                conn.sock.reset_on_close();
+                self.break_off(exchange);
             }
         }
+    }
+
+    /// Has the client's connection end with a reset.
+    fn break_off(&self, exchange: &mut Exchange) {
+        exchange.keep_alive = false;
+        exchange.broken_off = true;
+        self.conn.sock.reset_on_close();
     }
 
     /// Passes the rest of the request's body on. Gives back what followed it, if it did not end with a read.
@@ -371,12 +387,13 @@ impl Attempt<'_> {
         let clock = &conn.worker.clock;
         let times = &conn.listener.timeouts;
         let idle = us(self.service.timeouts.idle);
-        let mut buffer = conn.worker.take_buffer();
+        let mut buffer = conn.worker.take_inbox();
         let mut out = conn.worker.take_head();
         let mut received = facts.received;
-        let started = clock.now();
+        // Moves on while the service is waited for: that time is not the client's.
+        let mut started = clock.now();
         while !body.is_done() {
-            let now = clock.now();
+            let now = clock.lately();
             let by_rate = match times.body_rate {
                 0 => u64::MAX,
                 rate => started + us(times.body) + (received - facts.received).saturating_mul(1_000_000) / rate,
@@ -405,6 +422,7 @@ impl Attempt<'_> {
             if facts.max.is_some_and(|max| received > max) {
                 return Err(Failure::BodyTooLarge);
             }
+            let writing = clock.now();
             let written = if facts.framing == Framing::Chunked {
                 out.clear();
                 let data = buffer.data().get(..decoded.data).unwrap_or_default();
@@ -414,6 +432,7 @@ impl Attempt<'_> {
                 let data = buffer.data().get(..decoded.data).unwrap_or_default();
                 write_service(conn, sock, data, idle).await
             };
+            started += clock.now() - writing;
             buffer.consume(decoded.consumed);
             if written.is_err() {
                 // The service does not take more of it: what it answers, if anything, decides.
@@ -421,6 +440,7 @@ impl Attempt<'_> {
             }
         }
         conn.worker.give_head(out);
+        self.sent.set(true);
         if !self.answered.get() {
             self.arm_answer(facts.begun);
         }

@@ -36,12 +36,12 @@ pub(crate) async fn write_service(conn: &Connection, sock: &Sock, bytes: &[u8], 
     if sent == bytes.len() {
         return Ok(());
     }
-    write_rest(conn, sock, bytes.get(sent..).unwrap_or_default(), Slot::Service, idle).await
+    write_rest(conn, sock, bytes.get(sent..).unwrap_or_default(), Slot::ServiceWrite, idle).await
 }
 
 async fn write_rest(conn: &Connection, sock: &Sock, mut bytes: &[u8], slot: Slot, limit: u64) -> Result<(), Gone> {
     while !bytes.is_empty() {
-        conn.timers.set(slot, conn.worker.clock.now() + limit);
+        conn.timers.set(slot, conn.worker.clock.lately() + limit);
         sock.writable().await;
         if conn.timers.has_fired(slot) {
             return Err(Gone);
@@ -56,7 +56,7 @@ async fn write_rest(conn: &Connection, sock: &Sock, mut bytes: &[u8], slot: Slot
 /// Closes the writing side and reads what the client still sends, for a while.
 pub(crate) async fn linger(conn: &Connection, buffer: &mut Buffer) {
     conn.sock.shutdown(Shutdown::Write);
-    conn.timers.set(Slot::ClientRead, conn.worker.clock.now() + LINGER_US);
+    conn.timers.set(Slot::ClientRead, conn.worker.clock.lately() + LINGER_US);
     let mut left = LINGER_BYTES_MAX;
     while left > 0 && !conn.timers.has_fired(Slot::ClientRead) {
         buffer.clear();

@@ -31,6 +31,8 @@ impl Log {
         let mut pending = self.0.borrow_mut();
         if !pending.lines.is_empty() {
             worker.hub.log.swap(&mut pending.lines);
+        }
+        if worker.hub.log.has_full() {
             worker.hub.wake_log_writer();
         }
     }
@@ -80,6 +82,10 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
     formatter.write(&line, lines);
     if lines.len() >= BATCH_BYTES {
         worker.hub.log.swap(lines);
-        worker.hub.wake_log_writer();
+        // The tick wakes the writer; in between it is woken only where much has gathered, since each wake may cost a
+        // busy core two switches.
+        if worker.hub.log.is_filling() {
+            worker.hub.wake_log_writer();
+        }
     }
 }

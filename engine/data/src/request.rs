@@ -63,6 +63,8 @@ pub(crate) struct Exchange {
     pub(crate) service_us: Option<u64>,
     /// What the client was told; 0 while nothing was.
     pub(crate) status: u16,
+    /// The answer broke off: the client's connection ends with a reset, so that nobody takes it for whole.
+    pub(crate) broken_off: bool,
 }
 
 /// What is to be done.
@@ -100,6 +102,7 @@ impl Exchange {
             service: None,
             service_us: None,
             status: 0,
+            broken_off: false,
         }
     }
 

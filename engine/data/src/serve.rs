@@ -20,7 +20,7 @@ use crate::respond;
 /// Answers what has arrived. Gives the connection back when it is idle, nothing when it is to be closed.
 pub(crate) async fn serve(mut conn: Connection) -> Option<Connection> {
     let worker = Rc::clone(&conn.worker);
-    let mut inbox = worker.take_buffer();
+    let mut inbox = worker.take_inbox();
     let mut out = worker.take_head();
     let mut in_a_row = 0;
     let goes_on = loop {
@@ -74,8 +74,8 @@ async fn read_head(conn: &Connection, inbox: &mut Buffer) -> Next {
                 HeadScan::Complete(length) if length <= limit => break Next::Head(length),
                 HeadScan::Partial if inbox.len() < limit => {}
                 HeadScan::Partial | HeadScan::Complete(_) => {
-                    let whole_line = scanner.has_first_line();
-                    break Next::Refused(if whole_line { Failure::HeadTooLarge } else { Failure::TargetTooLong });
+                    let target_fits = scanner.has_first_line_within(limit);
+                    break Next::Refused(if target_fits { Failure::HeadTooLarge } else { Failure::TargetTooLong });
                 }
                 HeadScan::BareLineFeed => {
                     break Next::Refused(Failure::Malformed("A line does not end with CR LF"));
@@ -100,7 +100,7 @@ async fn read_head(conn: &Connection, inbox: &mut Buffer) -> Next {
                 if !has_deadline {
                     has_deadline = true;
                     let head = us(conn.listener.timeouts.head);
-                    conn.timers.set(Slot::ClientRead, conn.worker.clock.now() + head);
+                    conn.timers.set(Slot::ClientRead, conn.worker.clock.lately() + head);
                 }
                 conn.sock.readable().await;
             }
@@ -176,7 +176,7 @@ async fn finish(
         *inbox = rest;
     }
     if !exchange.keep_alive {
-        if !body.is_done() || !inbox.is_empty() {
+        if !exchange.broken_off && (!body.is_done() || !inbox.is_empty()) {
             linger(conn, inbox).await;
         }
         return false;
@@ -189,7 +189,7 @@ async fn finish(
 
 /// Reads and drops the rest of a body that nobody needed; whether it came whole and in time.
 async fn drain(conn: &Connection, inbox: &mut Buffer, body: &mut BodyDecoder) -> bool {
-    conn.timers.set(Slot::ClientRead, conn.worker.clock.now() + us(conn.listener.timeouts.body));
+    conn.timers.set(Slot::ClientRead, conn.worker.clock.lately() + us(conn.listener.timeouts.body));
     loop {
         let Ok(decoded) = body.decode(inbox.data_mut()) else { return false };
         inbox.consume(decoded.consumed);
@@ -213,7 +213,7 @@ async fn refuse(conn: &mut Connection, failure: Failure, out: &mut Vec<u8>) {
     let written = write_client(conn, out).await;
     record(conn, &exchange, b"");
     if written.is_ok() {
-        let mut inbox = conn.worker.take_buffer();
+        let mut inbox = conn.worker.take_inbox();
         linger(conn, &mut inbox).await;
     }
 }

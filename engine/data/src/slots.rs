@@ -64,3 +64,22 @@ impl<F> Drop for Slot<F> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::{Connection, connection};
+
+    fn size<A, F>(_: impl Fn(A) -> F) -> usize {
+        std::mem::size_of::<F>()
+    }
+
+    #[test]
+    fn futures_are_small_where_there_are_many() {
+        let busy = size(crate::serve::serve);
+        let idle = size(|conn: Connection| connection(conn, Slots::new(), crate::serve::serve));
+        println!("a request's future: {busy} bytes, an idle connection's: {idle} bytes");
+        assert!(idle <= 512, "{idle} bytes for each idle connection");
+        assert!(busy <= 4096, "{busy} bytes for each request");
+    }
+}

@@ -50,7 +50,10 @@ pub(crate) struct Worker {
     pub(crate) path: RefCell<Vec<u8>>,
     pub(crate) listeners: RefCell<HashMap<SocketAddr, accept::Accepting>>,
     view: RefCell<Rc<View>>,
-    buffers: Rc<Buffers>,
+    /// Two lists, so that answers, which are large, use the few blocks that are warm: a request's block is held until its
+    /// answer is through, an answer's for one turn only.
+    inboxes: Rc<Buffers>,
+    answers: Rc<Buffers>,
     heads: RefCell<Vec<Vec<u8>>>,
     random: Cell<u64>,
     /// Since when, on the core's clock; `None`: not yet.
@@ -79,7 +82,8 @@ impl Worker {
             path: RefCell::new(Vec::with_capacity(1024)),
             listeners: RefCell::default(),
             view: RefCell::new(Rc::new(view)),
-            buffers: Buffers::new(),
+            inboxes: Buffers::new(),
+            answers: Buffers::new(),
             heads: RefCell::new(Vec::with_capacity(HEADS_MAX)),
             random: Cell::new(seed),
             draining: Cell::new(None),
@@ -107,9 +111,16 @@ impl Worker {
         self.draining.get().is_some()
     }
 
+    /// A buffer for what a client sends.
     #[inline]
-    pub(crate) fn take_buffer(&self) -> Buffer {
-        self.buffers.take(self.cell())
+    pub(crate) fn take_inbox(&self) -> Buffer {
+        self.inboxes.take(self.cell())
+    }
+
+    /// A buffer for what a service answers.
+    #[inline]
+    pub(crate) fn take_answer(&self) -> Buffer {
+        self.answers.take(self.cell())
     }
 
     /// An empty vector for a head.
@@ -192,6 +203,7 @@ impl Worker {
         }
         self.log.flush(self);
         cell.ring_ops.set(ring_ops());
+        cell.buffers_in_use.set(self.inboxes.in_use() + self.answers.in_use());
         if let Some(count) = self.shared.allocations {
             cell.allocations.set(count());
         }
@@ -201,7 +213,7 @@ impl Worker {
 /// The whole life of a worker, on its thread. Gives back how many connections were cut off.
 pub(crate) async fn run(id: usize, shared: Arc<Shared>, up: impl FnOnce()) -> usize {
     let worker = Worker::new(id, shared);
-    let serve = accept::Spawner::new(&worker, crate::serve::serve);
+    let serve = accept::Spawner::new(crate::serve::serve);
     let Some(mailbox) = worker.shared.mailboxes.get(id) else { return 0 };
     let Ok(bell) = mailbox.bell().and_then(Sock::new) else { return 0 };
     let waiting = Rc::clone(&worker);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
@@ -147,20 +148,36 @@ impl Decode for Address {
     }
 }
 
+/// Gives the addresses of a host, or says why there are none.
+pub type Lookup<'a> = &'a dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>>;
+
+/// Asks the system.
+pub(crate) fn system_lookup(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    Ok((host, port).to_socket_addrs()?.collect())
+}
+
 /// Resolves names, each once.
-#[derive(Debug, Default)]
-pub(crate) struct Resolver {
+pub(crate) struct Resolver<'a> {
+    lookup: Lookup<'a>,
     known: HashMap<(String, u16), Result<Vec<SocketAddr>, String>>,
 }
 
-impl Resolver {
+impl<'a> Resolver<'a> {
+    pub(crate) fn new(lookup: Lookup<'a>) -> Self {
+        Self { lookup, known: HashMap::new() }
+    }
+
     /// The addresses of `address`, each with the label that metrics and logs know it by. Blocks on DNS.
     pub(crate) fn resolve(&mut self, address: &Address) -> Result<Vec<(String, EndpointAddress)>, String> {
         match address {
             Address::Ip(ip) => Ok(vec![(address.to_string(), EndpointAddress::Tcp(*ip))]),
             Address::Unix(path) => Ok(vec![(address.to_string(), EndpointAddress::Unix(path.clone()))]),
             Address::Name { host, port } => {
-                let found = self.known.entry((host.clone(), *port)).or_insert_with(|| lookup(host, *port)).clone()?;
+                let found = self
+                    .known
+                    .entry((host.clone(), *port))
+                    .or_insert_with(|| found(self.lookup, host, *port))
+                    .clone()?;
                 Ok(match found.as_slice() {
                     [one] => vec![(address.to_string(), EndpointAddress::Tcp(*one))],
                     many => many.iter().map(|one| (one.to_string(), EndpointAddress::Tcp(*one))).collect(),
@@ -171,8 +188,8 @@ impl Resolver {
 }
 
 /// Sorted, so that a reload gives the same endpoints in the same order.
-fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
-    let mut found: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(|error| error.to_string())?.collect();
+fn found(lookup: Lookup<'_>, host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+    let mut found = lookup(host, port).map_err(|error| error.to_string())?;
     found.sort_unstable();
     found.dedup();
     if found.is_empty() { Err("it has no address".into()) } else { Ok(found) }
@@ -219,7 +236,7 @@ mod tests {
 
     #[test]
     fn names_are_resolved_to_labelled_addresses() {
-        let resolved = Resolver::default().resolve(&Address::parse("localhost:8081").unwrap()).unwrap();
+        let resolved = Resolver::new(&system_lookup).resolve(&Address::parse("localhost:8081").unwrap()).unwrap();
         match resolved.as_slice() {
             [(label, _)] => assert_eq!(label, "localhost:8081"),
             many => assert!(many.iter().all(|(label, address)| match address {

@@ -12,7 +12,8 @@ mod service;
 pub(crate) use listener::Listener;
 pub(crate) use process::{AccessLog, AdminSection, DrainSection, LimitsSection, RuntimeSection};
 pub(crate) use route::{Compiler, Route};
-pub(crate) use service::{Resolver, Service};
+pub use service::Lookup;
+pub(crate) use service::{Resolver, Service, system_lookup};
 
 use crate::decode::{Items, Lenient, Spanned};
 use crate::scalar::OrOff;

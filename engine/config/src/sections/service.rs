@@ -3,8 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-pub(crate) use super::endpoint::Resolver;
+pub use super::endpoint::Lookup;
 use super::endpoint::{Address, Endpoint};
+pub(crate) use super::endpoint::{Resolver, system_lookup};
 use crate::decode::{Cx, OneOrMore};
 use crate::error::Span;
 use crate::scalar::{Int, Name, OrOff, choice};
@@ -65,7 +66,7 @@ choice! {
 }
 
 impl Service {
-    pub(crate) fn compile(self, resolver: &mut Resolver, cx: &mut Cx) -> snapshot::Service {
+    pub(crate) fn compile(self, resolver: &mut Resolver<'_>, cx: &mut Cx) -> snapshot::Service {
         snapshot::Service {
             name: Arc::from(self.name.0),
             endpoints: endpoints(self.endpoints.0, resolver, cx),
@@ -88,7 +89,7 @@ impl Service {
 }
 
 /// Resolves the endpoints. One that is written twice is an error; an address that two names share is kept once.
-fn endpoints(written: Vec<Endpoint>, resolver: &mut Resolver, cx: &mut Cx) -> Vec<snapshot::Endpoint> {
+fn endpoints(written: Vec<Endpoint>, resolver: &mut Resolver<'_>, cx: &mut Cx) -> Vec<snapshot::Endpoint> {
     let mut first: HashMap<Address, Span> = HashMap::new();
     let (mut endpoints, mut known) = (Vec::new(), HashSet::new());
     for Endpoint { address, weight } in written {

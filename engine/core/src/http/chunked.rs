@@ -1,7 +1,8 @@
 //! The chunked transfer coding (RFC 9112 section 7.1), decoded in place.
 
-/// Bytes of one chunk's extensions; nobody uses them, attackers do.
-const EXTENSION_BYTES_MAX: u16 = 1024;
+/// Bytes of all chunk extensions of one body, the blanks before them included; nobody uses them, attackers do, since
+/// they count for no limit on bodies.
+pub const CHUNK_EXTENSIONS_BYTES_MAX: usize = 4 * 1024;
 /// Bytes of a trailer section.
 pub const TRAILERS_BYTES_MAX: usize = 8 * 1024;
 /// Hex digits of a chunk size: 2^60 - 1 at most.
@@ -32,7 +33,6 @@ enum State {
     },
     Extension {
         value: u64,
-        bytes: u16,
     },
     SizeLf {
         value: u64,
@@ -53,13 +53,15 @@ enum State {
 #[derive(Debug)]
 pub struct Chunked {
     state: State,
+    /// Bytes of extensions so far.
+    extensions: usize,
     /// The trailer section as received; empty, and never allocated, for most bodies.
     trailers: Vec<u8>,
 }
 
 impl Default for Chunked {
     fn default() -> Self {
-        Self { state: State::Size { digits: 0, value: 0 }, trailers: Vec::new() }
+        Self { state: State::Size { digits: 0, value: 0 }, extensions: 0, trailers: Vec::new() }
     }
 }
 
@@ -95,7 +97,11 @@ impl Chunked {
                 }
                 state => {
                     read += 1;
-                    between(state, byte)?
+                    let next = between(state, byte)?;
+                    if matches!(next, State::Blank { .. } | State::Extension { .. }) {
+                        self.extension_byte()?;
+                    }
+                    next
                 }
             };
         }
@@ -112,20 +118,26 @@ impl Chunked {
         &self.trailers
     }
 
+    fn extension_byte(&mut self) -> Result<(), ChunkError> {
+        self.extensions += 1;
+        if self.extensions > CHUNK_EXTENSIONS_BYTES_MAX { Err(ChunkError::Extension) } else { Ok(()) }
+    }
+
     fn trailer_byte(&mut self, byte: u8) -> Result<State, ChunkError> {
         if self.trailers.len() >= TRAILERS_BYTES_MAX {
             return Err(ChunkError::Trailers);
         }
         self.trailers.push(byte);
-        if byte != b'\n' {
-            return Ok(State::Trailers);
-        }
         match self.trailers.as_slice() {
-            [.., b'\r', b'\n', b'\r', b'\n'] => self.trailers.truncate(self.trailers.len() - 2),
-            [.., b'\r', b'\n'] => return Ok(State::Trailers),
-            _ => return Err(ChunkError::Trailers),
+            [.., b'\r', b'\n', b'\r', b'\n'] => {
+                self.trailers.truncate(self.trailers.len() - 2);
+                Ok(State::Done)
+            }
+            [.., b'\r', b'\n'] => Ok(State::Trailers),
+            // Neither stands alone.
+            [.., b'\r', _] | [.., b'\n'] => Err(ChunkError::Trailers),
+            _ => Ok(State::Trailers),
         }
-        Ok(State::Done)
     }
 }
 
@@ -140,16 +152,13 @@ fn between(state: State, byte: u8) -> Result<State, ChunkError> {
             Ok(State::Size { digits: digits + 1, value: value << 4 | digit })
         }
         (State::Size { digits: 1.., value }, b'\r') => Ok(State::SizeLf { value }),
-        (State::Size { digits: 1.., value } | State::Blank { value }, b';') => Ok(State::Extension { value, bytes: 0 }),
+        (State::Size { digits: 1.., value } | State::Blank { value }, b';') => Ok(State::Extension { value }),
         (State::Size { digits: 1.., value } | State::Blank { value }, b' ' | b'\t') => Ok(State::Blank { value }),
         (State::Size { .. } | State::Blank { .. }, _) => Err(ChunkError::Size),
-        (State::Extension { value, .. }, b'\r') => Ok(State::SizeLf { value }),
-        (State::Extension { value, bytes }, _) => {
+        (State::Extension { value }, b'\r') => Ok(State::SizeLf { value }),
+        (State::Extension { value }, _) => {
             let allowed = byte == b'\t' || (byte >= b' ' && byte != 0x7f);
-            match allowed && bytes < EXTENSION_BYTES_MAX {
-                true => Ok(State::Extension { value, bytes: bytes + 1 }),
-                false => Err(ChunkError::Extension),
-            }
+            if allowed { Ok(State::Extension { value }) } else { Err(ChunkError::Extension) }
         }
         (State::SizeLf { value: 0 }, b'\n') => Ok(State::End),
         (State::EndLf, b'\n') => Ok(State::Done),
@@ -194,8 +203,11 @@ mod tests {
 
     use super::*;
 
-    /// Decodes in pieces of the given sizes; gives back the body and what was left over.
-    fn decode(mut input: &[u8], pieces: &[usize]) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>), ChunkError> {
+    /// The body, what was left over, and the trailer section.
+    type Parts = (Vec<u8>, Vec<u8>, Vec<u8>);
+
+    /// Decodes in pieces of the given sizes.
+    fn decode(mut input: &[u8], pieces: &[usize]) -> Result<Parts, ChunkError> {
         let (mut decoder, mut body) = (Chunked::default(), Vec::new());
         let mut sizes = pieces.iter().copied().cycle();
         while !input.is_empty() && !decoder.is_done() {
@@ -237,6 +249,7 @@ mod tests {
             (b"5\r\nhello\rx", ChunkError::End),
             (b"0\r\n\n", ChunkError::Trailers),
             (b"0\r\nA: b\n\r\n", ChunkError::Trailers),
+            (b"0\r\nA: b\rC: d\r\n\r\n", ChunkError::Trailers),
         ] {
             let mut bytes = input.to_vec();
             assert_eq!(Chunked::default().decode(&mut bytes), Err(error), "{:?}", String::from_utf8_lossy(input));
@@ -245,9 +258,10 @@ mod tests {
 
     #[test]
     fn extensions_and_trailers_are_bounded() {
-        let mut long = b"1;".to_vec();
-        long.resize(4096, b'a');
-        assert_eq!(Chunked::default().decode(&mut long), Err(ChunkError::Extension));
+        let long = |start: &str, byte| [start.as_bytes(), &[byte; CHUNK_EXTENSIONS_BYTES_MAX + 1]].concat();
+        for mut endless in [long("1;", b'a'), long("1", b' '), long("1;", b' '), b"1;a\r\nx\r\n".repeat(4096)] {
+            assert_eq!(Chunked::default().decode(&mut endless), Err(ChunkError::Extension));
+        }
         let mut long = b"0\r\nA: ".to_vec();
         long.resize(3 * TRAILERS_BYTES_MAX, b'a');
         assert_eq!(Chunked::default().decode(&mut long), Err(ChunkError::Trailers));

@@ -11,7 +11,9 @@ mod response;
 mod scan;
 mod write;
 
-pub use chunked::{CHUNK_HEAD_MAX, ChunkError, Chunked, TRAILERS_BYTES_MAX, write_chunk_head};
+pub use chunked::{
+    CHUNK_EXTENSIONS_BYTES_MAX, CHUNK_HEAD_MAX, ChunkError, Chunked, TRAILERS_BYTES_MAX, write_chunk_head,
+};
 pub use framing::{BodyDecoder, Decoded, Framing};
 pub use names::Name;
 pub use request::{RequestError, RequestHead, Target};

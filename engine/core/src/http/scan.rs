@@ -21,6 +21,8 @@ pub struct HeadScanner {
     seen: usize,
     /// Where the current line starts.
     line: usize,
+    /// Length of the first line, once it is whole.
+    first_line: Option<usize>,
 }
 
 impl HeadScanner {
@@ -40,14 +42,15 @@ impl HeadScanner {
             }
             self.seen = end + 1;
             self.line = end + 1;
+            self.first_line.get_or_insert(end + 1);
         }
         self.seen = bytes.len();
         HeadScan::Partial
     }
 
-    /// Whether the first line has been seen whole.
-    pub fn has_first_line(&self) -> bool {
-        self.line > 0
+    /// Whether the first line has been seen whole and has no more than this many bytes.
+    pub fn has_first_line_within(&self, bytes: usize) -> bool {
+        self.first_line.is_some_and(|length| length <= bytes)
     }
 }
 

@@ -40,6 +40,41 @@ pub fn list_has_token<'v>(values: impl Iterator<Item = &'v [u8]>, token: &[u8]) 
     values.flat_map(list).any(|element| element.eq_ignore_ascii_case(token))
 }
 
+/// Fields besides those of [`Name::is_forbidden_in_trailers`] that ask or tell something that must be known before the
+/// content (RFC 9110 section 6.5.1): who asks, under which condition, what the content is, what to do with the answer.
+/// A recipient that merges trailers into the header section would act on them unchecked.
+const KNOWN_BEFORE_CONTENT: [&str; 24] = [
+    "age",
+    "authorization",
+    "cache-control",
+    "content-encoding",
+    "content-location",
+    "content-range",
+    "content-type",
+    "cookie",
+    "expires",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "location",
+    "pragma",
+    "range",
+    "retry-after",
+    "set-cookie",
+    "vary",
+    "warning",
+    "www-authenticate",
+    "x-forwarded-port",
+    "x-real-ip",
+];
+
+fn may_stand_in_trailers(name: &str) -> bool {
+    !Name::of(name).is_forbidden_in_trailers()
+        && !KNOWN_BEFORE_CONTENT.iter().any(|known| known.eq_ignore_ascii_case(name))
+}
+
 /// Appends the fields of a trailer section that may be passed on (RFC 9110 section 6.5.1), and the empty line that
 /// ends it. `None` where the section is malformed.
 pub fn write_trailers(raw: &[u8], out: &mut Vec<u8>) -> Option<()> {
@@ -51,7 +86,7 @@ pub fn write_trailers(raw: &[u8], out: &mut Vec<u8>) -> Option<()> {
         let Ok(httparse::Status::Complete((_, headers))) = httparse::parse_headers(&section, &mut headers) else {
             return None;
         };
-        for header in headers.iter().filter(|header| !Name::of(header.name).is_forbidden_in_trailers()) {
+        for header in headers.iter().filter(|header| may_stand_in_trailers(header.name)) {
             out.extend_from_slice(header.name.as_bytes());
             out.extend_from_slice(b": ");
             out.extend_from_slice(header.value);
@@ -84,7 +119,8 @@ mod tests {
     #[test]
     fn trailers_lose_what_must_not_stand_there() {
         let mut out = Vec::new();
-        write_trailers(b"X-Sum: 1\r\nContent-Length: 3\r\nHost: evil\r\n", &mut out).unwrap();
+        let raw = b"X-Sum: 1\r\nContent-Length: 3\r\nHost: evil\r\nAuthorization: x\r\nset-cookie: y\r\n";
+        write_trailers(raw, &mut out).unwrap();
         assert_eq!(out, b"X-Sum: 1\r\n\r\n");
         assert_eq!(write_trailers(b"no colon\r\n", &mut Vec::new()), None);
     }
