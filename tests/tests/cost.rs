@@ -2,14 +2,15 @@
 
 use std::fmt::Write;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ringway_tests::{Backend, Client, Gateway, settles_at};
+use ringway_tests::{Backend, Client, Gateway, confine, settles_at};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Requests that are counted, and those before that fill every pool.
+/// Requests that are counted.
 const COUNTED: u32 = 2_000;
-const WARM_UP: u32 = 400;
+/// How long every pool gets to fill before that; the buffers of the access log make their round in this time.
+const WARM_UP: Duration = Duration::from_secs(1);
 const CONNECTIONS: usize = 4;
 /// The worker writes its counters at each tick, 50 ms apart.
 const TICKS: Duration = Duration::from_millis(200);
@@ -34,7 +35,10 @@ fn counters(gateway: &Gateway) -> [f64; 2] {
 fn cost_of(gateway: &Gateway, ask: impl Fn(&mut Client)) -> Cost {
     let mut clients: Vec<_> = (0..CONNECTIONS).map(|_| gateway.connect()).collect();
     let mut run = |requests: u32| (0..requests as usize).for_each(|index| ask(&mut clients[index % CONNECTIONS]));
-    run(WARM_UP);
+    let begun = Instant::now();
+    while begun.elapsed() < WARM_UP {
+        run(CONNECTIONS as u32);
+    }
     let before = counters(gateway);
     run(COUNTED);
     let after = counters(gateway);
@@ -131,10 +135,9 @@ fn an_idle_connection() {
     const HELD: usize = 2_000;
     raise_descriptors(HELD as u64 + 500);
     let backend = Backend::ok();
-    let gateway = Gateway::start(&format!(
-        "limits: {{ connections: 8000, connections_per_ip: off }}\n{}",
-        Gateway::route_to(backend.endpoint())
-    ));
+    let yaml =
+        format!("limits: {{ connections: 8000, connections_per_ip: off }}\n{}", Gateway::route_to(backend.endpoint()));
+    let gateway = Gateway::start_with(&yaml, confine::forbid_huge_pages);
     let open = |count: usize| -> Vec<Client> {
         let mut clients: Vec<_> = (0..count).map(|_| gateway.connect()).collect();
         clients.iter_mut().for_each(|client| assert_eq!(client.get("/").status(), 200));
