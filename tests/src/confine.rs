@@ -14,6 +14,16 @@ pub fn limit_descriptors(command: &mut Command, limit: u64) {
     unsafe { command.pre_exec(move || Ok(setrlimit(Resource::Nofile, limit)?)) };
 }
 
+/// No transparent huge pages: what is resident is what was touched, and not 2 MiB for the first byte of them.
+pub fn forbid_huge_pages(command: &mut Command) {
+    // SAFETY: runs one system call between fork and exec, with plain arguments.
+    unsafe { command.pre_exec(|| check(libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0))) };
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// `io_uring_setup` fails with `EPERM`, as the default seccomp profiles of Docker and containerd have it.
 pub fn forbid_io_uring(command: &mut Command) {
     const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
@@ -29,13 +39,10 @@ pub fn forbid_io_uring(command: &mut Command) {
     let confine = move || {
         let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
         // SAFETY: prctl reads its plain arguments, and the program that `program` points to, which lives until it returns.
-        let results = unsafe {
-            [
-                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
-                libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program),
-            ]
-        };
-        if results == [0, 0] { Ok(()) } else { Err(io::Error::last_os_error()) }
+        unsafe {
+            check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+            check(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program))
+        }
     };
     // SAFETY: runs two system calls between fork and exec, which take no lock.
     unsafe { command.pre_exec(confine) };

@@ -175,17 +175,14 @@ impl Exchange {
         let route = conn.view.published.snapshot.routes.get(index as usize).ok_or(Failure::Internal)?;
         self.route = Some(index);
         self.body_bytes_max = route.body_bytes;
-        let mut ip = Vec::new();
         let has_variables = !route.request_headers.is_empty()
             || !route.response_headers.is_empty()
             || !matches!(route.action, Action::Forward(Forward { rewrite: Rewrite::Keep | Rewrite::Strip(_), .. }));
-        if has_variables {
-            write_ip(self.client_ip, &mut ip);
-        }
+        let ip = has_variables.then(|| conn.worker.text_of(self.client_ip));
         let id = self.id;
         let vars = Vars {
             request_id: id.as_bytes(),
-            client_ip: &ip,
+            client_ip: ip.as_deref().unwrap_or_default(),
             host: request.authority,
             method: request.method.as_bytes(),
             path,

@@ -3,7 +3,6 @@
 use ringway_config::snapshot::{Redirect, Respond, Route};
 use ringway_core::answer::{Format, negotiate, status_line, write_error_body};
 use ringway_core::failure::Failure;
-use ringway_core::forwarded::write_ip;
 use ringway_core::http::{Framing, HeadStorage, Name, RequestHead, Target};
 use ringway_core::path::normalize;
 use ringway_core::router::{Captures, Found, RouteRequest};
@@ -98,13 +97,10 @@ pub(crate) fn write_answer_ops(
             captures = found;
         }
     }
-    let mut client_ip = Vec::new();
-    if !is_literal {
-        write_ip(exchange.client_ip, &mut client_ip);
-    }
+    let client_ip = (!is_literal).then(|| conn.worker.text_of(exchange.client_ip));
     let vars = Vars {
         request_id: exchange.id.as_bytes(),
-        client_ip: &client_ip,
+        client_ip: client_ip.as_deref().unwrap_or_default(),
         host,
         method,
         path,

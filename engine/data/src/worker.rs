@@ -3,13 +3,15 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ringway_config::Hub;
 use ringway_config::hub::Phase;
+use ringway_core::forwarded::write_ip;
 use ringway_core::stats::WorkerCell;
 
 use crate::accept;
@@ -58,6 +60,26 @@ pub(crate) struct Worker {
     random: Cell<u64>,
     /// Since when, on the core's clock; `None`: not yet.
     draining: Cell<Option<u64>>,
+}
+
+/// A short text in a vector of the core's, which gets it back when this is dropped.
+pub(crate) struct Text<'a> {
+    worker: &'a Worker,
+    bytes: Vec<u8>,
+}
+
+impl Deref for Text<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Text<'_> {
+    fn drop(&mut self) {
+        self.worker.give_head(std::mem::take(&mut self.bytes));
+    }
 }
 
 /// Counts a request for as long as it lives.
@@ -136,6 +158,13 @@ impl Worker {
             head.clear();
             heads.push(head);
         }
+    }
+
+    /// An address as it is written.
+    pub(crate) fn text_of(&self, ip: IpAddr) -> Text<'_> {
+        let mut bytes = self.take_head();
+        write_ip(ip, &mut bytes);
+        Text { worker: self, bytes }
     }
 
     #[inline]

@@ -1,0 +1,179 @@
+//! What a request costs in the steady state, counted where no clock is needed: allocations, ring operations, memory.
+
+use std::fmt::Write;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ringway_tests::{Backend, Client, Gateway, confine, settles_at};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Requests that are counted.
+const COUNTED: u32 = 2_000;
+/// How long every pool gets to fill before that; the buffers of the access log make their round in this time.
+const WARM_UP: Duration = Duration::from_secs(1);
+const CONNECTIONS: usize = 4;
+/// The worker writes its counters at each tick, 50 ms apart.
+const TICKS: Duration = Duration::from_millis(200);
+
+const ALLOCATIONS_MAX: f64 = 0.01;
+const RING_OPERATIONS_MAX: f64 = 4.0;
+const IDLE_BYTES_MAX: u64 = 1280;
+
+#[derive(Debug)]
+struct Cost {
+    allocations: f64,
+    ring_operations: f64,
+}
+
+fn counters(gateway: &Gateway) -> [f64; 2] {
+    thread::sleep(TICKS);
+    ["allocations", "ring_operations"]
+        .map(|name| gateway.metric(&format!("gateway_worker_{name}_total{{worker=\"0\"}}")))
+}
+
+/// Asks the same again and again, on connections that stay open, one request at a time.
+fn cost_of(gateway: &Gateway, ask: impl Fn(&mut Client)) -> Cost {
+    let mut clients: Vec<_> = (0..CONNECTIONS).map(|_| gateway.connect()).collect();
+    let mut run = |requests: u32| (0..requests as usize).for_each(|index| ask(&mut clients[index % CONNECTIONS]));
+    let begun = Instant::now();
+    while begun.elapsed() < WARM_UP {
+        run(CONNECTIONS as u32);
+    }
+    let before = counters(gateway);
+    run(COUNTED);
+    let after = counters(gateway);
+    let [allocations, ring_operations] = [0, 1].map(|index| (after[index] - before[index]) / f64::from(COUNTED));
+    Cost { allocations, ring_operations }
+}
+
+#[track_caller]
+fn assert_cheap(cost: &Cost) {
+    eprintln!("{cost:?}");
+    assert!(cost.allocations <= ALLOCATIONS_MAX, "{cost:?}");
+    // A counter that stands still would pass as well.
+    assert!((0.5..=RING_OPERATIONS_MAX).contains(&cost.ring_operations), "{cost:?}");
+}
+
+#[track_caller]
+fn assert_get_is_cheap(gateway: &Gateway, target: &str, bytes: usize) {
+    let request =
+        format!("GET {target} HTTP/1.1\r\nHost: api.example.com\r\nUser-Agent: cost/1.0\r\nAccept: */*\r\n\r\n");
+    assert_cheap(&cost_of(gateway, |client| {
+        let answer = client.ask(&request);
+        assert_eq!((answer.status(), answer.body.len()), (200, bytes));
+    }));
+}
+
+fn sized(bytes: usize) -> Backend {
+    Backend::fixed(format!("HTTP/1.1 200 OK\r\nContent-Length: {bytes}\r\n\r\n{}", "x".repeat(bytes)))
+}
+
+#[test]
+fn a_small_answer() {
+    let backend = sized(100);
+    assert_get_is_cheap(&Gateway::to(backend.endpoint()), "/", 100);
+}
+
+#[test]
+fn an_answer_of_16_kib() {
+    let backend = sized(16 * 1024);
+    assert_get_is_cheap(&Gateway::to(backend.endpoint()), "/", 16 * 1024);
+}
+
+#[test]
+fn a_body_of_2_kib() {
+    let backend = Backend::ok();
+    let gateway = Gateway::to(backend.endpoint());
+    let request =
+        format!("POST /orders HTTP/1.1\r\nHost: api.example.com\r\nContent-Length: 2048\r\n\r\n{}", "x".repeat(2048));
+    assert_cheap(&cost_of(&gateway, |client| assert_eq!(client.ask(&request).status(), 200)));
+}
+
+#[test]
+fn a_chunked_answer() {
+    let chunk = format!("800\r\n{}\r\n", "x".repeat(0x800));
+    let backend =
+        Backend::fixed(format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}{chunk}{chunk}0\r\n\r\n"));
+    assert_get_is_cheap(&Gateway::to(backend.endpoint()), "/", 3 * 0x800);
+}
+
+#[test]
+fn a_route_among_ten_thousand() {
+    let backend = Backend::ok();
+    let mut yaml = format!("services: [{{ name: app, endpoints: \"{}\" }}]\nroutes:\n", backend.endpoint());
+    for route in 0..10_000 {
+        writeln!(yaml, "  - {{ match: {{ path: \"/v1/things{route}/{{id}}/parts\" }}, service: app }}").unwrap();
+    }
+    assert_get_is_cheap(&Gateway::start(&yaml), "/v1/things7777/42/parts", 2);
+}
+
+#[test]
+fn routes_that_rewrite_and_change_headers() {
+    let backend = Backend::ok();
+    let gateway = Gateway::start(&format!(
+        "services: [{{ name: app, endpoints: \"{}\" }}]\n\
+         routes:\n\
+         \x20 - match: {{ path: \"/api/products/{{id}}\" }}\n\
+         \x20   service: app\n\
+         \x20   rewrite: {{ path: \"/products/{{id}}\" }}\n\
+         \x20   request_headers: {{ set: {{ x-id: \"${{path.id}}\", x-client: \"${{client.ip}}\" }}, remove: [cookie] }}\n\
+         \x20   response_headers: {{ set: {{ x-route: \"${{route}}\", x-seen: \"${{path.id}}\" }} }}\n",
+        backend.endpoint()
+    ));
+    assert_get_is_cheap(&gateway, "/api/products/42", 2);
+    assert_eq!(backend.requests()[0].target(), "/products/42");
+}
+
+#[test]
+fn an_answer_of_the_gateway_itself() {
+    let gateway = Gateway::start("routes: [{ match: { path: /health }, respond: { json: { status: healthy } } }]\n");
+    assert_get_is_cheap(&gateway, "/health", r#"{"status":"healthy"}"#.len());
+}
+
+#[test]
+fn an_idle_connection() {
+    const HELD: usize = 2_000;
+    raise_descriptors(HELD as u64 + 500);
+    let backend = Backend::ok();
+    let yaml =
+        format!("limits: {{ connections: 8000, connections_per_ip: off }}\n{}", Gateway::route_to(backend.endpoint()));
+    let gateway = Gateway::start_with(&yaml, confine::forbid_huge_pages);
+    let open = |count: usize| -> Vec<Client> {
+        let mut clients: Vec<_> = (0..count).map(|_| gateway.connect()).collect();
+        clients.iter_mut().for_each(|client| assert_eq!(client.get("/").status(), 200));
+        clients
+    };
+    let first = open(100);
+    let before = resident(&gateway);
+    let held = open(HELD);
+    settles_at((HELD + first.len()) as f64, || gateway.metric("gateway_active_connections"));
+    let each = resident(&gateway).saturating_sub(before) / HELD as u64;
+    eprintln!("{each} bytes for an idle connection");
+    assert!(each <= IDLE_BYTES_MAX, "{each} bytes for an idle connection");
+    // They are still of use.
+    for mut client in held.into_iter().step_by(100) {
+        assert_eq!(client.get("/").status(), 200);
+    }
+}
+
+/// Resident memory once it does not move any more.
+fn resident(gateway: &Gateway) -> u64 {
+    let mut last = gateway.rss_bytes();
+    loop {
+        thread::sleep(Duration::from_millis(500));
+        let now = gateway.rss_bytes();
+        if now.abs_diff(last) <= 16 * 1024 {
+            return now;
+        }
+        last = now;
+    }
+}
+
+/// For this test's own sockets.
+fn raise_descriptors(wanted: u64) {
+    let limit = getrlimit(Resource::Nofile);
+    assert!(limit.maximum.is_none_or(|maximum| maximum >= wanted), "this test needs {wanted} open files: ulimit -Hn");
+    if limit.current.is_some_and(|current| current < wanted) {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum }).unwrap();
+    }
+}
