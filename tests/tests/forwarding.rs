@@ -42,6 +42,20 @@ fn a_stranger_is_not_believed() {
 }
 
 #[test]
+fn fields_that_a_service_could_take_for_the_gateways_are_dropped() {
+    let fields = "X_Forwarded_For: 6.6.6.6\r\nX_Request_Id: mine\r\nContent_Length: 9\r\nX-Real-IP: 6.6.6.6\r\n\
+                  X-Forwarded-Port: 1\r\nx_custom: stays\r\n";
+    let seen = seen_by_service("", fields);
+    for name in ["x_forwarded_for", "x_request_id", "content_length", "x-real-ip", "x-forwarded-port"] {
+        assert!(!seen.has(name), "{name}: {seen:?}");
+    }
+    assert_eq!(seen.get("x_custom"), Some("stays"));
+    let seen = seen_by_service(TRUSTED, fields);
+    assert_eq!((seen.get("x-real-ip"), seen.get("x-forwarded-port")), (Some("6.6.6.6"), Some("1")));
+    assert!(!seen.has("x_forwarded_for"), "{seen:?}");
+}
+
+#[test]
 fn a_trusted_proxy_is_believed_and_goes_on_the_list() {
     let fields = "X-Forwarded-For: 6.6.6.6, 192.0.2.7\r\nX-Forwarded-For: 10.0.0.9\r\nX-Forwarded-Proto: https\r\n\
                   X-Forwarded-Host: shop.test\r\nX-Request-ID: abc-1\r\nVia: 1.0 cdn\r\n";
@@ -146,6 +160,7 @@ fn a_trace_is_started_as_configured() {
     let seen = seen_by_service("trace: b3multi", "");
     assert_eq!(seen.get("x-b3-traceid").map(str::len), Some(32));
     assert_eq!(seen.get("x-b3-spanid").map(str::len), Some(16));
+    assert!(!seen.has("x-b3-sampled"), "the decision is the service's");
     let seen = seen_by_service("trace: off", "");
     assert!(!seen.has("traceparent") && !seen.has("b3") && !seen.has("x-b3-traceid"));
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ringway_tests::{Backend, Client, Gateway, Message, PATIENCE, Wire, eventually, settles_at};
+use ringway_tests::{Backend, Client, Gateway, Message, PATIENCE, Setup, Wire, eventually, settles_at};
 
 /// A backend that answers with the request's target, and a gateway before it.
 fn echo_of_targets() -> (Backend, Gateway) {
@@ -109,6 +109,22 @@ fn empty_lines_before_a_request_are_skipped() {
     assert_eq!(client.ask("\r\n\r\nGET /a HTTP/1.1\r\nHost: a\r\n\r\n").text(), "/a");
     client.send("\r");
     assert_eq!(client.ask("\nGET /b HTTP/1.1\r\nHost: a\r\n\r\n").text(), "/b");
+}
+
+#[test]
+fn a_trailer_cannot_be_what_the_route_removes_or_sets() {
+    let backend = Backend::start(|conn| {
+        while let Some(request) = conn.next_request() {
+            let names: Vec<_> = request.trailers.iter().map(|(name, _)| name.as_str()).collect();
+            let body = format!("{} {}", request.get("x-user").unwrap_or_default(), names.join(","));
+            conn.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+        }
+    });
+    let setup = Setup { route: "request_headers: { set: { x-user: nobody }, remove: [x-role] }", ..Setup::default() };
+    let gateway = setup.start(backend.endpoint());
+    let body = "3\r\nabc\r\n0\r\nX-User: admin\r\nX-Role: root\r\nX-Sum: 1\r\n\r\n";
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    assert_eq!(gateway.connect().ask(format!("{head}{body}")).text(), "nobody X-Sum");
 }
 
 #[test]

@@ -66,7 +66,8 @@ pub struct Listener {
     pub path: PathPolicy,
     pub limits: ListenerLimits,
     pub timeouts: ListenerTimeouts,
-    /// Peers whose `X-Request-ID`, `X-Forwarded-*` and `Forwarded` headers are believed.
+    /// Peers whose `X-Request-ID`, `X-Forwarded-*`, `X-Real-IP` and `Forwarded` headers are believed; those of others are
+    /// dropped.
     pub trusted_proxies: Vec<IpNet>,
     pub forwarded: ForwardedHeaders,
     /// The pseudonym in `Via` (RFC 9110 section 7.6.3).
@@ -95,7 +96,7 @@ pub enum TraceStart {
     W3c,
     /// `b3` (single header).
     B3,
-    /// `X-B3-TraceId`, `X-B3-SpanId`, `X-B3-Sampled`.
+    /// `X-B3-TraceId` and `X-B3-SpanId`; whether to sample is left to the service.
     B3Multi,
 }
 

@@ -43,8 +43,6 @@ pub enum Failure {
     ClientGone,
 
     // The gateway's.
-    #[error("gateway draining")]
-    Draining,
     /// The gateway refuses work that it has no room for.
     #[error("gateway overloaded")]
     Overloaded,
@@ -115,7 +113,7 @@ impl Failure {
             | Self::NoRoute
             | Self::WrongMethod
             | Self::ClientGone => Fault::Client,
-            Self::Draining | Self::Overloaded | Self::Internal => Fault::Gateway,
+            Self::Overloaded | Self::Internal => Fault::Gateway,
             Self::NoEndpoint
             | Self::ConnectionCap
             | Self::ConnectFailed
@@ -147,7 +145,6 @@ impl Failure {
             | Self::NoRoute
             | Self::WrongMethod
             | Self::ClientGone
-            | Self::Draining
             | Self::Overloaded
             | Self::Internal
             | Self::NoEndpoint
@@ -177,7 +174,7 @@ impl Failure {
             | Self::BadAnswer
             | Self::AnswerHeadTooLarge
             | Self::AnswerIncomplete => 502,
-            Self::Draining | Self::Overloaded | Self::ConnectionCap => 503,
+            Self::Overloaded | Self::ConnectionCap => 503,
             Self::ConnectTimeout | Self::AnswerTimeout | Self::RequestTimeout => 504,
             Self::UnsupportedVersion => 505,
         }
@@ -208,7 +205,7 @@ impl Failure {
             Self::WrongMethod => "Method not allowed",
             Self::ClientGone => "Client closed request",
             Self::Internal => "Internal server error",
-            Self::Draining | Self::Overloaded | Self::ConnectionCap => "Service temporarily unavailable",
+            Self::Overloaded | Self::ConnectionCap => "Service temporarily unavailable",
             Self::NoEndpoint
             | Self::ConnectFailed
             | Self::ConnectionBroken
@@ -243,7 +240,6 @@ impl Failure {
             | Self::HeadTimeout
             | Self::BodyTimeout
             | Self::ClientGone
-            | Self::Draining
             | Self::Overloaded
             | Self::Internal
             | Self::AnswerIncomplete => true,
@@ -275,11 +271,9 @@ impl Failure {
             | Self::BodyTimeout
             | Self::NoRoute
             | Self::WrongMethod => Some("http_request_error"),
-            Self::UnsupportedVersion
-            | Self::UnsupportedTransferCoding
-            | Self::UnsupportedMethod
-            | Self::Draining
-            | Self::Overloaded => Some("proxy_internal_response"),
+            Self::UnsupportedVersion | Self::UnsupportedTransferCoding | Self::UnsupportedMethod | Self::Overloaded => {
+                Some("proxy_internal_response")
+            }
             Self::Internal => Some("proxy_internal_error"),
             Self::NoEndpoint => Some("destination_unavailable"),
             Self::ConnectionCap => Some("connection_limit_reached"),
@@ -318,7 +312,6 @@ impl Failure {
             | Self::NoRoute
             | Self::WrongMethod
             | Self::ClientGone
-            | Self::Draining
             | Self::Overloaded
             | Self::Internal => None,
         }
@@ -331,7 +324,7 @@ mod tests {
     use crate::answer;
     use crate::stats::STATUSES;
 
-    const ALL: [Failure; 27] = [
+    const ALL: [Failure; 26] = [
         Failure::Malformed("Missing Host header"),
         Failure::BadPath(PathError::AboveRoot),
         Failure::UnsupportedVersion,
@@ -346,7 +339,6 @@ mod tests {
         Failure::NoRoute,
         Failure::WrongMethod,
         Failure::ClientGone,
-        Failure::Draining,
         Failure::Overloaded,
         Failure::Internal,
         Failure::NoEndpoint,
@@ -365,8 +357,8 @@ mod tests {
     fn the_table_of_the_design() {
         let statuses: Vec<_> = ALL.iter().map(|failure| failure.status()).collect();
         let expected = [
-            400, 400, 505, 501, 501, 414, 431, 413, 417, 408, 408, 404, 405, 499, 503, 503, 500, 502, 503, 502, 504,
-            502, 504, 504, 502, 502, 502,
+            400, 400, 505, 501, 501, 414, 431, 413, 417, 408, 408, 404, 405, 499, 503, 500, 502, 503, 502, 504, 502,
+            504, 504, 502, 502, 502,
         ];
         assert_eq!(statuses, expected);
     }

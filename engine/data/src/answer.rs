@@ -90,17 +90,21 @@ pub(crate) async fn relay(
             return Ok(Relayed::BrokenOff);
         };
         let has_rest = decoded.consumed < buffer.len();
-        buffer.truncate(decoded.data);
-        let tail = frame(&mut buffer, shape.delivery, &body, decoded.done);
+        buffer.narrow(decoded.data);
+        let has_trailers = frame(&mut buffer, shape.delivery, &body, decoded.done);
         if std::mem::take(&mut has_head) && !buffer.prepend(out) && write_client(conn, out).await.is_err() {
             return Ok(Relayed::ClientGone);
         }
         if !buffer.is_empty() && write_client(conn, buffer.data()).await.is_err() {
             return Ok(Relayed::ClientGone);
         }
-        if let Some(tail) = tail {
-            let Some(tail) = tail else { return Ok(Relayed::BrokenOff) };
-            if write_client(conn, &tail).await.is_err() {
+        if has_trailers {
+            out.clear();
+            let ops = conn.route(exchange).map(|route| &route.response_headers);
+            if write_trailers(body.trailers(), |name| ops.is_none_or(|ops| !ops.drops(name)), out).is_none() {
+                return Ok(Relayed::BrokenOff);
+            }
+            if write_client(conn, out).await.is_err() {
                 return Ok(Relayed::ClientGone);
             }
         }
@@ -129,12 +133,11 @@ pub(crate) async fn relay(
     }
 }
 
-/// Frames the data in the buffer for the client. Gives back what does not fit behind it, a trailer section, or
-/// `Some(None)` where that is malformed.
-#[allow(clippy::option_option)]
-fn frame(buffer: &mut Buffer, delivery: Delivery, body: &BodyDecoder, done: bool) -> Option<Option<Vec<u8>>> {
+/// Frames the data in the buffer for the client. Gives back whether a trailer section is to follow, which may not fit
+/// behind it.
+fn frame(buffer: &mut Buffer, delivery: Delivery, body: &BodyDecoder, done: bool) -> bool {
     if delivery == Delivery::Plain {
-        return None;
+        return false;
     }
     if !buffer.is_empty() {
         let mut room = [0; CHUNK_HEAD_MAX];
@@ -142,15 +145,11 @@ fn frame(buffer: &mut Buffer, delivery: Delivery, body: &BodyDecoder, done: bool
         buffer.prepend(room.get(CHUNK_HEAD_MAX - length..).unwrap_or_default());
         buffer.append(b"\r\n");
     }
-    if !done {
-        return None;
+    let has_trailers = !body.trailers().is_empty();
+    if done {
+        buffer.append(if has_trailers { b"0\r\n" } else { b"0\r\n\r\n" });
     }
-    if body.trailers().is_empty() {
-        buffer.append(b"0\r\n\r\n");
-        return None;
-    }
-    let mut tail = b"0\r\n".to_vec();
-    Some(write_trailers(body.trailers(), &mut tail).map(|()| tail))
+    done && has_trailers
 }
 
 /// Judges an answer's head and writes the client's into `out`. Settles whether the client's connection lives.
@@ -182,8 +181,7 @@ fn write_answer_head(
     out.push(b' ');
     out.extend_from_slice(answer.reason.as_bytes());
     out.extend_from_slice(b"\r\n");
-    let routes = &conn.view.published.snapshot.routes;
-    let route = exchange.route.and_then(|route| routes.get(route as usize));
+    let route = conn.route(exchange);
     let ops = route.map(|route| &route.response_headers).filter(|ops| !ops.is_empty() && !interim);
     HeadLines { head, headers: answer.headers, names: answer.names }.copy(out, |name, header| {
         let kept = match name {

@@ -1,6 +1,7 @@
 //! Receive buffers: one block holds the head and the body of a usual message, with room in front for a new head.
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::rc::Rc;
 
 use ringway_core::stats::WorkerCell;
@@ -109,9 +110,11 @@ impl Buffer {
         }
     }
 
-    /// Cuts the data off after `bytes`.
-    pub(crate) fn truncate(&mut self, bytes: usize) {
-        self.end = self.end.min(self.start + bytes);
+    /// Keeps this part of the data only.
+    #[inline]
+    pub(crate) fn narrow(&mut self, part: Range<usize>) {
+        self.end = self.end.min(self.start + part.end);
+        self.start = self.end.min(self.start + part.start);
     }
 
     pub(crate) fn clear(&mut self) {

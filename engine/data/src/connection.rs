@@ -8,10 +8,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use ringway_config::snapshot::Listener;
+use ringway_config::snapshot::{Listener, Route};
 
 use crate::clock::us;
 use crate::deadline::{Slot, Timers};
+use crate::request::Exchange;
 use crate::slots::Slots;
 use crate::sock::Sock;
 use crate::view::View;
@@ -92,6 +93,12 @@ impl Connection {
             }
             None => self.orphaned = true,
         }
+    }
+
+    /// The route of a request, once it is known.
+    #[inline]
+    pub(crate) fn route(&self, exchange: &Exchange) -> Option<&Route> {
+        self.view.published.snapshot.routes.get(exchange.route? as usize).map(|route| &**route)
     }
 
     /// Whether there may be another request after this one, as far as the gateway is concerned.

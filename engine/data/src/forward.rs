@@ -12,6 +12,7 @@ use ringway_core::http::{
     BodyDecoder, CHUNK_HEAD_MAX, Framing, HeadScan, HeadScanner, write_chunk_head, write_trailers,
 };
 use ringway_core::stats::{BackendError, ServiceCell};
+use ringway_core::template::HeaderOps;
 
 use crate::answer::{Relayed, relay};
 use crate::buffer::Buffer;
@@ -29,6 +30,8 @@ pub(crate) struct Attempt<'a> {
     pub(crate) cell: &'a ServiceCell,
     pool: &'a Rc<EndpointPool>,
     timeouts: RouteTimeouts,
+    /// When the current try must have the answer's head; `u64::MAX` where nothing says so.
+    try_until: Cell<u64>,
     /// The request's head as received.
     pub(crate) request: &'a [u8],
     /// The answer's head has come, an interim one does not count.
@@ -75,9 +78,10 @@ pub(crate) async fn forward(
     // What of the body has come already leaves with the head.
     let arrived = inbox.data_mut().get_mut(*used..).unwrap_or_default();
     let decoded = body.decode(arrived).map_err(|_| Failure::Malformed("Malformed chunked body"))?;
-    let data = arrived.get(..decoded.data).unwrap_or_default();
-    check_size(decoded.data as u64, exchange)?;
-    write_body(exchange.framing, data, body, head)?;
+    let data = arrived.get(decoded.data.clone()).unwrap_or_default();
+    check_size(decoded.data.len() as u64, exchange)?;
+    let ops = conn.route(exchange).map(|route| &route.request_headers);
+    write_body(exchange.framing, data, body, ops, head)?;
     *used += decoded.consumed;
     let attempt = Attempt {
         conn,
@@ -85,6 +89,7 @@ pub(crate) async fn forward(
         cell,
         pool,
         timeouts: timeouts(conn, exchange),
+        try_until: Cell::new(u64::MAX),
         request: inbox.data().get(..head_length).unwrap_or_default(),
         answered: Cell::new(false),
         sent: Cell::new(false),
@@ -96,8 +101,11 @@ pub(crate) async fn forward(
     let may_retry = attempt.service.retry_stale && body.is_done() && exchange.is_idempotent;
     let mut fresh = false;
     loop {
+        if let Some(per_try) = attempt.timeouts.per_try {
+            attempt.try_until.set(conn.worker.clock.lately() + us(per_try));
+        }
         let (upstream, reused) = attempt.acquire(fresh).await?;
-        match attempt.run(exchange, upstream, body, decoded.data as u64, head).await {
+        match attempt.run(exchange, upstream, body, decoded.data.len() as u64, head).await {
             Ok(rest) => {
                 conn.timers.clear(Slot::Request);
                 return Ok(rest);
@@ -121,8 +129,7 @@ pub(crate) async fn forward(
 }
 
 fn timeouts(conn: &Connection, exchange: &Exchange) -> RouteTimeouts {
-    let routes = &conn.view.published.snapshot.routes;
-    match exchange.route.and_then(|route| routes.get(route as usize)).map(|route| &route.action) {
+    match conn.route(exchange).map(|route| &route.action) {
         Some(Action::Forward(Forward { timeouts, .. })) => *timeouts,
         _ => RouteTimeouts { request: None, per_try: None },
     }
@@ -136,7 +143,13 @@ fn check_size(received: u64, exchange: &Exchange) -> Result<(), Failure> {
 }
 
 /// Appends a piece of a request body as the service gets it, and the end where it is reached.
-fn write_body(framing: Framing, data: &[u8], body: &BodyDecoder, out: &mut Vec<u8>) -> Result<(), Failure> {
+fn write_body(
+    framing: Framing,
+    data: &[u8],
+    body: &BodyDecoder,
+    ops: Option<&HeaderOps>,
+    out: &mut Vec<u8>,
+) -> Result<(), Failure> {
     if framing != Framing::Chunked {
         out.extend_from_slice(data);
         return Ok(());
@@ -150,7 +163,8 @@ fn write_body(framing: Framing, data: &[u8], body: &BodyDecoder, out: &mut Vec<u
     }
     if body.is_done() {
         out.extend_from_slice(b"0\r\n");
-        write_trailers(body.trailers(), out).ok_or(Failure::Malformed("Malformed trailer section"))?;
+        write_trailers(body.trailers(), |name| ops.is_none_or(|ops| !ops.drops(name)), out)
+            .ok_or(Failure::Malformed("Malformed trailer section"))?;
     }
     Ok(())
 }
@@ -188,7 +202,7 @@ impl Attempt<'_> {
         let now = conn.worker.clock.lately();
         let connected = self.pool.connect(now, |sock| {
             conn.timers.service(Some(sock.clone()), now);
-            conn.timers.set(Slot::Service, now + us(self.service.timeouts.connect));
+            conn.timers.set(Slot::Service, self.try_until.get().min(now + us(self.service.timeouts.connect)));
         });
         match connected.await {
             Ok(upstream) => Ok((upstream, false)),
@@ -224,9 +238,7 @@ impl Attempt<'_> {
         let conn = self.conn;
         let begun = conn.worker.clock.lately();
         conn.timers.service(Some(upstream.sock.clone()), begun);
-        if let Some(per_try) = self.timeouts.per_try {
-            conn.timers.set(Slot::Service, begun + us(per_try));
-        }
+        conn.timers.set(Slot::Service, self.try_until.get());
         // A service may answer early and close: a write that fails is no verdict, what can be read is.
         let written = write_service(conn, &upstream.sock, head, us(self.service.timeouts.idle)).await;
         if let (Err(_), Some(failure)) = (&written, self.late(Failure::AnswerTimeout)) {
@@ -235,7 +247,7 @@ impl Attempt<'_> {
 
         if body.is_done() || written.is_err() {
             self.sent.set(body.is_done());
-            self.arm_answer(begun);
+            self.arm_answer();
             let relayed = self.answer(exchange, &mut upstream, head, begun).await?;
             self.settle(exchange, upstream, relayed, body.is_done() && written.is_ok());
             return Ok(None);
@@ -243,7 +255,12 @@ impl Attempt<'_> {
 
         // Both directions at once: the answer may begin, and end, while the body still comes.
         let sock = upstream.sock.clone();
-        let facts = Upload { framing: exchange.framing, max: exchange.body_bytes_max, received, begun };
+        let facts = Upload {
+            framing: exchange.framing,
+            max: exchange.body_bytes_max,
+            received,
+            ops: conn.route(exchange).map(|route| &route.request_headers),
+        };
         let mut rest = None;
         let relayed = {
             let mut upload = pin!(self.upload(&facts, body, &sock));
@@ -282,11 +299,9 @@ impl Attempt<'_> {
     }
 
     /// The time for the answer's head starts when the request has been sent.
-    fn arm_answer(&self, begun: u64) {
-        let now = self.conn.worker.clock.lately();
-        let answer = now + us(self.service.timeouts.answer);
-        let at = self.timeouts.per_try.map_or(answer, |per_try| answer.min(begun + us(per_try)));
-        self.conn.timers.set(Slot::Service, at);
+    fn arm_answer(&self) {
+        let answer = self.conn.worker.clock.lately() + us(self.service.timeouts.answer);
+        self.conn.timers.set(Slot::Service, answer.min(self.try_until.get()));
     }
 
     /// Waits for the answer and relays it.
@@ -379,7 +394,7 @@ impl Attempt<'_> {
     /// Passes the rest of the request's body on. Gives back what followed it, if it did not end with a read.
     async fn upload(
         &self,
-        facts: &Upload,
+        facts: &Upload<'_>,
         body: &mut BodyDecoder,
         sock: &crate::sock::Sock,
     ) -> Result<Option<Buffer>, Failure> {
@@ -418,18 +433,18 @@ impl Attempt<'_> {
             conn.worker.cell().client_bytes_in.add(arrived as u64);
             buffer.received(arrived);
             let decoded = body.decode(buffer.data_mut()).map_err(|_| Failure::Malformed("Malformed chunked body"))?;
-            received += decoded.data as u64;
+            received += decoded.data.len() as u64;
             if facts.max.is_some_and(|max| received > max) {
                 return Err(Failure::BodyTooLarge);
             }
             let writing = clock.now();
             let written = if facts.framing == Framing::Chunked {
                 out.clear();
-                let data = buffer.data().get(..decoded.data).unwrap_or_default();
-                write_body(facts.framing, data, body, &mut out)?;
+                let data = buffer.data().get(decoded.data.clone()).unwrap_or_default();
+                write_body(facts.framing, data, body, facts.ops, &mut out)?;
                 write_service(conn, sock, &out, idle).await
             } else {
-                let data = buffer.data().get(..decoded.data).unwrap_or_default();
+                let data = buffer.data().get(decoded.data.clone()).unwrap_or_default();
                 write_service(conn, sock, data, idle).await
             };
             started += clock.now() - writing;
@@ -442,17 +457,17 @@ impl Attempt<'_> {
         conn.worker.give_head(out);
         self.sent.set(true);
         if !self.answered.get() {
-            self.arm_answer(facts.begun);
+            self.arm_answer();
         }
         Ok((!buffer.is_empty()).then_some(buffer))
     }
 }
 
 /// What an upload knows of its request.
-struct Upload {
+struct Upload<'a> {
     framing: Framing,
     max: Option<u64>,
     /// Bytes of the body that went with the head.
     received: u64,
-    begun: u64,
+    ops: Option<&'a HeaderOps>,
 }

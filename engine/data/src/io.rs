@@ -56,6 +56,7 @@ async fn write_rest(conn: &Connection, sock: &Sock, mut bytes: &[u8], slot: Slot
 /// Closes the writing side and reads what the client still sends, for a while.
 pub(crate) async fn linger(conn: &Connection, buffer: &mut Buffer) {
     conn.sock.shutdown(Shutdown::Write);
+    conn.timers.begin();
     conn.timers.set(Slot::ClientRead, conn.worker.clock.lately() + LINGER_US);
     let mut left = LINGER_BYTES_MAX;
     while left > 0 && !conn.timers.has_fired(Slot::ClientRead) {

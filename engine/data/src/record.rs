@@ -54,7 +54,7 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
     }
 
     let snapshot = &view.published.snapshot;
-    let is_logged = exchange.route.and_then(|route| snapshot.routes.get(route as usize)).is_none_or(|route| route.log);
+    let is_logged = conn.route(exchange).is_none_or(|route| route.log);
     if !is_logged || snapshot.access_log == AccessLog::Off {
         return;
     }

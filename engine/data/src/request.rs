@@ -8,7 +8,7 @@ use ringway_core::failure::Failure;
 use ringway_core::filter::{self, Facts, Permit};
 use ringway_core::forwarded::{client_ip, is_trusted, write_forwarded_element, write_ip};
 use ringway_core::http::{Framing, HeadLines, HeadStorage, Name, RequestError, RequestHead, Target, Version};
-use ringway_core::http::{list, list_has_token};
+use ringway_core::http::{claims_a_hop, is_look_alike, list, list_has_token};
 use ringway_core::path::normalize;
 use ringway_core::request_id::RequestId;
 use ringway_core::router::{Found, RouteRequest};
@@ -267,7 +267,8 @@ fn write_head(
     let hops = if request.has(Name::MaxForwards) { max_forwards(request) } else { None };
     HeadLines { head, headers: request.headers, names: request.names }.copy(out, |name, header| {
         let kept = match name {
-            Name::Other | Name::Accept | Name::UserAgent => true,
+            Name::Other => !is_look_alike(header.name) && (trusted || !claims_a_hop(header.name)),
+            Name::Accept | Name::UserAgent => true,
             Name::Host | Name::XRequestId => false,
             Name::Expect => exchange.expects_continue,
             Name::ContentLength => exchange.framing != Framing::Chunked,
@@ -398,7 +399,7 @@ fn start_trace(conn: &Connection, start: TraceStart, out: &mut Vec<u8>) {
             trace.write_trace_id(out);
             out.extend_from_slice(b"\r\nX-B3-SpanId: ");
             trace.write_span_id(out);
-            out.extend_from_slice(b"\r\nX-B3-Sampled: 0\r\n");
+            out.extend_from_slice(b"\r\n");
         }
     }
 }

@@ -138,8 +138,8 @@ fn message(head: &[u8], behind: &[u8]) -> Result<(Message, usize, bool), Stop> {
     if !decoded.done {
         return Err(Stop::End);
     }
-    write_trailers(decoder.trailers(), &mut Vec::new()).ok_or(refused(Refusal::Trailers))?;
-    body.truncate(decoded.data);
+    write_trailers(decoder.trailers(), |_| true, &mut Vec::new()).ok_or(refused(Refusal::Trailers))?;
+    let body = body[decoded.data].to_vec();
     let fields = request.headers.iter().map(|header| (header.name.to_ascii_lowercase(), header.value.to_vec()));
     let mut fields: Vec<_> = fields.collect();
     fields.sort_by(|(a, _), (b, _)| a.cmp(b));

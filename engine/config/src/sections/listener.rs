@@ -28,7 +28,7 @@ shape! {
         limits: ListenerLimits = "{}",
         /// How long clients may take.
         timeouts: ListenerTimeouts = "{}",
-        /// Peers whose `X-Request-ID`, `X-Forwarded-*` and `Forwarded` headers are believed. Of others they are
+        /// Peers whose `X-Request-ID`, `X-Forwarded-*`, `X-Real-IP` and `Forwarded` headers are believed. Of others they are
         /// replaced.
         trusted_proxies: Vec<IpNet> = "[]",
         /// Which forwarding headers services get.

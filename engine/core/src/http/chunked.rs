@@ -1,5 +1,7 @@
 //! The chunked transfer coding (RFC 9112 section 7.1), decoded in place.
 
+use std::ops::Range;
+
 /// Bytes of all chunk extensions of one body, the blanks before them included; nobody uses them, attackers do, since
 /// they count for no limit on bodies.
 pub const CHUNK_EXTENSIONS_BYTES_MAX: usize = 4 * 1024;
@@ -66,21 +68,24 @@ impl Default for Chunked {
 }
 
 impl Chunked {
-    /// Decodes `bytes` in place: afterwards `bytes[..data]` is body, and `consumed` bytes of input are used up, all of
-    /// them unless the body has ended.
+    /// Decodes `bytes` in place: gives back where the body's bytes lie afterwards, and how many bytes of input are used
+    /// up, all of them unless the body has ended. The first piece stays where it is and the others move up to it, so
+    /// that a large chunk is not moved at all.
     ///
     /// Hot; watched by the benchmark `chunked`.
-    pub fn decode(&mut self, bytes: &mut [u8]) -> Result<(usize, usize), ChunkError> {
-        let (mut read, mut data) = (0, 0);
+    pub fn decode(&mut self, bytes: &mut [u8]) -> Result<(Range<usize>, usize), ChunkError> {
+        let (mut read, mut data) = (0, 0..0);
         while let Some(&byte) = bytes.get(read) {
             self.state = match self.state {
                 State::Data { left } => {
                     let here = left.min((bytes.len() - read) as u64) as usize;
-                    if read != data {
-                        bytes.copy_within(read..read + here, data);
+                    if data.is_empty() {
+                        data = read..read;
+                    } else {
+                        bytes.copy_within(read..read + here, data.end);
                     }
                     read += here;
-                    data += here;
+                    data.end += here;
                     match left - here as u64 {
                         0 => State::DataCr,
                         left => State::Data { left },
@@ -214,7 +219,7 @@ mod tests {
             let (piece, rest) = input.split_at(sizes.next().unwrap_or(1).clamp(1, input.len()));
             let mut piece = piece.to_vec();
             let (data, consumed) = decoder.decode(&mut piece)?;
-            body.extend_from_slice(&piece[..data]);
+            body.extend_from_slice(&piece[data]);
             input = if decoder.is_done() { &input[consumed..] } else { rest };
         }
         assert!(decoder.is_done(), "incomplete");
@@ -304,14 +309,14 @@ mod tests {
             input in prop::collection::vec(prop::sample::select(b"0123af;\r\n \tXx:".to_vec()), 0..60),
             piece in 1usize..8,
         ) {
-            let whole = { let mut bytes = input.clone(); let mut d = Chunked::default(); d.decode(&mut bytes).map(|(n, c)| (bytes[..n].to_vec(), c, d.is_done())) };
+            let whole = { let mut bytes = input.clone(); let mut d = Chunked::default(); d.decode(&mut bytes).map(|(n, c)| (bytes[n].to_vec(), c, d.is_done())) };
             let mut decoder = Chunked::default();
             let (mut body, mut consumed) = (Vec::new(), 0);
             let mut failed = None;
             for part in input.chunks(piece) {
                 let mut part = part.to_vec();
                 match decoder.decode(&mut part) {
-                    Ok((n, c)) => { body.extend_from_slice(&part[..n]); consumed += c; }
+                    Ok((n, c)) => { body.extend_from_slice(&part[n]); consumed += c; }
                     Err(error) => { failed = Some(error); break; }
                 }
             }

@@ -1,5 +1,7 @@
 //! How long a body is, and the one decoder for all of the ways to say so.
 
+use std::ops::Range;
+
 use super::{ChunkError, Chunked};
 
 /// How a message's body is delimited (RFC 9112 section 6.3).
@@ -22,10 +24,10 @@ pub enum BodyDecoder {
 }
 
 /// What one call of [`BodyDecoder::decode`] found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decoded {
-    /// `bytes[..data]` is body now.
-    pub data: usize,
+    /// Where in the bytes the body's lie now.
+    pub data: Range<usize>,
     /// Bytes of the input that belong to this body; what follows is the next message's.
     pub consumed: usize,
     /// The body is whole.
@@ -49,13 +51,13 @@ impl BodyDecoder {
             Self::Length(left) => {
                 let data = (*left).min(bytes.len() as u64) as usize;
                 *left -= data as u64;
-                Ok(Decoded { data, consumed: data, done: *left == 0 })
+                Ok(Decoded { data: 0..data, consumed: data, done: *left == 0 })
             }
             Self::Chunked(chunked) => {
                 let (data, consumed) = chunked.decode(bytes)?;
                 Ok(Decoded { data, consumed, done: chunked.is_done() })
             }
-            Self::Close => Ok(Decoded { data: bytes.len(), consumed: bytes.len(), done: false }),
+            Self::Close => Ok(Decoded { data: 0..bytes.len(), consumed: bytes.len(), done: false }),
         }
     }
 

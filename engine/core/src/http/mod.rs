@@ -15,7 +15,7 @@ pub use chunked::{
     CHUNK_EXTENSIONS_BYTES_MAX, CHUNK_HEAD_MAX, ChunkError, Chunked, TRAILERS_BYTES_MAX, write_chunk_head,
 };
 pub use framing::{BodyDecoder, Decoded, Framing};
-pub use names::Name;
+pub use names::{Name, claims_a_hop, is_look_alike};
 pub use request::{RequestError, RequestHead, Target};
 pub use response::{ResponseError, ResponseHead};
 pub use scan::{HeadScan, HeadScanner, leading_empty_lines};

@@ -110,6 +110,24 @@ impl Name {
     }
 }
 
+/// Whether a field claims to know a hop before the gateway, besides those that have a [`Name`]: only trusted proxies may.
+#[inline]
+pub fn claims_a_hop(field: &str) -> bool {
+    let starts = |prefix: &str| field.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+    starts("x-") && (starts("x-forwarded-") || field.eq_ignore_ascii_case("x-real-ip"))
+}
+
+/// Whether a service that turns `-` into `_` (CGI, WSGI, PHP) would take this field for one that the gateway judges or
+/// vouches for: `X_Forwarded_For`, `Content_Length`. Such fields are never passed on.
+#[inline]
+pub fn is_look_alike(field: &str) -> bool {
+    if memchr::memchr(b'_', field.as_bytes()).is_none() {
+        return false;
+    }
+    let dashed = field.replace('_', "-");
+    Name::of(&dashed) != Name::Other || claims_a_hop(&dashed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,5 +140,14 @@ mod tests {
         assert_eq!(Name::of("content-lengtH"), Name::ContentLength);
         assert_eq!(Name::of("content_length"), Name::Other);
         assert_eq!(Name::of(""), Name::Other);
+    }
+
+    #[test]
+    fn fields_that_services_could_take_for_others() {
+        for field in ["X_Forwarded_For", "x_real-ip", "Content_Length", "x_request_id", "X-FORWARDED_Port"] {
+            assert!(is_look_alike(field), "{field}");
+        }
+        assert!(!is_look_alike("x_custom") && !is_look_alike("X-Forwarded-For") && !is_look_alike(""));
+        assert!(claims_a_hop("X-Real-IP") && claims_a_hop("x-forwarded-prefix") && !claims_a_hop("x-forward"));
     }
 }

@@ -77,7 +77,7 @@ fn may_stand_in_trailers(name: &str) -> bool {
 
 /// Appends the fields of a trailer section that may be passed on (RFC 9110 section 6.5.1), and the empty line that
 /// ends it. `None` where the section is malformed.
-pub fn write_trailers(raw: &[u8], out: &mut Vec<u8>) -> Option<()> {
+pub fn write_trailers(raw: &[u8], keep: impl Fn(&str) -> bool, out: &mut Vec<u8>) -> Option<()> {
     if !raw.is_empty() {
         let mut headers = [httparse::EMPTY_HEADER; 64];
         let mut section = Vec::with_capacity(raw.len() + 2);
@@ -86,7 +86,7 @@ pub fn write_trailers(raw: &[u8], out: &mut Vec<u8>) -> Option<()> {
         let Ok(httparse::Status::Complete((_, headers))) = httparse::parse_headers(&section, &mut headers) else {
             return None;
         };
-        for header in headers.iter().filter(|header| may_stand_in_trailers(header.name)) {
+        for header in headers.iter().filter(|header| may_stand_in_trailers(header.name) && keep(header.name)) {
             out.extend_from_slice(header.name.as_bytes());
             out.extend_from_slice(b": ");
             out.extend_from_slice(header.value);
@@ -120,8 +120,11 @@ mod tests {
     fn trailers_lose_what_must_not_stand_there() {
         let mut out = Vec::new();
         let raw = b"X-Sum: 1\r\nContent-Length: 3\r\nHost: evil\r\nAuthorization: x\r\nset-cookie: y\r\n";
-        write_trailers(raw, &mut out).unwrap();
+        write_trailers(raw, |_| true, &mut out).unwrap();
         assert_eq!(out, b"X-Sum: 1\r\n\r\n");
-        assert_eq!(write_trailers(b"no colon\r\n", &mut Vec::new()), None);
+        assert_eq!(write_trailers(b"no colon\r\n", |_| true, &mut Vec::new()), None);
+        out.clear();
+        write_trailers(b"X-User: admin\r\nX-Sum: 1\r\n", |name| name != "X-User", &mut out).unwrap();
+        assert_eq!(out, b"X-Sum: 1\r\n\r\n");
     }
 }
