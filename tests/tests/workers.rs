@@ -1,6 +1,7 @@
 //! Workers: they share the load, survive the lack of descriptors, and avoid the traps that were known before.
 
 use std::fs;
+use std::net::TcpStream;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -138,6 +139,7 @@ fn the_lack_of_descriptors_is_survived_without_spinning() {
         // All connect, since the kernel accepts them; the last ones find no descriptor in the gateway.
         let mut clients: Vec<_> = (0..130).map(|_| gateway.connect()).collect();
         eventually(PATIENCE, || gateway.open_fds() >= 119);
+        let _admin = TcpStream::connect(gateway.admin_address()).unwrap();
         thread::sleep(Duration::from_millis(300));
         let before = cpu_time(&gateway);
         thread::sleep(Duration::from_secs(2));
@@ -154,6 +156,8 @@ fn the_lack_of_descriptors_is_survived_without_spinning() {
         assert_eq!(waiting.read_response().status(), 200);
         assert_eq!(gateway.get("/").status(), 200);
         assert!(gateway.metric("gateway_accept_errors_total") >= 1.0);
+        let told = gateway.stderr().lines().filter(|line| line.contains("admin listener: Too many open files")).count();
+        assert!((1..10).contains(&told), "{}", gateway.stderr());
         drop(waiting);
         gateway.expect_idle();
     }

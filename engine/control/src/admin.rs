@@ -102,8 +102,8 @@ pub(crate) async fn accept_one(listener: &TcpListener, places: &Places, admin: &
         }
         Err(error) => {
             tracing::warn!("admin listener: {error}");
-            // Out of descriptors: that does not pass within a turn of the loop.
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            // Out of descriptors: that does not pass within a turn of the loop, and one line a second is enough.
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 }
