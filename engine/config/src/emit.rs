@@ -64,10 +64,16 @@ fn pad(indent: usize, out: &mut String) {
 /// Without quotes where it was written so; else in double quotes, whose escapes are those of JSON.
 fn scalar(scalar: &Scalar) -> String {
     match &scalar.origin {
-        None if scalar.plain && !scalar.text.contains('\n') => scalar.text.to_string(),
+        None if scalar.plain && stays_plain(&scalar.text) => scalar.text.to_string(),
         None => serde_json::Value::from(&*scalar.text).to_string(),
         Some(origin) => serde_json::Value::from(origin.redacted.as_str()).to_string(),
     }
+}
+
+/// Whether a scalar that was written without quotes reads the same on a line of its own: within `{…}` and `[…]` the parser
+/// lets more pass.
+fn stays_plain(text: &str) -> bool {
+    !text.contains('\n') && !text.starts_with(|first: char| "|>&*!%@`#,[]{}\"'".contains(first))
 }
 
 #[cfg(test)]
@@ -91,6 +97,9 @@ mod tests {
         let once = round(text);
         let expected = "a: 1\nb:\n  - x\n  - c: \"d: e\"\n    f: []\n  -\n    - g\n    -\n      - h\ni: {}\n\"j\\n\": \"Bearer [redacted]\"\nk: \"two\\nlines\\n\"\nl: \"two\\nlines\\n\"\n";
         assert_eq!(once, expected);
+        assert_eq!(round(&once), once);
+        // In a flow mapping a bar is text to the parser.
+        let once = round("{a: |\nb}\n");
         assert_eq!(round(&once), once);
     }
 }
