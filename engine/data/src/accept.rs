@@ -1,7 +1,6 @@
 //! New connections: taken from the kernel, counted, given to the right core.
 
 use std::cell::Cell;
-use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -16,7 +15,6 @@ use rustix::net::{SendFlags, Shutdown, SocketFlags, acceptfrom_with};
 use crate::connection::{Connection, Counted, connection};
 use crate::mailbox::Handed;
 use crate::respond::write_number;
-use crate::slots::Slots;
 use crate::sock::Sock;
 use crate::worker::Worker;
 
@@ -32,8 +30,8 @@ pub(crate) const HANDSHAKE_US: u64 = 50_000;
 /// A listening socket at work.
 pub(crate) struct Accepting {
     sock: Sock,
+    address: SocketAddr,
     stopped: Rc<Cell<bool>>,
-    take_rest: Box<dyn Fn()>,
 }
 
 impl Accepting {
@@ -54,65 +52,24 @@ impl Accepting {
 
     /// Takes what is in the kernel's queue still, then no more. Dropping an accept could lose a connection; shutting
     /// the socket down ends the wait.
-    pub(crate) fn stop(&self) {
-        (self.take_rest)();
+    pub(crate) fn stop(&self, worker: &Rc<Worker>) {
+        while take_waiting(worker, &self.sock, self.address) == Waiting::More {}
         self.stopped.set(true);
         self.sock.shutdown(Shutdown::Read);
     }
 }
 
-/// Something that sees a connection through.
-pub(crate) trait Spawn: Clone + 'static {
-    fn spawn(&self, conn: Box<Connection>);
-}
-
-/// Spawns [`connection`] with one kind of serving future.
-pub(crate) struct Spawner<M, F> {
-    serve: M,
-    slots: Rc<Slots<F>>,
-}
-
-impl<M: Copy, F> Clone for Spawner<M, F> {
-    fn clone(&self) -> Self {
-        Self { serve: self.serve, slots: Rc::clone(&self.slots) }
-    }
-}
-
-impl<M, F> Spawner<M, F>
-where
-    M: Fn(Box<Connection>) -> F + Copy + 'static,
-    F: Future<Output = Option<Box<Connection>>> + 'static,
-{
-    pub(crate) fn new(serve: M) -> Self {
-        Self { serve, slots: Slots::new() }
-    }
-}
-
-impl<M, F> Spawn for Spawner<M, F>
-where
-    M: Fn(Box<Connection>) -> F + Copy + 'static,
-    F: Future<Output = Option<Box<Connection>>> + 'static,
-{
-    fn spawn(&self, conn: Box<Connection>) {
-        monoio::spawn(connection(conn, Rc::clone(&self.slots), self.serve));
-    }
-}
-
 /// Accepts on a socket until it is stopped.
-pub(crate) fn listen<S: Spawn>(worker: &Rc<Worker>, address: SocketAddr, socket: TcpListener, spawner: S) {
+pub(crate) fn listen(worker: &Rc<Worker>, address: SocketAddr, socket: TcpListener) {
     let Ok(sock) = Sock::new(OwnedFd::from(socket)) else { return };
     let stopped = Rc::new(Cell::new(false));
-    let take_rest = {
-        let (worker, sock, spawner) = (Rc::clone(worker), sock.clone(), spawner.clone());
-        Box::new(move || while take_waiting(&worker, &sock, address, &spawner) == Waiting::More {})
-    };
-    let accepting = Accepting { sock: sock.clone(), stopped: Rc::clone(&stopped), take_rest };
+    let accepting = Accepting { sock: sock.clone(), address, stopped: Rc::clone(&stopped) };
     worker.listeners.borrow_mut().insert(address, accepting);
     let worker = Rc::clone(worker);
     monoio::spawn(async move {
         loop {
             sock.readable().await;
-            let more = take_waiting(&worker, &sock, address, &spawner);
+            let more = take_waiting(&worker, &sock, address);
             if stopped.get() {
                 return;
             }
@@ -131,14 +88,14 @@ enum Waiting {
     NoDescriptors,
 }
 
-fn take_waiting<S: Spawn>(worker: &Rc<Worker>, sock: &Sock, address: SocketAddr, spawner: &S) -> Waiting {
+fn take_waiting(worker: &Rc<Worker>, sock: &Sock, address: SocketAddr) -> Waiting {
     for _ in 0..ACCEPT_MAX {
         match acceptfrom_with(sock.fd(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok((fd, peer)) => {
                 let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
                 let Some(peer) = peer else { continue };
                 worker.cell().accepted.add(1);
-                place(worker, Handed { fd, peer, listener: address }, spawner);
+                place(worker, Handed { fd, peer, listener: address });
             }
             Err(Errno::INTR | Errno::CONNABORTED) => {}
             Err(Errno::AGAIN | Errno::INVAL) => return Waiting::None,
@@ -154,9 +111,9 @@ fn take_waiting<S: Spawn>(worker: &Rc<Worker>, sock: &Sock, address: SocketAddr,
 
 /// Keeps a new connection, or hands it over to a core that is clearly less busy; not in a drain, in which that core may
 /// have ended.
-fn place<S: Spawn>(worker: &Rc<Worker>, handed: Handed, spawner: &S) {
+fn place(worker: &Rc<Worker>, handed: Handed) {
     if worker.hub.phase() == Phase::Draining {
-        return adopt(worker, handed, spawner);
+        return adopt(worker, handed);
     }
     let cells = &worker.hub.workers.workers;
     let mine = worker.cell().connections.get();
@@ -171,11 +128,11 @@ fn place<S: Spawn>(worker: &Rc<Worker>, handed: Handed, spawner: &S) {
         }
         _ => handed,
     };
-    adopt(worker, handed, spawner);
+    adopt(worker, handed);
 }
 
 /// Serves a connection on this core, if the limits allow it.
-pub(crate) fn adopt<S: Spawn>(worker: &Rc<Worker>, handed: Handed, spawner: &S) {
+pub(crate) fn adopt(worker: &Rc<Worker>, handed: Handed) {
     let Handed { fd, peer, listener } = handed;
     let view = worker.view();
     let snapshot = &view.published.snapshot;
@@ -195,7 +152,8 @@ pub(crate) fn adopt<S: Spawn>(worker: &Rc<Worker>, handed: Handed, spawner: &S) 
     let counted = Counted::new(worker, ip.map(|(ip, _)| ip));
     let Ok(sock) = Sock::new(fd) else { return };
     // Boxed, since a future would hold room for it more than once.
-    spawner.spawn(Box::new(Connection::new(worker, sock, peer, std::sync::Arc::clone(listener), counted)));
+    let conn = Box::new(Connection::new(worker, sock, peer, std::sync::Arc::clone(listener), counted));
+    monoio::spawn(connection(conn));
 }
 
 /// Tells a client that there is no room for its connection, without reading a byte of it, and closes.

@@ -1,19 +1,15 @@
 //! A client's connection: what it keeps while it waits, and the loop between waiting and serving.
 
-use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use ringway_config::snapshot::{Listener, Route};
 
 use crate::clock::us;
 use crate::deadline::{Slot, Timers};
+use crate::places::Panicked;
 use crate::request::Exchange;
-use crate::slots::Slots;
 use crate::sock::Sock;
 use crate::view::View;
 use crate::worker::Worker;
@@ -109,15 +105,8 @@ impl Connection {
     }
 }
 
-/// Waits for requests and has them served, until either side has enough.
-///
-/// `serve` makes the future that answers what has arrived and gives the connection back when it is idle again. A panic
-/// in it ends this connection, and no other.
-pub(crate) async fn connection<M, F>(mut conn: Box<Connection>, slots: Rc<Slots<F>>, serve: M)
-where
-    M: Fn(Box<Connection>) -> F,
-    F: Future<Output = Option<Box<Connection>>>,
-{
+/// Waits for requests and has them served, until either side has enough. A panic ends this connection, and no other.
+pub(crate) async fn connection(mut conn: Box<Connection>) {
     let worker = Rc::clone(&conn.worker);
     loop {
         conn.timers.idle(worker.clock.lately(), us(conn.listener.timeouts.idle));
@@ -126,30 +115,21 @@ where
             return;
         }
         conn.timers.begin();
-        match Caught(slots.place(serve(conn))).await {
-            Some(Some(idle)) => conn = idle,
-            Some(None) => return,
-            None => {
+        let mut place = worker.take_place();
+        let served = place.serve(conn).await;
+        match served {
+            Ok(idle) => {
+                worker.give_place(place);
+                match idle {
+                    Some(idle) => conn = idle,
+                    None => return,
+                }
+            }
+            Err(Panicked) => {
                 worker.cell().panics.add(1);
                 tracing::error!(worker = worker.id, "a connection's task panicked; the connection was closed");
                 return;
             }
-        }
-    }
-}
-
-/// `None` where the future panicked.
-struct Caught<F>(F);
-
-impl<F: Future + Unpin> Future for Caught<F> {
-    type Output = Option<F::Output>;
-
-    #[inline]
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut self.0).poll(cx))) {
-            Ok(Poll::Ready(output)) => Poll::Ready(Some(output)),
-            Ok(Poll::Pending) => Poll::Pending,
-            Err(_) => Poll::Ready(None),
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::buffer::{Buffer, Buffers};
 use crate::clock::Clock;
 use crate::deadline::{Deadlines, SWEEP};
 use crate::mailbox::{Mailbox, PerIp};
+use crate::places::Place;
 use crate::record::Log;
 use crate::sock::{Sock, ring_ops};
 use crate::view::View;
@@ -26,6 +27,8 @@ use crate::view::View;
 /// Vectors for heads that a core keeps, and the capacity above which one is given up.
 const HEADS_MAX: usize = 256;
 const HEAD_CAPACITY_MAX: usize = 64 * 1024;
+/// Places that a core keeps when nobody uses them.
+const PLACES_MAX: usize = 256;
 /// Sweeps between two looks at the idle upstream connections: a second.
 const POOL_SWEEP: u64 = 20;
 
@@ -57,6 +60,7 @@ pub(crate) struct Worker {
     inboxes: Rc<Buffers>,
     answers: Rc<Buffers>,
     heads: RefCell<Vec<Vec<u8>>>,
+    places: RefCell<Vec<Place>>,
     random: Cell<u64>,
     /// Since when, on the core's clock; `None`: not yet.
     draining: Cell<Option<u64>>,
@@ -107,6 +111,7 @@ impl Worker {
             inboxes: Buffers::new(),
             answers: Buffers::new(),
             heads: RefCell::new(Vec::with_capacity(HEADS_MAX)),
+            places: RefCell::new(Vec::with_capacity(PLACES_MAX)),
             random: Cell::new(seed),
             draining: Cell::new(None),
             hub,
@@ -167,6 +172,20 @@ impl Worker {
         Text { worker: self, bytes }
     }
 
+    /// Where a connection may be served.
+    #[inline]
+    pub(crate) fn take_place(&self) -> Place {
+        self.places.borrow_mut().pop().unwrap_or_else(Place::new)
+    }
+
+    #[inline]
+    pub(crate) fn give_place(&self, place: Place) {
+        let mut places = self.places.borrow_mut();
+        if places.len() < PLACES_MAX {
+            places.push(place);
+        }
+    }
+
     #[inline]
     pub(crate) fn count_request(&self) -> ActiveRequest<'_> {
         self.cell().requests.add(1);
@@ -189,7 +208,7 @@ impl Worker {
     }
 
     /// Looks at what was published: the snapshot, the phase.
-    fn look(&self) {
+    fn look(self: &Rc<Self>) {
         let published = self.hub.published();
         let current = self.view();
         if published.generation != current.published.generation {
@@ -199,7 +218,7 @@ impl Worker {
                 let kept = renewed.published.snapshot.listeners.iter().any(|listener| listener.address == *address);
                 if !kept {
                     accepting.refuse();
-                    accepting.stop();
+                    accepting.stop(self);
                 }
                 kept
             });
@@ -213,12 +232,12 @@ impl Worker {
     }
 
     /// Whether a drain leaves nothing to do: handshakes have ended, and no connection is open or on its way here.
-    fn has_drained(&self, now: u64) -> bool {
+    fn has_drained(self: &Rc<Self>, now: u64) -> bool {
         let Some(since) = self.draining.get() else { return false };
         if now.saturating_sub(since) < accept::HANDSHAKE_US {
             return false;
         }
-        self.listeners.borrow_mut().drain().for_each(|(_, accepting)| accepting.stop());
+        self.listeners.borrow_mut().drain().for_each(|(_, accepting)| accepting.stop(self));
         self.cell().connections.get() == 0 && self.shared.mailboxes.iter().all(Mailbox::is_empty)
     }
 
@@ -242,18 +261,16 @@ impl Worker {
 /// The whole life of a worker, on its thread. Gives back how many connections were cut off.
 pub(crate) async fn run(id: usize, shared: Arc<Shared>, up: impl FnOnce()) -> usize {
     let worker = Worker::new(id, shared);
-    let serve = accept::Spawner::new(crate::serve::serve);
     let Some(mailbox) = worker.shared.mailboxes.get(id) else { return 0 };
     let Ok(bell) = mailbox.bell().and_then(Sock::new) else { return 0 };
     let waiting = Rc::clone(&worker);
-    let spawner = serve.clone();
-    collect_mail(&waiting, &spawner);
+    collect_mail(&waiting);
     monoio::spawn(async move {
         loop {
             bell.readable().await;
             let Some(mailbox) = waiting.shared.mailboxes.get(waiting.id) else { return };
             mailbox.silence();
-            collect_mail(&waiting, &spawner);
+            collect_mail(&waiting);
         }
     });
     up();
@@ -269,13 +286,13 @@ pub(crate) async fn run(id: usize, shared: Arc<Shared>, up: impl FnOnce()) -> us
     }
 }
 
-fn collect_mail<S: accept::Spawn>(worker: &Rc<Worker>, spawner: &S) {
+fn collect_mail(worker: &Rc<Worker>) {
     let Some(mailbox) = worker.shared.mailboxes.get(worker.id) else { return };
     worker.look();
     for (address, socket) in mailbox.take_listeners() {
-        accept::listen(worker, address, socket, spawner.clone());
+        accept::listen(worker, address, socket);
     }
     while let Some(handed) = mailbox.take_connection() {
-        accept::adopt(worker, handed, spawner);
+        accept::adopt(worker, handed);
     }
 }
