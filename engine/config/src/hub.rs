@@ -133,12 +133,7 @@ impl Hub {
         self.published.load_full()
     }
 
-    /// A cache for one thread: loads cost one comparison while nothing changes.
-    pub fn cache(self: &Arc<Self>) -> HubCache {
-        HubCache { hub: Arc::clone(self), cached: self.published() }
-    }
-
-    /// Swaps a new snapshot in. Only one thread publishes. Workers see it with their next request.
+    /// Swaps a new snapshot in. Only one thread publishes. Workers take it when they are woken.
     pub fn publish(&self, snapshot: Snapshot) -> u64 {
         let old = self.published();
         let new = Published::join(Arc::new(snapshot), self.workers.workers.len(), Some(&old));
@@ -170,25 +165,5 @@ impl Hub {
         if let Some(thread) = &*self.log_writer.lock().unwrap_or_else(PoisonError::into_inner) {
             thread.unpark();
         }
-    }
-}
-
-/// One thread's view of the published snapshot.
-#[derive(Debug)]
-pub struct HubCache {
-    hub: Arc<Hub>,
-    cached: Arc<Published>,
-}
-
-impl HubCache {
-    /// The newest snapshot, and whether it has changed since the last call.
-    #[inline]
-    pub fn refresh(&mut self) -> (&Arc<Published>, bool) {
-        let newest = self.hub.published.load();
-        let changed = !Arc::ptr_eq(&newest, &self.cached);
-        if changed {
-            self.cached = Arc::clone(&newest);
-        }
-        (&self.cached, changed)
     }
 }

@@ -69,15 +69,6 @@ impl BodyDecoder {
         }
     }
 
-    /// Bytes that are known to come still, where that is known.
-    pub fn left(&self) -> Option<u64> {
-        match self {
-            Self::Length(left) => Some(*left),
-            Self::Chunked(chunked) => chunked.is_done().then_some(0),
-            Self::Close => None,
-        }
-    }
-
     /// The trailer section of a chunked body, once it is done.
     pub fn trailers(&self) -> &[u8] {
         match self {
