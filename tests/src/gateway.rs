@@ -1,14 +1,17 @@
 //! The real binary as a child process.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 use crate::{Client, PATIENCE, eventually};
@@ -60,10 +63,41 @@ impl Setup<'_> {
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, and that this test has not been given before.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address").port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        if GIVEN.lock().expect("a set of ports").insert(port) {
+            return port;
+        }
+    }
+}
+
+/// An address that refuses connections: its port is taken, and nobody listens.
+pub struct Nobody {
+    endpoint: String,
+    _socket: Socket,
+}
+
+impl Nobody {
+    pub fn new() -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
+        let address = socket.local_addr().expect("an address").as_socket().expect("an IP address");
+        Self { endpoint: address.to_string(), _socket: socket }
+    }
+
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+}
+
+impl Default for Nobody {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// Resident memory of a process.

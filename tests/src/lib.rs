@@ -14,7 +14,7 @@ mod wire;
 
 pub use backend::{Backend, Conn};
 pub use client::Client;
-pub use gateway::{Gateway, Setup, binary, free_port, rss_bytes};
+pub use gateway::{Gateway, Nobody, Setup, binary, free_port, rss_bytes};
 pub use load::Load;
 pub use message::{Head, Message};
 pub use process::{Output, Process};

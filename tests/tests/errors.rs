@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ringway_tests::{Backend, Gateway, Message, PATIENCE, Setup, eventually, free_port};
+use ringway_tests::{Backend, Gateway, Message, Nobody, PATIENCE, Setup, eventually};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
@@ -248,8 +248,8 @@ fn another_http_version_is_505() {
 
 #[test]
 fn a_refused_connection_is_502() {
-    let nobody = format!("127.0.0.1:{}", free_port());
-    assert_failed(Setup::default(), &nobody, 502, "Bad gateway", "connect");
+    let nobody = Nobody::new();
+    assert_failed(Setup::default(), nobody.endpoint(), 502, "Bad gateway", "connect");
     assert_failed(Setup::default(), "unix:/nowhere/app.sock", 502, "Bad gateway", "connect");
 }
 
@@ -384,8 +384,8 @@ fn half_an_answer_head_that_is_not_in_time_is_504() {
 
 #[test]
 fn problem_json_where_it_is_accepted() {
-    let nobody = format!("127.0.0.1:{}", free_port());
-    let gateway = Gateway::to(&nobody);
+    let nobody = Nobody::new();
+    let gateway = Gateway::to(nobody.endpoint());
     let answer = gateway.connect().ask("GET / HTTP/1.1\r\nHost: a\r\nAccept: application/problem+json\r\n\r\n");
     assert_eq!(answer.get("content-type"), Some("application/problem+json"));
     let id = answer.get("x-request-id").expect("X-Request-ID");
@@ -399,8 +399,8 @@ fn problem_json_where_it_is_accepted() {
 
 #[test]
 fn an_error_to_head_has_no_body() {
-    let nobody = format!("127.0.0.1:{}", free_port());
-    let gateway = Gateway::to(&nobody);
+    let nobody = Nobody::new();
+    let gateway = Gateway::to(nobody.endpoint());
     let mut client = gateway.connect();
     client.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n");
     let answer = client.read_response_to_head();
@@ -412,8 +412,8 @@ fn an_error_to_head_has_no_body() {
 #[test]
 fn proxy_status_where_it_is_asked_for() {
     let setup = Setup { listener: "proxy_status: true, via: edge", ..Setup::default() };
-    let nobody = format!("127.0.0.1:{}", free_port());
-    let answer = setup.start(&nobody).get("/");
+    let nobody = Nobody::new();
+    let answer = setup.start(nobody.endpoint()).get("/");
     assert_eq!(answer.get("proxy-status"), Some("edge; error=connection_refused"));
     let garbage = Backend::fixed("garbage\r\n\r\n");
     let gateway = setup.start(garbage.endpoint());
@@ -426,7 +426,8 @@ fn proxy_status_where_it_is_asked_for() {
 #[test]
 fn a_trusted_request_id_stands_in_the_error() {
     let setup = Setup { listener: "trusted_proxies: [127.0.0.1]", ..Setup::default() };
-    let gateway = setup.start(&format!("127.0.0.1:{}", free_port()));
+    let nobody = Nobody::new();
+    let gateway = setup.start(nobody.endpoint());
     let answer = gateway.connect().ask("GET / HTTP/1.1\r\nHost: a\r\nX-Request-ID: abc-1\r\n\r\n");
     assert_eq!(answer.get("x-request-id"), Some("abc-1"));
     assert_error(&answer, 502, "Bad gateway");
