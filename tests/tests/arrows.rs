@@ -17,14 +17,15 @@ fn own_dependencies(name: &str) -> Vec<String> {
 fn dependencies_run_one_way() {
     assert_eq!(own_dependencies("core"), Vec::<String>::new());
     assert_eq!(own_dependencies("config"), ["core"]);
-    assert_eq!(own_dependencies("data"), ["core", "config"]);
+    assert_eq!(own_dependencies("io"), Vec::<String>::new());
+    assert_eq!(own_dependencies("data"), ["core", "config", "io"]);
     assert_eq!(own_dependencies("control"), ["core", "config"]);
     assert_eq!(own_dependencies("ringway"), ["core", "config", "data", "control"]);
 }
 
 #[test]
-fn only_the_data_plane_knows_monoio() {
-    for name in ["core", "config", "control", "ringway"] {
+fn only_the_event_loop_knows_monoio() {
+    for name in ["core", "config", "data", "control", "ringway"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine").join(name).join("Cargo.toml");
         assert!(!fs::read_to_string(path).expect("a manifest").contains("monoio"), "{name}");
     }

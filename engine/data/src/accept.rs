@@ -13,10 +13,11 @@ use rustix::io::Errno;
 use rustix::net::{SendFlags, Shutdown, SocketFlags, acceptfrom_with};
 
 use crate::connection::{Connection, Counted, connection};
+use crate::deadline::SWEEP;
 use crate::mailbox::Handed;
 use crate::respond::write_number;
-use crate::sock::Sock;
 use crate::worker::Worker;
+use ringway_io::{Sock, Ticker};
 
 /// Connections taken in one go before the loop goes round.
 const ACCEPT_MAX: usize = 64;
@@ -62,11 +63,13 @@ impl Accepting {
 /// Accepts on a socket until it is stopped.
 pub(crate) fn listen(worker: &Rc<Worker>, address: SocketAddr, socket: TcpListener) {
     let Ok(sock) = Sock::new(OwnedFd::from(socket)) else { return };
+    // Made now: when it is needed there are no descriptors.
+    let Ok(pause) = Ticker::idle() else { return };
     let stopped = Rc::new(Cell::new(false));
     let accepting = Accepting { sock: sock.clone(), address, stopped: Rc::clone(&stopped) };
     worker.listeners.borrow_mut().insert(address, accepting);
     let worker = Rc::clone(worker);
-    monoio::spawn(async move {
+    ringway_io::spawn(async move {
         loop {
             sock.readable().await;
             let more = take_waiting(&worker, &sock, address);
@@ -75,7 +78,8 @@ pub(crate) fn listen(worker: &Rc<Worker>, address: SocketAddr, socket: TcpListen
             }
             if more == Waiting::NoDescriptors {
                 // Level-triggered readiness would spin until a descriptor is free.
-                monoio::time::sleep(crate::deadline::SWEEP).await;
+                let _ = pause.set_once(SWEEP);
+                pause.tick().await;
             }
         }
     });
@@ -153,7 +157,7 @@ pub(crate) fn adopt(worker: &Rc<Worker>, handed: Handed) {
     let Ok(sock) = Sock::new(fd) else { return };
     // Boxed, since a future would hold room for it more than once.
     let conn = Box::new(Connection::new(worker, sock, peer, std::sync::Arc::clone(listener), counted));
-    monoio::spawn(connection(conn));
+    ringway_io::spawn(connection(conn));
 }
 
 /// Tells a client that there is no room for its connection, without reading a byte of it, and closes.

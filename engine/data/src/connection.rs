@@ -10,9 +10,9 @@ use crate::clock::us;
 use crate::deadline::{Slot, Timers};
 use crate::places::Panicked;
 use crate::request::Exchange;
-use crate::sock::Sock;
 use crate::view::View;
 use crate::worker::Worker;
+use ringway_io::Sock;
 
 /// A client's connection. While it is idle this is all there is of it: no buffer, no future of a request.
 pub(crate) struct Connection {

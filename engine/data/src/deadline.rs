@@ -7,7 +7,7 @@ use std::rc::Rc;
 use ringway_core::stats::Counter;
 use rustix::net::Shutdown;
 
-use crate::sock::Sock;
+use ringway_io::Sock;
 
 /// How often a core sweeps its table: no deadline is late by more.
 pub(crate) const SWEEP: std::time::Duration = std::time::Duration::from_millis(50);

@@ -396,7 +396,7 @@ impl Attempt<'_> {
         &self,
         facts: &Upload<'_>,
         body: &mut BodyDecoder,
-        sock: &crate::sock::Sock,
+        sock: &ringway_io::Sock,
     ) -> Result<Option<Buffer>, Failure> {
         let conn = self.conn;
         let clock = &conn.worker.clock;

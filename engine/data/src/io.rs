@@ -6,7 +6,7 @@ use crate::buffer::Buffer;
 use crate::clock::us;
 use crate::connection::Connection;
 use crate::deadline::Slot;
-use crate::sock::Sock;
+use ringway_io::Sock;
 
 /// How long, and for how many bytes, a client may go on sending after the gateway has closed its own side; without it the
 /// kernel would answer those bytes with a reset that can destroy the answer on its way.

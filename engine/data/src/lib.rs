@@ -1,5 +1,5 @@
 //! The data plane: pinned workers, each with a loop, its shard of the connections, its upstream connections and its
-//! counters. The only crate that knows monoio.
+//! counters.
 //!
 //! A request's life is in [`serve`](crate) from top to bottom.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
@@ -19,7 +19,6 @@ mod request;
 mod respond;
 mod runtime;
 mod serve;
-mod sock;
 mod upstream;
 mod view;
 mod worker;
@@ -37,6 +36,7 @@ use crate::mailbox::{Mailbox, PerIp};
 use crate::worker::Shared;
 
 pub use crate::runtime::StartError;
+pub use ringway_io::bind;
 
 /// How long a worker may take to come up.
 const START: Duration = Duration::from_secs(10);
@@ -51,12 +51,6 @@ pub fn set_allocation_counter(count: fn() -> u64) {
 /// How many workers a configuration asks for: one for each core that the process may run on, unless it says a number.
 pub fn workers_of(runtime: &Runtime) -> usize {
     runtime.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1)
-}
-
-/// Binds one socket per worker to an address (`SO_REUSEPORT`). A port that anyone else holds, this program included, is
-/// an error: the kernel would silently share it.
-pub fn bind(address: SocketAddr, backlog: u32, workers: usize) -> std::io::Result<Vec<TcpListener>> {
-    runtime::bind(address, backlog, workers)
 }
 
 /// The running workers.

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use crate::clock::us;
-use crate::sock::Sock;
+use ringway_io::Sock;
 
 /// A connection to an endpoint.
 pub(crate) struct Upstream {

@@ -21,8 +21,8 @@ use crate::deadline::{Deadlines, SWEEP};
 use crate::mailbox::{Mailbox, PerIp};
 use crate::places::Place;
 use crate::record::Log;
-use crate::sock::{Sock, ring_ops};
 use crate::view::View;
+use ringway_io::{Sock, Ticker, ring_ops};
 
 /// Vectors for heads that a core keeps, and the capacity above which one is given up.
 const HEADS_MAX: usize = 256;
@@ -265,7 +265,7 @@ pub(crate) async fn run(id: usize, shared: Arc<Shared>, up: impl FnOnce()) -> us
     let Ok(bell) = mailbox.bell().and_then(Sock::new) else { return 0 };
     let waiting = Rc::clone(&worker);
     collect_mail(&waiting);
-    monoio::spawn(async move {
+    ringway_io::spawn(async move {
         loop {
             bell.readable().await;
             let Some(mailbox) = waiting.shared.mailboxes.get(waiting.id) else { return };
@@ -273,10 +273,11 @@ pub(crate) async fn run(id: usize, shared: Arc<Shared>, up: impl FnOnce()) -> us
             collect_mail(&waiting);
         }
     });
+    let Ok(ticker) = Ticker::every(SWEEP) else { return 0 };
     up();
     let mut round = 0;
     loop {
-        monoio::time::sleep(SWEEP).await;
+        ticker.tick().await;
         round += 1;
         worker.tick(round);
         if worker.has_drained(worker.clock.now()) || worker.shared.abort.load(Ordering::Acquire) {

@@ -16,43 +16,43 @@ thread_local! {
 }
 
 /// Waits that this thread has handed to its ring (or to epoll) since it started.
-pub(crate) fn ring_ops() -> u64 {
+pub fn ring_ops() -> u64 {
     RING_OPS.get()
 }
 
 /// A socket (or another descriptor that can be polled) on this thread's loop. Clones share the descriptor.
 #[derive(Clone)]
-pub(crate) struct Sock(Rc<monoio::net::UnixStream>);
+pub struct Sock(Rc<monoio::net::UnixStream>);
 
 impl Sock {
     /// Takes a descriptor over. Must be called on a worker's thread.
-    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
         // The type that holds nothing but the descriptor; which kind of socket it is does not matter to a wait.
         let stream = std::os::unix::net::UnixStream::from(fd);
         Ok(Self(Rc::new(monoio::net::UnixStream::from_std(stream)?)))
     }
 
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+    pub fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: `self` keeps the stream, and so the descriptor, open for as long as the borrow lives.
         unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
     }
 
     /// Until there is something to read, an end or an error.
-    pub(crate) async fn readable(&self) {
+    pub async fn readable(&self) {
         RING_OPS.set(RING_OPS.get() + 1);
         // An error of the wait itself shows again, and in full, in the transfer that follows.
         let _ = self.0.readable(false).await;
     }
 
     /// Until there is room to write, or an error.
-    pub(crate) async fn writable(&self) {
+    pub async fn writable(&self) {
         RING_OPS.set(RING_OPS.get() + 1);
         let _ = self.0.writable(false).await;
     }
 
     /// What has arrived, if anything: `None` means wait, `Some(0)` the end.
     #[inline]
-    pub(crate) fn recv(&self, room: &mut [u8]) -> io::Result<Option<usize>> {
+    pub fn recv(&self, room: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
             match rustix::net::recv(self.fd(), &mut *room, RecvFlags::DONTWAIT) {
                 Ok((received, _)) => return Ok(Some(received)),
@@ -65,7 +65,7 @@ impl Sock {
 
     /// What the kernel takes without waiting, maybe nothing.
     #[inline]
-    pub(crate) fn send(&self, bytes: &[u8], more: bool) -> io::Result<usize> {
+    pub fn send(&self, bytes: &[u8], more: bool) -> io::Result<usize> {
         let mut flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         flags.set(SendFlags::MORE, more);
         loop {
@@ -79,18 +79,18 @@ impl Sock {
     }
 
     /// Whether the other side has reset the connection (a peer that has merely stopped sending has not).
-    pub(crate) fn is_reset(&self) -> bool {
+    pub fn is_reset(&self) -> bool {
         let peeked = rustix::net::recv(self.fd(), &mut [0u8; 1], RecvFlags::DONTWAIT | RecvFlags::PEEK);
         matches!(peeked, Err(errno) if errno != Errno::WOULDBLOCK && errno != Errno::INTR)
     }
 
     /// Ends one or both directions; a wait on the ring then completes. The way in which deadlines act.
-    pub(crate) fn shutdown(&self, how: Shutdown) {
+    pub fn shutdown(&self, how: Shutdown) {
         let _ = rustix::net::shutdown(self.fd(), how);
     }
 
     /// Makes the coming close a reset, so that the peer cannot take a truncated message for a whole one.
-    pub(crate) fn reset_on_close(&self) {
+    pub fn reset_on_close(&self) {
         let _ = rustix::net::sockopt::set_socket_linger(self.fd(), Some(std::time::Duration::ZERO));
     }
 }
