@@ -211,7 +211,10 @@ fn no_request_fails_under_load_on_epoll() {
 #[test]
 fn connections_that_wait_to_be_accepted_are_served() {
     let backend = Backend::ok();
-    let mut gateway = Gateway::start(&config(&backend, "notice: 0s, timeout: 10s", ""));
+    // 300 connections reach the backend at once, and its machine may be busy.
+    let yaml = config(&backend, "notice: 0s, timeout: 10s", "");
+    let yaml = yaml.replace("name: app, endpoints", "name: app, timeouts: { connect: 10s }, endpoints");
+    let mut gateway = Gateway::start(&yaml);
     // More than the gateway accepts in one go, all of them before it learns that it is to end.
     gateway.signal(Signal::STOP);
     let mut clients: Vec<_> = (0..300).map(|_| gateway.connect()).collect();

@@ -37,6 +37,8 @@ pub struct Runtime {
     pub driver: DriverChoice,
     /// Entries of each worker's submission queue, a power of two.
     pub ring_entries: u32,
+    /// How long to look for the next event before sleeping, where events come that soon; `None`: sleep at once.
+    pub busy_poll: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -75,6 +75,32 @@ impl<const MIN: u64, const MAX: u64> Decode for Size<MIN, MAX> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Time<const MIN_MS: u64, const MAX_MS: u64>(pub(crate) Duration);
 
+const SHORT_TIMES: [(&str, u64); 2] = [("us", 1), ("ms", 1_000)];
+
+/// A short duration, bounds in microseconds included.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Micros<const MIN_US: u64, const MAX_US: u64>(pub(crate) Duration);
+
+impl<const MIN_US: u64, const MAX_US: u64> Decode for Micros<MIN_US, MAX_US> {
+    fn kind() -> String {
+        let [min, max] = [MIN_US, MAX_US].map(|us| show_with_unit(us, &SHORT_TIMES));
+        format!("a duration from {min} to {max}")
+    }
+
+    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
+        parsed(node, cx, |text| match with_unit(text, &SHORT_TIMES) {
+            Some(us) if (MIN_US..=MAX_US).contains(&us) => Ok(Self(Duration::from_micros(us))),
+            Some(_) => Err(None),
+            None if is_number(text) => Err(Some(format!("give it a unit: `{text}us`"))),
+            None => Err(Some("short durations are one number and a unit: `30us`, `1ms`".into())),
+        })
+    }
+
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        or_variable(json_schema!({ "type": "string", "pattern": "^[0-9]+(us|ms)$" }), generator)
+    }
+}
+
 /// What a timeout may be.
 pub(crate) type Timeout = Time<1, DAY_MS>;
 

@@ -57,6 +57,10 @@ families! {
         "Deadlines that passed: head, body, idle, and those towards services."
     RING_OPERATIONS = Counter "gateway_worker_ring_operations_total" "" ["worker"]
         "Operations that a worker submitted to its ring, or waits on epoll."
+    LOOP_TURNS = Counter "gateway_worker_loop_turns_total" "" ["worker"]
+        "Times that a worker's loop asked its ring for events (io_uring only)."
+    LOOP_SLEEPS = Counter "gateway_worker_loop_sleeps_total" "" ["worker"]
+        "Those of them that had to wait: the worker slept until the next event (io_uring only)."
     ALLOCATIONS = Counter "gateway_worker_allocations_total" "" ["worker"]
         "Heap allocations of a worker's thread."
     DRIVER = Info "gateway_worker_driver_info" "" ["worker", "driver"]

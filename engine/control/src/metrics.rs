@@ -121,6 +121,8 @@ fn workers(out: &mut Exposition, hub: &Hub) {
     out.family(&f::WORKER_PANICS).count(&[], total(hub, |cell| &cell.panics));
     out.family(&f::DEADLINES).count(&[], total(hub, |cell| &cell.deadlines));
     per_worker(out, hub, &f::RING_OPERATIONS, |cell| &cell.ring_ops);
+    per_worker(out, hub, &f::LOOP_TURNS, |cell| &cell.loop_turns);
+    per_worker(out, hub, &f::LOOP_SLEEPS, |cell| &cell.loop_sleeps);
     per_worker(out, hub, &f::ALLOCATIONS, |cell| &cell.allocations);
     let mut samples = out.family(&f::DRIVER);
     for (worker, cell) in hub.workers.workers.iter().enumerate() {

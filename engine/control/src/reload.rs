@@ -169,13 +169,14 @@ fn hint(error: &io::Error, address: &SocketAddr) -> String {
 
 /// Names what differs.
 fn difference(old: &Runtime, new: &Runtime) -> String {
-    let Runtime { workers, pin, cores, driver, ring_entries } = old;
+    let Runtime { workers, pin, cores, driver, ring_entries, busy_poll } = old;
     let fields = [
         ("workers", *workers != new.workers),
         ("pin", *pin != new.pin),
         ("cores", *cores != new.cores),
         ("driver", *driver != new.driver),
         ("ring_entries", *ring_entries != new.ring_entries),
+        ("busy_poll", *busy_poll != new.busy_poll),
     ];
     let changed: Vec<&str> = fields.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect();
     format!("changed: {}", changed.join(", "))

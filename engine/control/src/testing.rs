@@ -31,7 +31,14 @@ pub(crate) fn snapshot() -> Snapshot {
         retry_stale: true,
     };
     Snapshot {
-        runtime: Runtime { workers: Some(1), pin: false, cores: vec![], driver: DriverChoice::Auto, ring_entries: 64 },
+        runtime: Runtime {
+            workers: Some(1),
+            pin: false,
+            cores: vec![],
+            driver: DriverChoice::Auto,
+            ring_entries: 64,
+            busy_poll: None,
+        },
         listeners: vec![Arc::new(listener(1))],
         routes: vec![Arc::new(route)],
         services: vec![Arc::new(service)],

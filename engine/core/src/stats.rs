@@ -299,6 +299,9 @@ pub struct WorkerCell {
     pub deadlines: Counter,
     /// Operations submitted to the ring (or waits on epoll).
     pub ring_ops: Counter,
+    /// Times that the loop asked its ring for events, and those at which there were none and it slept.
+    pub loop_turns: Counter,
+    pub loop_sleeps: Counter,
     /// Heap allocations of this thread.
     pub allocations: Counter,
     /// Buffers taken from the pool now (a gauge), and made since the start.

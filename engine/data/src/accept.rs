@@ -76,6 +76,7 @@ pub(crate) fn listen(worker: &Rc<Worker>, address: SocketAddr, socket: TcpListen
             if stopped.get() {
                 return;
             }
+            sock.left_behind(more != Waiting::None);
             if more == Waiting::NoDescriptors {
                 // Level-triggered readiness would spin until a descriptor is free.
                 let _ = pause.set_once(SWEEP);

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use ringway_config::snapshot::{DriverChoice, Runtime};
 use ringway_core::stats::Driver;
@@ -34,7 +35,7 @@ pub(crate) fn spawn(
     up: Sender<Result<(), StartError>>,
 ) -> io::Result<JoinHandle<usize>> {
     let core = settings.pin.then(|| core_of(id, settings)).flatten();
-    let (driver, entries) = (settings.driver, settings.ring_entries);
+    let (driver, entries, busy_poll) = (settings.driver, settings.ring_entries, settings.busy_poll);
     std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
         if let Some(core) = core
             && !core_affinity::set_for_current(core)
@@ -42,7 +43,7 @@ pub(crate) fn spawn(
             tracing::warn!(worker = id, core = core.id, "cannot pin the worker to its core");
         }
         // The ring belongs to the thread that makes it (SINGLE_ISSUER).
-        match make_loop(id, driver, entries) {
+        match make_loop(id, driver, entries, busy_poll) {
             Ok(looped) => run(id, looped, shared, up),
             Err(error) => {
                 let _ = up.send(Err(error));
@@ -68,10 +69,15 @@ fn core_of(id: usize, settings: &Runtime) -> Option<core_affinity::CoreId> {
     }
 }
 
-fn make_loop(id: usize, driver: DriverChoice, entries: u32) -> Result<EventLoop, StartError> {
+fn make_loop(
+    id: usize,
+    driver: DriverChoice,
+    entries: u32,
+    busy_poll: Option<Duration>,
+) -> Result<EventLoop, StartError> {
     if driver != DriverChoice::Epoll {
         match EventLoop::io_uring(entries) {
-            Ok(looped) => return Ok(looped),
+            Ok(looped) => return Ok(looped.busy_poll(busy_poll)),
             Err(error) if driver == DriverChoice::IoUring => return Err(StartError::IoUring(error)),
             Err(error) => tracing::warn!(worker = id, %error, "io_uring is not available: falling back to epoll"),
         }

@@ -88,6 +88,16 @@ impl Upstream {
         std::future::poll_fn(|cx| self.readiness.poll(cx))
     }
 
+    /// Between two requests: the service has closed the connection, or has sent what nobody asked for. Else it is armed.
+    fn is_spent(&mut self, cx: &mut Context<'_>) -> bool {
+        while self.readiness.poll(cx).is_ready() {
+            if !self.sock.is_quiet() {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Back to its pool, armed; closed where the pool is full or the connection too old.
     pub(crate) fn give_back(mut self, now: u64) {
         let pool = Rc::clone(&self.pool);
@@ -96,7 +106,7 @@ impl Upstream {
         if too_old || pool.closed.get() || pool.idle.borrow().len() >= settings.idle_per_endpoint {
             return;
         }
-        if self.readiness.poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+        if self.is_spent(&mut Context::from_waker(Waker::noop())) {
             return;
         }
         self.idle_since = now;
@@ -144,7 +154,7 @@ impl EndpointPool {
             let mut upstream = taken?;
             self.cell().idle.set(self.idle.borrow().len() as u64);
             let too_old = self.settings.max_age.is_some_and(|age| now.saturating_sub(upstream.born) > us(age));
-            if too_old || upstream.readiness.poll(cx).is_ready() {
+            if too_old || upstream.is_spent(cx) {
                 continue;
             }
             self.cell().reuses.add(1);
@@ -158,9 +168,7 @@ impl EndpointPool {
         let limit = us(self.settings.idle);
         let waiting = &mut Context::from_waker(Waker::noop());
         let before = idle.len();
-        idle.retain_mut(|upstream| {
-            now.saturating_sub(upstream.idle_since) <= limit && upstream.readiness.poll(waiting).is_pending()
-        });
+        idle.retain_mut(|upstream| now.saturating_sub(upstream.idle_since) <= limit && !upstream.is_spent(waiting));
         if idle.len() != before {
             self.cell().idle.set(idle.len() as u64);
         }

@@ -22,7 +22,7 @@ use crate::mailbox::{Mailbox, PerIp};
 use crate::places::Place;
 use crate::record::Log;
 use crate::view::View;
-use ringway_io::{Sock, Ticker, ring_ops};
+use ringway_io::{LoopCounts, Sock, Ticker};
 
 /// Vectors for heads that a core keeps, and the capacity above which one is given up.
 const HEADS_MAX: usize = 256;
@@ -250,7 +250,10 @@ impl Worker {
             self.view().pools().for_each(|pool| pool.sweep(now));
         }
         self.log.flush(self);
-        cell.ring_ops.set(ring_ops());
+        let LoopCounts { ring_ops, turns, sleeps } = LoopCounts::of_this_thread();
+        cell.ring_ops.set(ring_ops);
+        cell.loop_turns.set(turns);
+        cell.loop_sleeps.set(sleeps);
         cell.buffers_in_use.set(self.inboxes.in_use() + self.answers.in_use());
         if let Some(count) = self.shared.allocations {
             cell.allocations.set(count());

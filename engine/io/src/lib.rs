@@ -5,12 +5,16 @@
 //! that never block ([`Sock::recv`], [`Sock::send`]). An abandoned wait loses nothing, since no operation owns a buffer.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+mod busy_poll;
 mod event_loop;
 mod listen;
+mod reactor;
 mod sock;
+mod tasks;
 mod ticker;
 
 pub use event_loop::{EventLoop, spawn};
 pub use listen::bind;
-pub use sock::{Sock, ring_ops};
+pub use reactor::LoopCounts;
+pub use sock::Sock;
 pub use ticker::Ticker;

@@ -3,51 +3,71 @@
 //! A connection that waits holds no buffer: the ring polls for readiness, and the bytes move in a direct call that never
 //! blocks. An abandoned wait loses nothing, since no operation ever owns a buffer.
 
-use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 
-thread_local! {
-    static RING_OPS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Waits that this thread has handed to its ring (or to epoll) since it started.
-pub fn ring_ops() -> u64 {
-    RING_OPS.get()
-}
+use crate::reactor::{Reactor, Source, count_ring_op};
 
 /// A socket (or another descriptor that can be polled) on this thread's loop. Clones share the descriptor.
 #[derive(Clone)]
-pub struct Sock(Rc<monoio::net::UnixStream>);
+pub struct Sock(Rc<Kind>);
+
+enum Kind {
+    IoUring(Source),
+    /// The type that holds nothing but the descriptor; which kind of socket it is does not matter to a wait.
+    Epoll(monoio::net::UnixStream),
+}
 
 impl Sock {
-    /// Takes a descriptor over. Must be called on a worker's thread.
+    /// Takes a descriptor over. Must be called on a loop's thread.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        // The type that holds nothing but the descriptor; which kind of socket it is does not matter to a wait.
-        let stream = std::os::unix::net::UnixStream::from(fd);
-        Ok(Self(Rc::new(monoio::net::UnixStream::from_std(stream)?)))
+        let kind = match Reactor::current() {
+            Some(reactor) => Kind::IoUring(reactor.register(fd)),
+            None => Kind::Epoll(monoio::net::UnixStream::from_std(std::os::unix::net::UnixStream::from(fd))?),
+        };
+        Ok(Self(Rc::new(kind)))
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: `self` keeps the stream, and so the descriptor, open for as long as the borrow lives.
-        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+        match &*self.0 {
+            Kind::IoUring(source) => source.fd().as_fd(),
+            // SAFETY: `self` keeps the stream, and so the descriptor, open for as long as the borrow lives.
+            Kind::Epoll(stream) => unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) },
+        }
     }
 
     /// Until there is something to read, an end or an error.
     pub async fn readable(&self) {
-        RING_OPS.set(RING_OPS.get() + 1);
-        // An error of the wait itself shows again, and in full, in the transfer that follows.
-        let _ = self.0.readable(false).await;
+        match &*self.0 {
+            Kind::IoUring(source) => source.readable().await,
+            Kind::Epoll(stream) => {
+                count_ring_op();
+                // An error of the wait itself shows again, and in full, in the transfer that follows.
+                let _ = stream.readable(false).await;
+            }
+        }
     }
 
     /// Until there is room to write, or an error.
     pub async fn writable(&self) {
-        RING_OPS.set(RING_OPS.get() + 1);
-        let _ = self.0.writable(false).await;
+        match &*self.0 {
+            Kind::IoUring(source) => source.writable().await,
+            Kind::Epoll(stream) => {
+                count_ring_op();
+                let _ = stream.writable(false).await;
+            }
+        }
+    }
+
+    /// Says that the last look at this descriptor may have left something: the next wait ends at once.
+    pub fn left_behind(&self, something: bool) {
+        if let Kind::IoUring(source) = &*self.0 {
+            source.left_behind(something);
+        }
     }
 
     /// What has arrived, if anything: `None` means wait, `Some(0)` the end.
@@ -55,8 +75,14 @@ impl Sock {
     pub fn recv(&self, room: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
             match rustix::net::recv(self.fd(), &mut *room, RecvFlags::DONTWAIT) {
-                Ok((received, _)) => return Ok(Some(received)),
-                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Ok((received, _)) => {
+                    self.left_behind(received == room.len());
+                    return Ok(Some(received));
+                }
+                Err(Errno::WOULDBLOCK) => {
+                    self.left_behind(false);
+                    return Ok(None);
+                }
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -76,6 +102,15 @@ impl Sock {
                 Err(errno) => return Err(errno.into()),
             }
         }
+    }
+
+    /// Whether nothing has arrived, no end either. Where a wait has ended, this tells whether there was a reason: an event
+    /// may still be told when its bytes have been read already.
+    pub fn is_quiet(&self) -> bool {
+        let peeked = rustix::net::recv(self.fd(), &mut [0u8; 1], RecvFlags::DONTWAIT | RecvFlags::PEEK);
+        let quiet = matches!(peeked, Err(Errno::WOULDBLOCK));
+        self.left_behind(!quiet);
+        quiet
     }
 
     /// Whether the other side has reset the connection (a peer that has merely stopped sending has not).

@@ -11,7 +11,7 @@ use crate::scalar::{Auto, Int, Or, OrOff, PowerOfTwo, choice};
 use crate::shape::shape;
 use crate::snapshot::{self, DriverChoice};
 use crate::tree::{Node, Value};
-use crate::units::{HOUR_MS, Time};
+use crate::units::{HOUR_MS, Micros, Time};
 
 shape! {
     /// Threads and rings.
@@ -27,6 +27,10 @@ shape! {
         driver: DriverChoice = "auto",
         /// Entries of each worker's submission queue.
         ring_entries: PowerOfTwo<256, 32768> = "4096",
+        /// How long a worker that has run out of work looks for the next event before it sleeps. Only where events
+        /// have come that soon lately, since there it saves CPU time: a sleep and a wake-up cost more. A worker without
+        /// traffic sleeps. On io_uring only.
+        busy_poll: OrOff<Micros<1, 1000>> = "30us",
     }
 
     /// The listener for operators.
@@ -113,7 +117,9 @@ impl RuntimeSection {
         }
         // `cores` alone says how many workers there are.
         let workers = workers.or((!cores.is_empty()).then_some(cores.len()));
-        snapshot::Runtime { workers, pin: self.pin, cores, driver: self.driver, ring_entries: self.ring_entries.0 }
+        let busy_poll = self.busy_poll.0.map(|limit| limit.0);
+        let Self { pin, driver, .. } = self;
+        snapshot::Runtime { workers, pin, cores, driver, ring_entries: self.ring_entries.0, busy_poll }
     }
 }
 
