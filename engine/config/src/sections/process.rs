@@ -30,7 +30,7 @@ shape! {
         /// How long a worker that has run out of work looks for the next event before it sleeps. Only where events
         /// have come that soon lately, since there it saves CPU time: a sleep and a wake-up cost more. A worker without
         /// traffic sleeps. On io_uring only.
-        busy_poll: OrOff<Micros<1, 1000>> = "30us",
+        busy_poll: OrOff<Micros<1, 1000>> = "15us",
     }
 
     /// The listener for operators.
