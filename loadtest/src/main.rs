@@ -12,6 +12,7 @@ mod plan;
 mod report;
 mod results;
 mod run;
+mod units;
 
 use std::process::ExitCode;
 
