@@ -6,21 +6,21 @@ use std::time::{Duration, Instant};
 
 use ringway_tests::PATIENCE;
 
-pub struct Client {
+pub(crate) struct Client {
     stream: TcpStream,
     /// Received, not used yet.
     buffer: Vec<u8>,
 }
 
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub body: Vec<u8>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: Vec<u8>,
     headers: Vec<(String, String)>,
 }
 
 /// Asks once, on a connection of its own.
-pub fn ask(address: SocketAddr, request_line: &str) -> Answer {
+pub(crate) fn ask(address: SocketAddr, request_line: &str) -> Answer {
     let mut client = Client::connect(address);
     client.send(&format!("{request_line} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"));
     let answer = client.read_answer(false);
@@ -29,49 +29,49 @@ pub fn ask(address: SocketAddr, request_line: &str) -> Answer {
 }
 
 impl Answer {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str())
     }
 
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).expect("UTF-8")
     }
 }
 
 impl Client {
-    pub fn connect(address: SocketAddr) -> Self {
+    pub(crate) fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).expect("a connection");
         stream.set_nodelay(true).expect("an option");
         stream.set_read_timeout(Some(PATIENCE)).expect("an option");
         Self { stream, buffer: Vec::new() }
     }
 
-    pub fn set_patience(&self, limit: Duration) {
+    pub(crate) fn set_patience(&self, limit: Duration) {
         self.stream.set_read_timeout(Some(limit)).expect("an option");
     }
 
-    pub fn send(&mut self, text: &str) {
+    pub(crate) fn send(&mut self, text: &str) {
         self.send_bytes(text.as_bytes());
     }
 
-    pub fn send_bytes(&mut self, bytes: &[u8]) {
+    pub(crate) fn send_bytes(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).expect("sent");
     }
 
-    pub fn get(&mut self, target: &str) -> Answer {
+    pub(crate) fn get(&mut self, target: &str) -> Answer {
         self.send(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
         self.read_answer(false)
     }
 
     /// Milliseconds that an answer takes.
-    pub fn time(&mut self, target: &str) -> f64 {
+    pub(crate) fn time(&mut self, target: &str) -> f64 {
         let asked = Instant::now();
         self.get(target);
         asked.elapsed().as_secs_f64() * 1e3
     }
 
     /// Reads an answer that is framed by its head.
-    pub fn read_answer(&mut self, to_head: bool) -> Answer {
+    pub(crate) fn read_answer(&mut self, to_head: bool) -> Answer {
         let mut answer = self.read_head();
         if to_head || matches!(answer.status, 204 | 304) {
             return answer;
@@ -93,7 +93,7 @@ impl Client {
         answer
     }
 
-    pub fn read_head(&mut self) -> Answer {
+    pub(crate) fn read_head(&mut self) -> Answer {
         let head = self.read_until(b"\r\n\r\n");
         let mut lines = head.trim_end().split("\r\n");
         let status_line = lines.next().expect("a status line");
@@ -105,7 +105,7 @@ impl Client {
         Answer { status: status.expect("a status"), body: Vec::new(), headers: headers.collect() }
     }
 
-    pub fn read_exact(&mut self, count: usize) -> Vec<u8> {
+    pub(crate) fn read_exact(&mut self, count: usize) -> Vec<u8> {
         while self.buffer.len() < count {
             let more = self.read_some().expect("more to read");
             assert!(!more.is_empty(), "the connection ended within an answer");
@@ -115,7 +115,7 @@ impl Client {
     }
 
     /// What arrives next; nothing at the end.
-    pub fn read_some(&mut self) -> io::Result<Vec<u8>> {
+    pub(crate) fn read_some(&mut self) -> io::Result<Vec<u8>> {
         let mut room = vec![0; 64 * 1024];
         let received = self.stream.read(&mut room)?;
         room.truncate(received);
@@ -123,7 +123,7 @@ impl Client {
     }
 
     #[track_caller]
-    pub fn assert_closed(&mut self) {
+    pub(crate) fn assert_closed(&mut self) {
         assert_eq!((self.buffer.len(), self.read_some().expect("an end").len()), (0, 0), "more than was asked for");
     }
 

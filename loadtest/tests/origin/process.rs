@@ -10,28 +10,28 @@ use rustix::process::{Pid, Signal, kill_process};
 const LISTENING: usize = 3;
 
 /// An origin that is up. Killed when dropped.
-pub struct Origin {
-    pub address: SocketAddr,
+pub(crate) struct Origin {
+    pub(crate) address: SocketAddr,
     /// What it said when it was up.
-    pub line: String,
+    pub(crate) line: String,
     child: Child,
     stdout: BufReader<ChildStdout>,
 }
 
 /// What a command left behind.
-pub struct Ended {
-    pub code: Option<i32>,
-    pub summary: String,
-    pub stderr: String,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) summary: String,
+    pub(crate) stderr: String,
 }
 
 impl Origin {
     /// Starts one on a free port.
-    pub fn start(args: &[&str]) -> Self {
+    pub(crate) fn start(args: &[&str]) -> Self {
         Self::start_with(args, |_| {})
     }
 
-    pub fn start_with(args: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
+    pub(crate) fn start_with(args: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
         let mut command = command(&[&["--listen=127.0.0.1:0"], args].concat());
         prepare(&mut command);
         let mut child = command.spawn().expect("the binary starts");
@@ -44,7 +44,7 @@ impl Origin {
     }
 
     /// Established connections: sockets of the process that do not listen.
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         let links = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("/proc");
         let sockets = links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok());
         let sockets = sockets.filter(|target| target.to_string_lossy().starts_with("socket:")).count();
@@ -52,7 +52,7 @@ impl Origin {
     }
 
     /// Ends it as Ctrl-C does.
-    pub fn end(mut self) -> Ended {
+    pub(crate) fn end(mut self) -> Ended {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::INT).expect("a signal");
         let mut summary = String::new();
@@ -70,13 +70,13 @@ impl Drop for Origin {
 }
 
 impl Ended {
-    pub fn requests(&self) -> u64 {
+    pub(crate) fn requests(&self) -> u64 {
         self.summary.split(' ').next().and_then(|count| count.parse().ok()).expect("a count")
     }
 }
 
 /// Runs an origin that does not come up.
-pub fn fails(args: &[&str]) -> Ended {
+pub(crate) fn fails(args: &[&str]) -> Ended {
     let output = command(args).output().expect("the binary starts");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "");
     let stderr = String::from_utf8(output.stderr).expect("UTF-8");
