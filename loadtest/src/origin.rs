@@ -11,11 +11,12 @@ mod timers;
 mod worker;
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use rustix::net::Shutdown;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -128,6 +129,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         None => args.listen,
     };
 
+    let closers =
+        listeners.iter().map(TcpListener::try_clone).collect::<io::Result<Vec<_>>>().map_err(cannot_listen)?;
+
     let (up, ups) = mpsc::channel();
     let mut counts = Vec::new();
     for (id, listener) in listeners.into_iter().enumerate() {
@@ -156,6 +160,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         return Err(Failure::runtime("a thread ended unexpectedly"));
     }
     let used = cpu_time().saturating_sub(cpu);
+    // The kernel takes a ring apart after the process has ended; until then the port would not be free.
+    for closer in &closers {
+        let _ = rustix::net::shutdown(closer, Shutdown::Read);
+    }
     say(&summary(&counts, used));
     Ok(())
 }

@@ -310,6 +310,19 @@ fn several_threads_share_a_free_port() {
 }
 
 #[test]
+fn the_port_is_free_as_soon_as_it_has_ended() {
+    for _ in 0..5 {
+        let origin = Origin::start(&["--close=100%", "--body=1B"]);
+        let address = origin.address;
+        let _held = Client::connect(address);
+        assert_eq!(ask(address, "GET /").status, 200);
+        assert_eq!(origin.end().code, Some(0));
+        let again = TcpListener::bind(address);
+        assert!(again.is_ok(), "{again:?}");
+    }
+}
+
+#[test]
 fn without_io_uring_it_serves_over_epoll() {
     let origin = Origin::start_with(&["--body=100B", "--latency=2ms"], forbid_io_uring);
     assert!(origin.line.contains("epoll, since io_uring is not available"), "{}", origin.line);

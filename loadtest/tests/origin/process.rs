@@ -6,9 +6,6 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// The listening socket, and the two of the signals' self-pipe.
-const LISTENING: usize = 3;
-
 /// An origin that is up. Killed when dropped.
 pub(crate) struct Origin {
     pub(crate) address: SocketAddr,
@@ -16,6 +13,8 @@ pub(crate) struct Origin {
     pub(crate) line: String,
     child: Child,
     stdout: BufReader<ChildStdout>,
+    /// Sockets of its own: those that listen, those that signals arrive on.
+    own_sockets: usize,
 }
 
 /// What a command left behind.
@@ -40,15 +39,18 @@ impl Origin {
         stdout.read_line(&mut line).expect("a line");
         let address = line.split(' ').find_map(|word| word.strip_prefix("http://")?.parse().ok());
         let line = line.trim_end().to_owned();
-        Self { address: address.unwrap_or_else(|| panic!("no address in {line:?}")), line, child, stdout }
+        Self {
+            address: address.unwrap_or_else(|| panic!("no address in {line:?}")),
+            line,
+            own_sockets: sockets(&child),
+            child,
+            stdout,
+        }
     }
 
-    /// Established connections: sockets of the process that do not listen.
+    /// Open connections.
     pub(crate) fn connections(&self) -> usize {
-        let links = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("/proc");
-        let sockets = links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok());
-        let sockets = sockets.filter(|target| target.to_string_lossy().starts_with("socket:")).count();
-        sockets - LISTENING
+        sockets(&self.child) - self.own_sockets
     }
 
     /// Ends it as Ctrl-C does.
@@ -81,6 +83,12 @@ pub(crate) fn fails(args: &[&str]) -> Ended {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "");
     let stderr = String::from_utf8(output.stderr).expect("UTF-8");
     Ended { code: output.status.code(), summary: String::new(), stderr }
+}
+
+fn sockets(child: &Child) -> usize {
+    let links = std::fs::read_dir(format!("/proc/{}/fd", child.id())).expect("/proc");
+    let targets = links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok());
+    targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
 }
 
 fn command(args: &[&str]) -> Command {
