@@ -41,7 +41,7 @@ const EXAMPLES: &str = "\
 Examples:
   loadtest origin --body 16KiB                           answers at once, on 127.0.0.1:9000
   loadtest origin --listen 127.0.0.1:0 --cores 1         on a free port, which it prints, pinned to core 1
-  loadtest origin --latency lognormal:5ms,0.5 --fail 1%  a service as they are
+  loadtest origin --latency lognormal:5ms,0.5 --fail 1%  a service like most
   loadtest origin --latency 5ms --slow-start 30s         a service that has just started
   loadtest origin --stall 0.1% --reset 0.1% --seed 7     a service to test timeouts and retries with
 
@@ -95,6 +95,7 @@ pub(crate) struct Args {
     /// Share of requests that are answered with --fail-status and a short body
     #[arg(long, value_name = "SHARE", default_value = "0%", value_parser = units::share)]
     fail: f64,
+    /// Status of the answers that fail
     #[arg(long, value_name = "STATUS", default_value = "503", value_parser = parse_status)]
     fail_status: u16,
     /// Share of requests whose answer stops half way, for 60 s or until the client leaves
