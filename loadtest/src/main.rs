@@ -10,8 +10,11 @@ mod failure;
 mod origin;
 mod plan;
 mod report;
+mod request;
 mod results;
 mod run;
+mod scenario;
+mod schedule;
 
 use std::process::ExitCode;
 
