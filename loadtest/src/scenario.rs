@@ -1,12 +1,27 @@
 //! A load test as it is written down, checked: what is sent where, how fast, by whom.
 
+mod clients;
+mod file;
+mod flags;
+mod load;
+mod read;
+mod requests;
+mod target;
+mod text;
+mod units;
+mod variables;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::failure::Failure;
 use crate::request::{Class, Mix, Requests};
-use crate::schedule::{Arrivals, Process};
+use crate::results;
+use crate::schedule::{Arrivals, Process, Segment};
+
+pub(crate) use flags::{LoadFlags, RequestFlags};
+pub(crate) use target::Target;
 
 /// Everything that the generator needs to know. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -19,13 +34,14 @@ pub(crate) struct Scenario {
     pub(crate) warmup: Duration,
     /// The measured part, after the warm-up.
     pub(crate) duration: Duration,
+    /// Of all threads together; at least one for each.
     pub(crate) connections: usize,
     pub(crate) threads: usize,
     /// Cores to pin the threads to, in order and again from the start; empty: not pinned.
     pub(crate) cores: Vec<usize>,
     /// Whether connections are used again. Without it requests carry `Connection: close`.
     pub(crate) keep_alive: bool,
-    /// From a request's due time to the end of its answer.
+    /// From a request's due time (in a closed loop, its sending) to the end of its answer.
     pub(crate) timeout: Duration,
     pub(crate) seed: u64,
     requests: Arc<Requests>,
@@ -33,74 +49,56 @@ pub(crate) struct Scenario {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Load {
-    /// By the clock: the schedule of warm-up and measured part together.
+    /// By the clock: the due times of warm-up and measured part together.
     Open(Arrivals),
     /// Each connection sends its next request when it has its answer.
     Closed,
 }
 
-/// Where requests go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Target {
-    /// As it was written.
-    pub(crate) url: String,
-    /// A name or an address, IPv6 without brackets.
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    /// For `Host`: without the port if it is 80.
-    pub(crate) authority: String,
-    /// What stands before the requests' paths; begins with `/` or is empty, does not end with `/`.
-    pub(crate) base: String,
-}
-
-/// What is sent, by flags.
-#[derive(Debug, Clone, Default, clap::Args)]
-pub(crate) struct RequestFlags {}
-
-/// How it is sent, by flags.
-#[derive(Debug, Clone, Default, clap::Args)]
-pub(crate) struct LoadFlags {}
-
 impl Scenario {
-    /// A scenario file, or a URL; the flags that are given replace what the file says.
+    /// A scenario file, or a URL. Flags that are given replace what the file says.
     pub(crate) fn open(file_or_url: &str, request: &RequestFlags, load: &LoadFlags) -> Result<Self, Failure> {
-        let _ = (file_or_url, request, load);
-        Err(Failure::usage("not built yet"))
+        if file_or_url.contains("://") {
+            return flags::from_url(file_or_url, request, load);
+        }
+        let path = Path::new(file_or_url);
+        let mut reader = text::Reader::new(file_or_url.into(), path.parent().unwrap_or(Path::new("")).into());
+        let mut file = read::file(path, &mut reader)?;
+        flags::replace(&mut file, request, load, &mut reader);
+        let name = path.file_stem().map_or_else(|| file_or_url.into(), |stem| stem.to_string_lossy().into_owned());
+        read::compile(name, &file, reader)
     }
 
-    /// A scenario file as it is.
-    pub(crate) fn load(path: &Path) -> Result<Self, Failure> {
-        Self::open(&path.to_string_lossy(), &RequestFlags::default(), &LoadFlags::default())
-    }
-
-    /// The same at a constant rate, for the capacity search.
+    /// The same at a constant mean rate, whatever the schedule was: for the capacity search.
     pub(crate) fn at_rate(&self, rate: f64, process: Process, warmup: Duration, duration: Duration) -> Self {
-        let _ = (rate, process);
-        Self { warmup, duration, ..self.clone() }
+        let arrivals = Arrivals::new(&[Segment::constant(rate, duration)], process, self.seed).with_warmup(warmup);
+        Self { load: Load::Open(arrivals), warmup, duration, ..self.clone() }
     }
 
     /// The kinds of requests; `Issued::class` is an index into them.
     pub(crate) fn classes(&self) -> &[Class] {
-        self.requests.classes()
+        &self.requests.classes
     }
 
-    /// For each thread its share of the requests. Tokens are signed before, so that this may take a few seconds.
-    pub(crate) fn mixes(&self) -> Result<Vec<Mix>, Failure> {
-        Requests::mixes(&self.requests, self.threads, self.seed)
+    /// For each thread its share of the requests. Signs the clients' tokens, which may take some seconds the first time.
+    pub(crate) fn mixes(&self) -> Vec<Mix> {
+        if let Some(tokens) = &self.requests.tokens {
+            tokens.prepare(std::thread::available_parallelism().map_or(1, usize::from));
+        }
+        (0..self.threads).map(|thread| Mix::new(&self.requests, thread, self.threads, self.seed)).collect()
     }
 
-    /// What may make the figures less than they seem, for `Generator::warnings`.
-    pub(crate) fn warnings(&self) -> Vec<String> {
-        Vec::new()
+    /// The load, as results tell it.
+    pub(crate) fn describe(&self) -> results::Load {
+        let seconds = self.duration.as_secs_f64();
+        let (model, description, rate) = match &self.load {
+            Load::Open(arrivals) => ("open", arrivals.describe(), Some(arrivals.measured() / seconds)),
+            Load::Closed => ("closed", format!("as fast as the answers come for {seconds} s"), None),
+        };
+        let (connections, threads) = (self.connections, self.threads);
+        results::Load { model: model.into(), description, rate, connections, threads }
     }
 }
 
-impl Target {
-    /// Looks the host's name up. Blocks.
-    pub(crate) fn resolve(&self) -> Result<std::net::SocketAddr, Failure> {
-        use std::net::ToSocketAddrs;
-        let found = (self.host.as_str(), self.port).to_socket_addrs();
-        let mut found = found.map_err(|error| Failure::runtime(format!("cannot resolve `{}`: {error}", self.host)))?;
-        found.next().ok_or_else(|| Failure::runtime(format!("`{}` has no address", self.host)))
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -31,6 +31,7 @@ pub(crate) struct Segment {
 pub(crate) struct Arrivals {
     profile: Arc<[Placed]>,
     process: Process,
+    seed: u64,
     random: fastrand::Rng,
     /// The share: arrivals `offset`, `offset + stride`, ...
     stride: u64,
@@ -42,6 +43,8 @@ pub(crate) struct Arrivals {
     position: f64,
     /// The segment of the last arrival.
     current: usize,
+    /// The first segment is the warm-up.
+    warm: bool,
 }
 
 /// A segment, when it starts, and the arrivals that are expected before its start and its end.
@@ -68,28 +71,17 @@ impl Arrivals {
         });
         let mut random = fastrand::Rng::with_seed(seed);
         let position = exponential(&mut random);
-        Self { profile: profile.collect(), process, random, stride: 1, skip: 0, index: 0, position, current: 0 }
+        let profile = profile.collect();
+        Self { profile, process, seed, random, stride: 1, skip: 0, index: 0, position, current: 0, warm: false }
     }
 
-    /// The next due time, in nanoseconds after the start.
-    pub(crate) fn next(&mut self) -> Option<u64> {
-        for _ in 0..self.skip {
-            self.step();
-        }
-        self.skip = self.stride - 1;
-        let at = match self.process {
-            Process::Constant => self.index as f64,
-            Process::Poisson => self.position,
-        };
-        self.step();
-        let segment = loop {
-            let segment = self.profile.get(self.current)?;
-            if at < segment.until - ROUNDING {
-                break segment;
-            }
-            self.current += 1;
-        };
-        Some((segment.due_s(at) * 1e9) as u64)
+    /// The same after a warm-up at the rate with which the first segment begins.
+    pub(crate) fn with_warmup(self, length: Duration) -> Self {
+        let Some(first) = self.profile.first().filter(|_| !length.is_zero()) else { return self };
+        let warmup = Segment::constant(first.segment.from, length);
+        let segments: Vec<_> =
+            std::iter::once(warmup).chain(self.profile.iter().map(|placed| placed.segment)).collect();
+        Self { warm: true, ..Self::new(&segments, self.process, self.seed) }
     }
 
     fn step(&mut self) {
@@ -103,7 +95,8 @@ impl Arrivals {
     /// number of threads.
     pub(crate) fn split(&self, threads: usize) -> Vec<Self> {
         let threads = threads as u64;
-        let share = |thread| Self { stride: self.stride * threads, skip: self.skip + thread * self.stride, ..self.clone() };
+        let share =
+            |thread| Self { stride: self.stride * threads, skip: self.skip + thread * self.stride, ..self.clone() };
         (0..threads).map(share).collect()
     }
 
@@ -131,18 +124,20 @@ impl Arrivals {
         0.0
     }
 
-    /// The highest rate of the profile.
-    pub(crate) fn rate_max(&self) -> f64 {
-        self.profile.iter().map(|placed| placed.segment.from.max(placed.segment.to)).fold(0.0, f64::max)
+    /// Expected arrivals after the warm-up.
+    pub(crate) fn measured(&self) -> f64 {
+        let warmup = self.profile.first().filter(|_| self.warm).map_or(0.0, |first| first.until);
+        self.profile.last().map_or(0.0, |last| last.until) - warmup
     }
 
-    /// In words: `5000/s constant for 30 s`, `1000/s to 5000/s in 60 s, then 5000/s for 30 s, Poisson`.
+    /// In words, without the warm-up: `1000/s to 5000/s in 60 s, then 5000/s for 30 s, Poisson`.
     pub(crate) fn describe(&self) -> String {
         const SHOWN_MAX: usize = 8;
         let mut text = String::new();
-        for (number, Placed { segment: Segment { length, from, to }, .. }) in self.profile.iter().enumerate() {
+        let measured = &self.profile[usize::from(self.warm)..];
+        for (number, Placed { segment: Segment { length, from, to }, .. }) in measured.iter().enumerate() {
             if number == SHOWN_MAX {
-                let _ = write!(text, ", and {} more phases", self.profile.len() - SHOWN_MAX);
+                let _ = write!(text, ", and {} more phases", measured.len() - SHOWN_MAX);
                 break;
             }
             let seconds = length.as_secs_f64();
@@ -157,6 +152,31 @@ impl Arrivals {
             Process::Poisson => ", Poisson",
         });
         text
+    }
+}
+
+impl Iterator for Arrivals {
+    type Item = u64;
+
+    /// The next due time, in nanoseconds after the start.
+    fn next(&mut self) -> Option<u64> {
+        for _ in 0..self.skip {
+            self.step();
+        }
+        self.skip = self.stride - 1;
+        let at = match self.process {
+            Process::Constant => self.index as f64,
+            Process::Poisson => self.position,
+        };
+        self.step();
+        let segment = loop {
+            let segment = self.profile.get(self.current)?;
+            if at < segment.until - ROUNDING {
+                break segment;
+            }
+            self.current += 1;
+        };
+        Some((segment.due_s(at) * 1e9) as u64)
     }
 }
 
