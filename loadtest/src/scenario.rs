@@ -69,7 +69,8 @@ impl Scenario {
         read::compile(name, &file, reader)
     }
 
-    /// The same at a constant mean rate, whatever the schedule was: for the capacity search.
+    /// The same at a constant mean rate, whatever the load was: for a search, which may open its scenario as a closed
+    /// loop.
     pub(crate) fn at_rate(&self, rate: f64, process: Process, warmup: Duration, duration: Duration) -> Self {
         let arrivals = Arrivals::new(&[Segment::constant(rate, duration)], process, self.seed).with_warmup(warmup);
         Self { load: Load::Open(arrivals), warmup, duration, ..self.clone() }
@@ -80,7 +81,8 @@ impl Scenario {
         &self.requests.classes
     }
 
-    /// For each thread its share of the requests. Signs the clients' tokens, which may take some seconds the first time.
+    /// For each thread its share of the requests. Signs the clients' tokens, which may take some seconds the first
+    /// time.
     pub(crate) fn mixes(&self) -> Vec<Mix> {
         if let Some(tokens) = &self.requests.tokens {
             tokens.prepare(std::thread::available_parallelism().map_or(1, usize::from));

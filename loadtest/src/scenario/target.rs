@@ -64,11 +64,14 @@ impl Target {
         Ok((target, format!("{slash}{path}")))
     }
 
-    /// Looks the host's name up; the first address counts. Blocks.
+    /// Looks the host's name up. Of several addresses the first of IPv4 counts, since `localhost` is often both and
+    /// servers listen on 127.0.0.1. Blocks.
     pub(crate) fn resolve(&self) -> Result<SocketAddr, Failure> {
         let found = (self.host.as_str(), self.port).to_socket_addrs();
-        let mut found = found.map_err(|error| Failure::runtime(format!("cannot resolve `{}`: {error}", self.host)))?;
-        found.next().ok_or_else(|| Failure::runtime(format!("`{}` has no address", self.host)))
+        let found = found.map_err(|error| Failure::runtime(format!("cannot resolve `{}`: {error}", self.host)))?;
+        let found: Vec<_> = found.collect();
+        let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
+        first.copied().ok_or_else(|| Failure::runtime(format!("`{}` has no address", self.host)))
     }
 }
 
@@ -113,6 +116,17 @@ mod tests {
         let (target, path) = Target::split("http://h:1/a/{n}?x=1").unwrap();
         assert_eq!((&target.base[..], &path[..]), ("", "/a/{n}?x=1"));
         assert_eq!(Target::split("http://h:1?x=1").unwrap().1, "/?x=1");
+    }
+
+    #[test]
+    fn names_are_looked_up() {
+        let resolve = |url| Target::parse(url).unwrap().resolve();
+        assert_eq!(resolve("http://localhost:81").unwrap().to_string(), "127.0.0.1:81");
+        assert_eq!(resolve("http://[::1]:81").unwrap().to_string(), "[::1]:81");
+        // Empty labels are in no name, so that nobody needs to be asked.
+        let told = resolve("http://no..name").unwrap_err();
+        assert!(told.to_string().starts_with("cannot resolve `no..name`: "), "{told}");
+        assert_eq!(told.code(), std::process::ExitCode::from(1));
     }
 
     #[test]

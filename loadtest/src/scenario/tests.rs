@@ -101,13 +101,15 @@ fn a_closed_loop_has_connections_only() {
 fn headers_and_bodies_are_framed() {
     let body = |body: &str| {
         let rest = format!(
-            "keep_alive: false\nheaders: {{ Host: other, A: '1', B: '2' }}\nrequests: [{{ path: /x, headers: {{ a: '3' }}, {body} }}]"
+            "keep_alive: false\nheaders: {{ Host: other, A: '1', B: '2' }}\n\
+             requests: [{{ path: /x, headers: {{ a: '3' }}, {body} }}]"
         );
         first_request(&with("closed", &rest).unwrap())
     };
     let head = |method: &str| {
         format!(
-            "{method} /b/x HTTP/1.1\r\nUser-Agent: loadtest/0.1.0\r\nHost: other\r\nB: 2\r\na: 3\r\nConnection: close\r\n"
+            "{method} /b/x HTTP/1.1\r\nUser-Agent: loadtest/0.1.0\r\nHost: other\r\nB: 2\r\na: 3\r\n\
+             Connection: close\r\n"
         )
     };
     assert_eq!(body("weight: 2"), head("GET") + "\r\n");
@@ -317,7 +319,8 @@ fn requests_that_are_wrong_are_told_with_their_place() {
     let told = scenario("target: https://h\nload: closed\nrequests: []\n").unwrap_err();
     assert_eq!(
         told,
-        "test.yaml:1:9: targets are plain `http://`: loadtest does not speak TLS yet\n    hint: load a listener without TLS"
+        "test.yaml:1:9: targets are plain `http://`: loadtest does not speak TLS yet\n    \
+         hint: load a listener without TLS"
     );
     let told = scenario("target: http://h\nload: closed\nrequests: []\n").unwrap_err();
     assert_eq!(told, "test.yaml:3:11: `requests` has 1 to 256 requests");
@@ -354,7 +357,8 @@ fn flags_make_a_scenario() {
     assert_eq!(arrivals(&scenario).total(), 1000);
     assert_eq!(
         first_request(&scenario),
-        "POST /p/0?q=1 HTTP/1.1\r\nHost: 127.0.0.1:9\r\nUser-Agent: loadtest/0.1.0\r\nX-A: 1\r\nx-b: 2\r\nContent-Length: 3\r\n\r\nn=0"
+        "POST /p/0?q=1 HTTP/1.1\r\nHost: 127.0.0.1:9\r\nUser-Agent: loadtest/0.1.0\r\n\
+         X-A: 1\r\nx-b: 2\r\nContent-Length: 3\r\n\r\nn=0"
     );
     let closed = LoadFlags { closed: true, ..LoadFlags::default() };
     assert!(matches!(from_url("http://h", RequestFlags::default(), closed).unwrap().load, Load::Closed));
@@ -409,4 +413,28 @@ fn flags_replace_what_a_file_says() {
     let told =
         open(&RequestFlags { method: Some("PUT".into()), ..RequestFlags::default() }, &load).unwrap_err().to_string();
     assert!(told.starts_with("--method: a scenario file has its own requests"), "{told}");
+}
+
+#[test]
+fn flags_are_parsed() {
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        request: RequestFlags,
+        #[command(flatten)]
+        load: LoadFlags,
+    }
+    let parsed = |line: &str| <Line as clap::Parser>::try_parse_from(line.split(' '));
+    <Line as clap::CommandFactory>::command().debug_assert();
+    let line =
+        parsed("x -H a:1 --header b:2 -X PUT --body @f -c 8 -t 2 --cores 1,2 -r 100/s --poisson -d 5s --warmup 1s")
+            .unwrap();
+    assert_eq!(
+        (line.request.headers, line.request.cores),
+        (vec!["a:1".into(), "b:2".into()], vec!["1".into(), "2".into()])
+    );
+    assert_eq!((line.load.rate.as_deref(), line.load.poisson), (Some("100/s"), true));
+    assert!(parsed("x --closed").unwrap().load.closed);
+    assert!(parsed("x --closed --rate 5").unwrap_err().to_string().contains("cannot be used with"));
+    assert!(parsed("x --closed --poisson").unwrap_err().to_string().contains("cannot be used with"));
 }
