@@ -31,7 +31,7 @@ pub(crate) struct Args {
     /// Requests per second at the peak
     #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
     peak: Rate,
-    /// Figures of one instance, as `loadtest capacity --json` wrote them; flags come before them
+    /// Figures of one instance, as `loadtest capacity --json` wrote them; flags override them
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
     /// Rate that one instance carries
@@ -88,15 +88,13 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    args.json.iter().try_for_each(File::check)?;
     let inputs = inputs(args)?;
     let plan = plan(&inputs);
-    if let Some(file) = &args.json {
-        file.write(&show::json(&inputs, &plan))?;
+    if args.json != Some(File::Stdout) {
+        File::Stdout.write(&show::table(&inputs, &plan))?;
     }
-    match args.json {
-        Some(File::Stdout) => Ok(()),
-        _ => File::Stdout.write(&show::table(&inputs, &plan)),
-    }
+    args.json.iter().try_for_each(|file| file.write(&show::json(&inputs, &plan)))
 }
 
 fn inputs(args: &Args) -> Result<Inputs, Failure> {

@@ -44,6 +44,8 @@ pub(crate) struct RedisLoad {
     /// Requests per second that the limits let through in the long run.
     pub(crate) admitted_per_s: f64,
     pub(crate) calls_per_s: f64,
+    /// How often an instance asks again for a key above its limit, at most.
+    pub(crate) asks_again_per_s: f64,
     /// However the requests arrive, keys above their limit included.
     pub(crate) calls_per_s_max: f64,
     /// Of Redis, for `calls_per_s`. Redis runs commands on one core, so that more than 1 needs more than one Redis.
@@ -60,11 +62,11 @@ impl Demand {
         let (keys, instances) = (self.keys as f64, instances as f64);
         let admitted_per_s = requests_per_s.min(keys * self.rate());
         let synced_per_s = keys * instances / SYNC_S;
-        let denied_per_s = keys * instances / DENY_FLOOR_S_MAX.min(self.burst as f64 / (50.0 * self.rate()));
+        let asks_again_per_s = 1.0 / DENY_FLOOR_S_MAX.min(self.burst as f64 / (50.0 * self.rate()));
         let kind = self.kind(instances);
         // What the limiter states for each key, and what must hold because a call needs at least one request to cause
         // it; a lease that comes back is one call more.
-        let stated_per_s = admitted_per_s + denied_per_s + synced_per_s;
+        let stated_per_s = admitted_per_s + keys * instances * asks_again_per_s + synced_per_s;
         let (calls_per_s, caused_per_s) = match kind {
             Kind::Fast => (admitted_per_s.min(synced_per_s), 2.0 * requests_per_s),
             Kind::Slow | Kind::Strict => (admitted_per_s, requests_per_s),
@@ -73,6 +75,7 @@ impl Demand {
             kind,
             admitted_per_s,
             calls_per_s,
+            asks_again_per_s,
             calls_per_s_max: stated_per_s.min(caused_per_s),
             cores: calls_per_s * CALL_US / 1e6,
         }

@@ -26,10 +26,10 @@ pub(crate) fn table(inputs: &Inputs, plan: &Plan) -> String {
             rows.push(vec![String::new()]);
             rows.push(vec![step.part.to_owned()]);
         }
-        rows.push(vec![format!("  {}", step.name), step.formula.clone(), format!("= {}", step.result)]);
+        rows.push(vec![format!("  {}", step.name), step.result.clone(), step.formula.clone()]);
     }
     let mut text = format!("Plan for {} at the peak\n", rate(inputs.peak_per_s));
-    text += &columns(&rows, &[Align::Left; 3]);
+    text += &columns(&rows, &[Align::Left, Align::Right, Align::Left]);
     for note in notes(inputs, plan) {
         text.push('\n');
         text += &wrapped(&note, LINE_WIDTH, 0);
@@ -63,7 +63,7 @@ fn instances(inputs: &Inputs, plan: &Plan) -> Vec<Step> {
     let (peak, safety, carries) = (rate(inputs.peak_per_s), number(inputs.safety), rate(inputs.per_instance_per_s));
     let counts = &plan.instances;
     let per_instance = match inputs.headroom > 0.0 {
-        true => format!("({carries} per instance x (1 - {} headroom))", share(inputs.headroom)),
+        true => format!("({carries} per instance x {})", share(1.0 - inputs.headroom)),
         false => format!("{carries} per instance"),
     };
     let mut steps = vec![step(
@@ -80,8 +80,7 @@ fn instances(inputs: &Inputs, plan: &Plan) -> Vec<Step> {
     steps.push(step(if inputs.zones.is_some() { "with spares" } else { "in all" }, spares, count(with_spares)));
     if let Some((per_zone, zones)) = counts.per_zone.zip(inputs.zones) {
         let (load, others) = (counts.for_load, zones - 1);
-        let formula =
-            format!("the larger of {with_spares} / {zones} zones and {load} / {others} zones left, rounded up");
+        let formula = format!("the larger of {with_spares} / {zones} zones and {load} / {others} left, rounded up");
         steps.push(step("per zone", formula, count(per_zone)));
         steps.push(step("in all", format!("{zones} zones x {per_zone}"), count(counts.total)));
     }
@@ -104,7 +103,7 @@ fn traffic(inputs: &Inputs, plan: &Plan) -> Vec<Step> {
         step("from clients", format!("{peak} x {request} x 8 bit"), planned.from_clients_bytes_per_s),
         step("to clients", format!("{peak} x {response} x 8 bit"), planned.to_clients_bytes_per_s),
         step("each way, in all", format!("clients and services: {peak} x ({request} + {response}) x 8 bit"), each_way),
-        step("of an instance", format!("{} x {safety} safety / {left} instances", bandwidth(each_way)), one),
+        step("each way, each", format!("{} x {safety} safety / {left} instances", bandwidth(each_way)), one),
     ]
 }
 
@@ -153,23 +152,19 @@ fn redis_steps(demand: &Demand, load: &RedisLoad, inputs: &Inputs, total: u64) -
     let (keys, each) = (count(demand.keys), rate(demand.rate()));
     let carried = rate(inputs.peak_per_s * inputs.safety);
     let calls = match load.kind {
-        Kind::Fast => format!("fast policy: the smaller of the admitted and {keys} keys x {total} instances x 10/s"),
+        Kind::Fast => format!("fast policy: the smaller of the admitted and {keys} keys x {total} x 10/s"),
         Kind::Slow => "slow policy: one call for each admitted request".to_owned(),
         Kind::Strict => "strict policy: each admitted request waits for its call".to_owned(),
     };
+    let caused = if load.kind == Kind::Fast { format!("2 x {carried}") } else { carried.clone() };
+    let (admitted, again) = (rate(load.admitted_per_s), rate(load.asks_again_per_s));
+    let at_most = format!("the smaller of {caused} and {admitted} + {keys} x {total} x ({again} + 10/s)");
     vec![
         step("admitted", format!("the smaller of {carried} and {keys} keys x {each}"), rate(load.admitted_per_s)),
         step("calls", calls, rate(load.calls_per_s)),
-        step("calls, at most", bound(load.kind), rate(load.calls_per_s_max)),
+        step("calls, at most", at_most, rate(load.calls_per_s_max)),
         step("CPU of Redis", format!("{} x 10 us of CPU per call", rate(load.calls_per_s)), share(load.cores)),
     ]
-}
-
-fn bound(kind: Kind) -> String {
-    match kind {
-        Kind::Fast => "however requests arrive: a report and a returned lease each, or the stated bound".to_owned(),
-        Kind::Slow | Kind::Strict => "however requests arrive: one call each, or the stated bound".to_owned(),
-    }
 }
 
 fn notes(inputs: &Inputs, plan: &Plan) -> Vec<String> {
@@ -188,10 +183,10 @@ fn notes(inputs: &Inputs, plan: &Plan) -> Vec<String> {
 fn latency_note(inputs: &Inputs, misread: &Misread) -> String {
     let (peak, carries, safety) = (rate(inputs.peak_per_s), rate(inputs.per_instance_per_s), number(inputs.safety));
     let (latency, in_flight) = (time_us(misread.latency_s * 1e6), number(misread.in_flight));
-    let example = if inputs.latency_s.is_some() { "" } else { "say " };
+    let example = if inputs.latency_s.is_some() { String::new() } else { format!("With {latency}, say, ") };
     let result = number(misread.result_s);
     let mut note = format!(
-        "Latency is not part of the count of instances. {peak} x {example}{latency} x {safety} = {in_flight} are \
+        "Latency is not part of the count of instances. {example}{peak} x {latency} x {safety} = {in_flight} are \
          requests in flight; divided by {carries} they give {result} seconds, not {result} instances."
     );
     if misread.overload > 1.0 {

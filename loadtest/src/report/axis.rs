@@ -62,7 +62,7 @@ impl Axis {
                 decades.filter(|tick| tick.log10() <= self.high + 1e-9).collect()
             }
             Scale::Percentile => {
-                let nines = whole(1.0, self.high).map(|nines| 100.0 - 10_f64.powi(2 - nines));
+                let nines = whole(1.0, self.high + 1e-9).map(|nines| 100.0 - 10_f64.powi(2 - nines));
                 [0.0, 50.0].into_iter().chain(nines).collect()
             }
         }
