@@ -68,7 +68,7 @@ fn instances(inputs: &Inputs, plan: &Plan) -> Vec<Step> {
     };
     let mut steps = vec![step(
         "for the load",
-        format!("{peak} peak x {safety} safety / {per_instance}, rounded up"),
+        format!("{peak} x {safety} safety / {per_instance}, rounded up"),
         count(counts.for_load),
     )];
     let minimum = inputs.instances_min;

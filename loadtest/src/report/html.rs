@@ -91,13 +91,13 @@ fn latency(results: &Results) -> Option<Section> {
         },
         series,
     };
-    let names = percentiles(&results.latency).map(|(name, _)| name);
-    let rows = both.map(|(name, latency)| {
-        [vec![name.to_owned()], percentiles(latency).map(|(_, us)| time(latency, us)).to_vec()].concat()
-    });
-    let head: Vec<&str> = [""].into_iter().chain(names).collect();
-    let table = Html::table("Latency", &head, rows.iter().map(Vec::as_slice));
-    Some(Section::new("Latency", [Html::paragraph(explanation(results)), table, lines(&chart)]))
+    let [all, service] = both.map(|(_, latency)| percentiles(latency).map(|(name, us)| (name, time(latency, us))));
+    let rows = all.into_iter().zip(service).map(|((name, all), (_, service))| [name.to_owned(), all, service]);
+    let rows: Vec<[String; 3]> = rows.collect();
+    let head = both.map(|(name, _)| name);
+    let table = Html::table("The same in figures", &["", head[0], head[1]], rows.iter().map(|row| &row[..]));
+    let parts = [Html::paragraph(explanation(results)), Html::side_by_side([lines(&chart), table])];
+    Some(Section::new("Latency", parts))
 }
 
 fn timeline(results: &Results) -> Option<Section> {

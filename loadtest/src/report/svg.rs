@@ -205,3 +205,75 @@ fn figure(title: &str, measure: &str, legend: &str, svg: &str, table: &str) -> H
          <details><summary>As a table</summary>\n<div class=\"scroll\">\n{table}</div>\n</details>\n</figure>\n"
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Section, page};
+
+    fn show(value: f64) -> String {
+        format!("{value} us")
+    }
+
+    fn bar(name: &str, value: f64, spread: Option<(f64, f64)>) -> Bar {
+        Bar { name: name.to_owned(), value, spread }
+    }
+
+    fn markup(part: Html) -> String {
+        page("", "", &[Section::new("", [part])])
+    }
+
+    #[test]
+    fn bars_are_as_long_as_their_values_and_a_table_has_them_too() {
+        let group = |name: &str, bars| Group { name: name.to_owned(), bars };
+        let text = markup(bars(&Bars {
+            title: "Cost",
+            measure: "us per request",
+            show,
+            groups: vec![
+                group("GET 16 KB", vec![bar("one", 5.0, Some((4.0, 8.0))), bar("<other>", 10.0, None)]),
+                group("POST", vec![bar("<other>", 2.5, None)]),
+            ],
+        }));
+        // The axis ends at 10, and is 340 wide.
+        for (style, width) in [("b0", "170.0"), ("b1", "340.0"), ("b1", "85.0")] {
+            let found = text.lines().any(|line| {
+                line.contains(&format!("class=\"{style}\"")) && line.contains(&format!("width=\"{width}\""))
+            });
+            assert!(found, "{style} {width}");
+        }
+        assert!(text.contains("<th scope=\"row\">GET 16 KB</th><td>5 us (4 us to 8 us)</td><td>10 us</td>"));
+        assert!(text.contains("<th scope=\"row\">POST</th><td>-</td><td>2.5 us</td>"));
+        assert!(text.contains("&lt;other&gt;") && !text.contains("<other>"));
+    }
+
+    #[test]
+    fn series_with_other_points_share_a_table() {
+        let measure = |name| Measure { name, scale: Scale::Linear, show };
+        let series = vec![
+            Series { name: "one", points: vec![(0.0, 1.0), (10.0, 3.0)] },
+            Series { name: "two", points: vec![(0.0, 2.0), (5.0, 4.0)] },
+        ];
+        let text = markup(lines(&Lines { title: "Both", x: measure("x"), y: measure("y"), series }));
+        let rows: Vec<_> = text.lines().filter(|line| line.starts_with("<tr data-x")).collect();
+        assert_eq!(
+            rows,
+            [
+                "<tr data-x=\"80.0\"><th scope=\"row\">0 us</th><td>1 us</td><td>2 us</td></tr>",
+                "<tr data-x=\"311.0\"><th scope=\"row\">5 us</th><td>3 us</td><td>4 us</td></tr>",
+                "<tr data-x=\"542.0\"><th scope=\"row\">10 us</th><td>3 us</td><td>-</td></tr>",
+            ]
+        );
+        assert_eq!(text.matches("<polyline").count(), 2);
+    }
+
+    #[test]
+    fn a_chart_without_points_is_empty() {
+        let measure = |name| Measure { name, scale: Scale::Log, show };
+        let series =
+            vec![Series { name: "none", points: Vec::new() }, Series { name: "one", points: vec![(1.0, 1.0)] }];
+        let text = markup(lines(&Lines { title: "Nothing", x: measure("x"), y: measure("y"), series }));
+        assert!(!text.contains("NaN") && !text.contains(">inf"), "{text}");
+        assert!(text.contains("dot\" d=\"M80.0,268.0h0\""), "a single point is a dot");
+    }
+}

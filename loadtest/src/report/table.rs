@@ -78,7 +78,7 @@ fn requests(results: &Results) -> String {
     let per_s = |number: u64| rate(number as f64 / results.seconds.max(f64::MIN_POSITIVE));
     let of_due = |number: u64| share(number as f64 / counts.due.max(1) as f64);
     let row = |name: &str, number: u64| vec![name.to_owned(), count(number), per_s(number), of_due(number)];
-    let mut rows = vec![
+    let rows = vec![
         vec!["Requests".to_owned(), "count".to_owned(), "rate".to_owned(), "of due".to_owned()],
         row("  due", counts.due),
         row("  sent", counts.sent),
@@ -86,10 +86,6 @@ fn requests(results: &Results) -> String {
         row("  failed", counts.failed),
         row("  unexpected status", counts.unexpected),
     ];
-    // The rate asked for, where there is one: what is due may differ a little at the edges of the run.
-    if let Some(asked) = results.load.rate {
-        rows[1][2] = rate(asked);
-    }
     let traffic = |total: u64| {
         let per_s = total as f64 / results.seconds.max(f64::MIN_POSITIVE);
         format!("{} ({})", bytes(total as f64), bandwidth(per_s))

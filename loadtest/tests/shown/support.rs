@@ -10,17 +10,17 @@ use serde_json::{Value, json};
 
 /// What a command left behind.
 #[derive(Debug)]
-pub struct Ended {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
-pub fn loadtest(args: &[&str]) -> Ended {
+pub(crate) fn loadtest(args: &[&str]) -> Ended {
     ended(Command::new(env!("CARGO_BIN_EXE_loadtest")).args(args))
 }
 
-pub fn ended(command: &mut Command) -> Ended {
+pub(crate) fn ended(command: &mut Command) -> Ended {
     let output = command.output();
     let output = output.unwrap_or_else(|error| panic!("{} is needed: {error}", command.get_program().display()));
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
@@ -30,7 +30,7 @@ pub fn ended(command: &mut Command) -> Ended {
 impl Ended {
     /// Ended with this code, nothing on stdout, and a message that has `part`.
     #[track_caller]
-    pub fn assert_failed(&self, code: i32, part: &str) {
+    pub(crate) fn assert_failed(&self, code: i32, part: &str) {
         assert_eq!((self.code, self.stdout.as_str()), (Some(code), ""), "{}", self.stderr);
         assert!(self.stderr.contains(part), "`{part}` is not in {}", self.stderr);
         assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
@@ -38,20 +38,20 @@ impl Ended {
 
     /// The same, with one line.
     #[track_caller]
-    pub fn assert_failed_in_a_line(&self, code: i32, part: &str) {
+    pub(crate) fn assert_failed_in_a_line(&self, code: i32, part: &str) {
         self.assert_failed(code, part);
         assert_eq!(self.stderr.lines().count(), 1, "{}", self.stderr);
         assert!(self.stderr.starts_with("loadtest: "), "{}", self.stderr);
     }
 
     #[track_caller]
-    pub fn assert_done(&self) {
+    pub(crate) fn assert_done(&self) {
         assert_eq!((self.code, self.stderr.as_str()), (Some(0), ""));
     }
 }
 
 /// A run at 1,000/s for 30 s whose target stood still for 300 ms after 10 s: the form that a run writes.
-pub fn results() -> Value {
+pub(crate) fn results() -> Value {
     let (mut latency, mut service) = (histogram(), histogram());
     let mut timeline = Vec::new();
     for second in 0..30_u64 {

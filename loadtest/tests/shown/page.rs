@@ -1,12 +1,10 @@
 //! The page, opened in Chromium: it needs nothing else, runs without errors, and shows the figures.
 
-mod support;
-
 use std::fs;
 use std::process::Command;
 
+use crate::support::{ended, loadtest, results};
 use serde_json::{Value, json};
-use support::{ended, loadtest, results};
 
 /// What the browser made of a page.
 struct Opened {

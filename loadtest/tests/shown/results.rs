@@ -1,13 +1,11 @@
 //! Results as a table, JSON and percentile text, and what happens where they cannot be written.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::{ended, loadtest, results};
 use serde_json::{Value, json};
-use support::{ended, loadtest, results};
 use tempfile::TempDir;
 
 /// A directory with saved results.

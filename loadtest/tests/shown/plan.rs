@@ -1,11 +1,9 @@
 //! `loadtest plan` as people type it.
 
-mod support;
-
 use std::fs;
 
+use crate::support::loadtest;
 use serde_json::{Value, json};
-use support::loadtest;
 
 const EXAMPLE: &[&str] = &[
     "plan",
@@ -53,7 +51,7 @@ fn the_worked_example() {
     planned.assert_done();
     let words = planned.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
     for part in [
-        "for the load 10 10,000/s peak x 2 safety / 2,000/s per instance, rounded up",
+        "for the load 10 10,000/s x 2 safety / 2,000/s per instance, rounded up",
         "in all 10 the larger of 10 and 2 for availability",
         "from clients 160 Mbit/s 10,000/s x 2 KB x 8 bit",
         "to clients 1.28 Gbit/s 10,000/s x 16 KB x 8 bit",
