@@ -87,6 +87,9 @@ pub(crate) struct Args {
     json: Option<File>,
 }
 
+/// More than this is a mistake in the figures, and would leave the range of whole numbers.
+const INSTANCES_MAX: f64 = 1e9;
+
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     args.json.iter().try_for_each(File::check)?;
     let inputs = inputs(args)?;
@@ -110,7 +113,7 @@ fn inputs(args: &Args) -> Result<Inputs, Failure> {
     if args.connections.is_some() && memory_bytes_per_connection.is_none() {
         return Err(Failure::usage("--connections needs --connection-memory, or --from with a file that has it"));
     }
-    Ok(Inputs {
+    let inputs = Inputs {
         peak_per_s: args.peak.0,
         safety: args.safety.0,
         per_instance_per_s: needed(
@@ -141,5 +144,12 @@ fn inputs(args: &Args) -> Result<Inputs, Failure> {
             .or(measured.and_then(|from| from.memory_bytes_base).map(|bytes| bytes as f64)),
         rate_limit: args.rate_limit_keys.map(|keys| Demand::new(keys, args.rate_limit, args.rate_limit_burst)),
         slo: measured.map(|from| from.slo.clone()),
-    })
+    };
+    let carries_per_s = inputs.per_instance_per_s * (1.0 - inputs.headroom);
+    if inputs.peak_per_s * inputs.safety / carries_per_s > INSTANCES_MAX {
+        return Err(Failure::usage(
+            "more than 1,000,000,000 instances: look at --peak, --safety, --headroom and --per-instance",
+        ));
+    }
+    Ok(inputs)
 }

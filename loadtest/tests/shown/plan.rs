@@ -212,6 +212,8 @@ fn wrong_flags_are_refused() {
         (&changed("--per-instance", "0"), "a number above 0 was expected"),
         (&changed("--safety", "0.5"), "a factor of at least 1 was expected"),
         (&with(&["--headroom", "100%"]), "0 % to less than 100 % was expected"),
+        (&changed("--safety", "1000000000000"), "more than 1,000,000,000 instances"),
+        (&changed("--per-instance", "0.000001/h"), "more than 1,000,000,000 instances"),
         (&with(&["--zones", "1"]), "1 is not in 2..=100"),
         (&with(&["--connections", "5"]), "--connections needs --connection-memory"),
         (&with(&["--connection-memory", "1KB"]), "--connections <COUNT>"),
