@@ -113,7 +113,7 @@ fn judge(figure: Option<f64>, now: f64, growth_max: f64, same: bool) -> Verdict 
 }
 
 fn table(judged: &[(&str, Option<f64>, f64, Verdict)]) -> String {
-    let mut table = format!("{:<34}{:>12}{:>12}{:>9}\n", "instructions a call", "figure", "now", "change");
+    let mut table = format!("{:<34}{:>12}{:>12}{:>11}\n", "instructions a call", "figure", "now", "change");
     for (id, figure, now, verdict) in judged {
         let figure_text = figure.map_or("-".to_owned(), |figure| format!("{figure:.1}"));
         let change = figure.map_or("-".to_owned(), |figure| format!("{:+.1} %", (now / figure - 1.0) * 100.0));
@@ -121,7 +121,7 @@ fn table(judged: &[(&str, Option<f64>, f64, Verdict)]) -> String {
             Verdict::Good => String::new(),
             other => format!("  {other:?}"),
         };
-        let _ = writeln!(table, "{id:<34}{figure_text:>12}{now:>12.1}{change:>9}{mark}");
+        let _ = writeln!(table, "{id:<34}{figure_text:>12}{now:>12.1}{change:>11}{mark}");
     }
     table
 }
