@@ -10,6 +10,7 @@ mod gateway;
 mod load;
 mod message;
 mod process;
+mod strace;
 mod wire;
 
 pub use backend::{Backend, Conn};
@@ -18,6 +19,7 @@ pub use gateway::{Gateway, Nobody, Setup, binary, free_port, rss_bytes};
 pub use load::Load;
 pub use message::{Head, Message};
 pub use process::{Output, Process};
+pub use strace::Strace;
 pub use wire::{End, Wire};
 
 use std::time::{Duration, Instant};

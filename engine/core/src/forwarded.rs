@@ -35,6 +35,8 @@ pub fn is_trusted(nets: &[IpNet], ip: IpAddr) -> bool {
 /// `x_forwarded_for`: the values of all `X-Forwarded-For` headers in the order of the head; together they are one list,
 /// the nearest hop last. Entries may carry ports (`192.0.2.1:567`, `[2001:db8::1]:80`). What is not an address ends
 /// the walk, since nothing to the left of it can be relied on; empty entries are skipped.
+///
+/// Hot; watched by the benchmark `forwarded`.
 pub fn client_ip<'a>(
     peer: IpAddr,
     trusted: &[IpNet],

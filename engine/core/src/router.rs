@@ -30,7 +30,7 @@ use candidate::{Allowed, Best, Candidate};
 use conditions::{Conditions, Methods};
 use host::{Host, Hosts};
 use pattern::{Parsed, Pattern};
-use trie::{Trie, Visitor};
+use trie::{FixedState, Trie, Visitor};
 
 /// Most parameters one path may capture.
 pub const CAPTURES_MAX: usize = 8;
@@ -163,7 +163,8 @@ pub struct Router {
 /// Collects routes, checks them and builds the table.
 #[derive(Debug, Default)]
 pub struct RouterBuilder {
-    routes: HashMap<Checked, Added>,
+    /// Hashed with fixed keys: a table is built in the same way each time.
+    routes: HashMap<Checked, Added, FixedState>,
 }
 
 /// What makes a route different from others.
@@ -244,6 +245,8 @@ impl Router {
     }
 
     /// Finds the route of a request. Allocates nothing.
+    ///
+    /// Hot; watched by the benchmark `router`.
     pub fn find(&self, request: &RouteRequest<'_>) -> Found {
         let mut best = Best::new(request);
         self.walk(request, &mut best);

@@ -102,6 +102,8 @@ impl Template {
     /// In a path template the path and its parameters keep their normalized, percent-encoded form. A header stands for
     /// data within one segment: all but unreserved characters are encoded, and a value `.` or `..`, which cannot be,
     /// is left out. In the other variables, bytes that would end the path, or that no URI may have, are encoded.
+    ///
+    /// Hot; watched by the benchmark `template`.
     pub fn render(&self, vars: &Vars<'_>, out: &mut Vec<u8>) {
         for piece in &self.pieces {
             match piece {

@@ -9,8 +9,7 @@ use ringway_config::hub::Phase;
 use ringway_core::answer::{Format, status_line, write_error_body};
 use ringway_core::failure::Failure;
 use ringway_core::request_id::RequestId;
-use rustix::io::Errno;
-use rustix::net::{SendFlags, Shutdown, SocketFlags, acceptfrom_with};
+use rustix::net::{SendFlags, Shutdown};
 
 use crate::connection::{Connection, Counted, connection};
 use crate::deadline::SWEEP;
@@ -76,9 +75,8 @@ pub(crate) fn listen(worker: &Rc<Worker>, address: SocketAddr, socket: TcpListen
             if stopped.get() {
                 return;
             }
-            sock.left_behind(more != Waiting::None);
             if more == Waiting::NoDescriptors {
-                // Level-triggered readiness would spin until a descriptor is free.
+                // It stays readable: the loop would spin until a descriptor is free.
                 let _ = pause.set_once(SWEEP);
                 pause.tick().await;
             }
@@ -95,19 +93,16 @@ enum Waiting {
 
 fn take_waiting(worker: &Rc<Worker>, sock: &Sock, address: SocketAddr) -> Waiting {
     for _ in 0..ACCEPT_MAX {
-        match acceptfrom_with(sock.fd(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-            Ok((fd, peer)) => {
-                let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+        match sock.accept() {
+            Ok(Some((fd, peer))) => {
                 let Some(peer) = peer else { continue };
                 worker.cell().accepted.add(1);
                 place(worker, Handed { fd, peer, listener: address });
             }
-            Err(Errno::INTR | Errno::CONNABORTED) => {}
-            Err(Errno::AGAIN | Errno::INVAL) => return Waiting::None,
-            Err(errno) => {
+            Ok(None) => return Waiting::None,
+            Err(_) => {
                 worker.cell().accept_errors.add(1);
-                let no_descriptors = matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM);
-                return if no_descriptors { Waiting::NoDescriptors } else { Waiting::None };
+                return Waiting::NoDescriptors;
             }
         }
     }

@@ -4,11 +4,12 @@
 //! blocks. An abandoned wait loses nothing, since no operation ever owns a buffer.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags};
 
 use crate::reactor::{Reactor, Source, count_ring_op};
 
@@ -64,7 +65,7 @@ impl Sock {
     }
 
     /// Says that the last look at this descriptor may have left something: the next wait ends at once.
-    pub fn left_behind(&self, something: bool) {
+    fn left_behind(&self, something: bool) {
         if let Kind::IoUring(source) = &*self.0 {
             source.left_behind(something);
         }
@@ -85,6 +86,33 @@ impl Sock {
                 }
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// A connection that waits at a listening socket, if one does, and where it comes from (not told for unix sockets).
+    ///
+    /// # Errors
+    /// When there are no descriptors or no memory for it; the connection goes on waiting, and `readable` ends at once.
+    pub fn accept(&self) -> io::Result<Option<(OwnedFd, Option<SocketAddr>)>> {
+        loop {
+            match rustix::net::acceptfrom_with(self.fd(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok((fd, peer)) => {
+                    self.left_behind(true);
+                    return Ok(Some((fd, peer.and_then(|peer| SocketAddr::try_from(peer).ok()))));
+                }
+                // None waits, or the socket has been shut down.
+                Err(Errno::WOULDBLOCK | Errno::INVAL) => {
+                    self.left_behind(false);
+                    return Ok(None);
+                }
+                // That one is gone, or its network is (accept(2)): the next one.
+                Err(Errno::INTR | Errno::CONNABORTED | Errno::PROTO | Errno::NETDOWN | Errno::NETUNREACH) => {}
+                Err(Errno::HOSTDOWN | Errno::HOSTUNREACH) => {}
+                Err(errno) => {
+                    self.left_behind(true);
+                    return Err(errno.into());
+                }
             }
         }
     }

@@ -32,6 +32,8 @@ fn pair() -> (Sock, TcpStream) {
     other.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     let (here, _) = listener.accept().expect("a connection");
     here.set_nonblocking(true).expect("non-blocking");
+    here.set_nodelay(true).expect("no delay");
+    other.set_nodelay(true).expect("no delay");
     (Sock::new(OwnedFd::from(here)).expect("a socket"), other)
 }
 
@@ -89,6 +91,27 @@ fn an_end_is_seen_behind_the_data() {
             sock.readable().await;
             assert!(matches!(sock.recv(&mut [0; 8]), Ok(Some(0))));
         }
+    });
+}
+
+#[test]
+fn connections_that_wait_are_accepted_one_by_one() {
+    on_each_loop(|| async {
+        let listener = ringway_io::bind("127.0.0.1:0".parse().unwrap(), 16, 1).unwrap().remove(0);
+        let address = listener.local_addr().unwrap();
+        let sock = Sock::new(OwnedFd::from(listener)).unwrap();
+        assert!(sock.accept().unwrap().is_none());
+        let clients: Vec<_> = (0..5).map(|_| TcpStream::connect(address).unwrap()).collect();
+        for client in &clients {
+            // The kernel tells of them once.
+            sock.readable().await;
+            let (_, peer) = sock.accept().unwrap().expect("a connection");
+            assert_eq!(peer, Some(client.local_addr().unwrap()));
+        }
+        assert!(sock.accept().unwrap().is_none());
+        sock.shutdown(rustix::net::Shutdown::Read);
+        sock.readable().await;
+        assert!(sock.accept().unwrap().is_none());
     });
 }
 

@@ -12,6 +12,8 @@ pub struct HeadLines<'a> {
 
 impl HeadLines<'_> {
     /// Appends the lines that `keep` says yes to, in order. Lines that stand side by side are copied in one go.
+    ///
+    /// Hot; watched by the benchmark `head_lines`.
     #[inline]
     pub fn copy(&self, out: &mut Vec<u8>, mut keep: impl FnMut(Name, &httparse::Header<'_>) -> bool) {
         let base = self.head.as_ptr() as usize;

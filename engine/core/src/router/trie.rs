@@ -1,15 +1,26 @@
 //! A trie of path segments, and the walk that visits all patterns that match a path, the most specific first.
 
 use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
+use std::hash::BuildHasher;
 
-use ahash::AHasher;
+use ahash::{AHasher, RandomState};
 
 use super::Captures;
 use super::pattern::{Pattern, Segment, Tail};
 
-/// Hashing with fixed keys: what is stored comes from the configuration, so that clients cannot make collisions.
-pub(super) type FixedState = BuildHasherDefault<AHasher>;
+/// Hashing with fixed keys: what is stored comes from the configuration, so that clients cannot make collisions. The keys
+/// are constants: `AHasher::default()` looks for those of its process at each call.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct FixedState;
+
+impl BuildHasher for FixedState {
+    type Hasher = AHasher;
+
+    #[inline]
+    fn build_hasher(&self) -> AHasher {
+        RandomState::with_seeds(1, 2, 3, 4).build_hasher()
+    }
+}
 
 const NONE: u32 = u32::MAX;
 /// Literal children that are searched one by one; with more they are hashed.

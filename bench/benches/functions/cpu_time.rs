@@ -6,9 +6,16 @@ use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use rustix::time::{ClockId, clock_gettime};
 
 /// Read once for each batch of iterations.
-pub struct CpuTime;
+pub(crate) struct CpuTime;
 
 impl CpuTime {
+    /// The time that `work` takes.
+    pub(crate) fn of(work: impl FnOnce()) -> Duration {
+        let started = Self::now();
+        work();
+        Self::now() - started
+    }
+
     fn now() -> Duration {
         let now = clock_gettime(ClockId::ThreadCPUTime);
         Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
