@@ -33,6 +33,16 @@ pub(crate) fn make_room(scenario: &Scenario) -> Result<(), Failure> {
     }
 }
 
+/// That this process may run on the cores that the scenario names.
+pub(crate) fn check_cores(scenario: &Scenario) -> Result<(), Failure> {
+    let allowed: Vec<usize> = core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
+    let list = || allowed.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    match scenario.cores.iter().find(|core| !allowed.contains(core)) {
+        Some(core) => Err(Failure::runtime(format!("cannot run on core {core}: this process may use {}", list()))),
+        None => Ok(()),
+    }
+}
+
 /// The target's address, once a connection to it could be made.
 pub(crate) fn reach(scenario: &Scenario) -> Result<SocketAddr, Failure> {
     let address = scenario.target.resolve()?;
