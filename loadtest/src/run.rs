@@ -16,9 +16,6 @@ mod start;
 mod timeline;
 mod worker;
 
-use std::fs;
-use std::io::Write;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, LazyLock, Mutex};
@@ -27,7 +24,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::environment::Environment;
 use crate::failure::Failure;
-use crate::report;
+use crate::report::Output;
 use crate::results::{self, Generator, Results};
 use crate::scenario::{self, LoadFlags, RequestFlags, Scenario};
 
@@ -59,15 +56,8 @@ pub(crate) struct Args {
     request: RequestFlags,
     #[command(flatten)]
     load: LoadFlags,
-    /// Writes everything that was measured, as JSON
-    #[arg(long, value_name = "FILE", help_heading = "Output")]
-    json: Option<PathBuf>,
-    /// Writes one page with graphs, which needs no other file
-    #[arg(long, value_name = "FILE", help_heading = "Output")]
-    html: Option<PathBuf>,
-    /// Writes the latency distribution in HdrHistogram's text form
-    #[arg(long, value_name = "FILE", help_heading = "Output")]
-    hgrm: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
 }
 
 const EXAMPLES: &str = "\
@@ -86,42 +76,14 @@ stops for a while is charged with every request that had to wait. Ctrl-C ends a 
 
 Exit code: 0 after a run, also one with errors in it; 1 if it could not take place; 2 if the command line or a file is wrong.";
 
-/// A file that was opened before the run, so that a mistake in its name does not cost the results.
-struct Output {
-    path: PathBuf,
-    file: fs::File,
-}
-
-impl Output {
-    fn open(path: &Option<PathBuf>) -> Result<Option<Self>, Failure> {
-        let open = |path: &PathBuf| match fs::File::create(path) {
-            Ok(file) => Ok(Self { path: path.clone(), file }),
-            Err(error) => Err(Failure::usage(format!("cannot write `{}`: {error}", path.display()))),
-        };
-        path.as_ref().map(open).transpose()
-    }
-
-    fn write(mut self, text: &str) -> Result<(), Failure> {
-        let written = self.file.write_all(text.as_bytes());
-        written.map_err(|error| Failure::runtime(format!("cannot write `{}`: {error}", self.path.display())))
-    }
-}
-
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let scenario = Scenario::open(&args.target, &args.request, &args.load)?;
-    let [json, html, hgrm] = [&args.json, &args.html, &args.hgrm].map(Output::open);
-    let (json, html, hgrm) = (json?, html?, hgrm?);
+    args.output.check()?;
     let results = {
         let mut line = LiveLine::new();
         execute(&scenario, &mut |live| line.draw(live))?
     };
-    let shown = std::io::stdout().write_all(report::table(&results).as_bytes());
-    let failed = |error| Failure::runtime(format!("cannot write the results: {error}"));
-    // The files first: standard output may be a pipe that nobody reads any more.
-    json.map_or(Ok(()), |output| output.write(&report::json(&results)))?;
-    html.map_or(Ok(()), |output| output.write(&report::html(&results)))?;
-    hgrm.map_or(Ok(()), |output| output.write(&report::hgrm(&results)))?;
-    shown.map_err(failed)
+    args.output.write(&results)
 }
 
 /// Runs a scenario to its end, or until Ctrl-C. `watch` is called about four times a second.
