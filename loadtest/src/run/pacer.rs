@@ -158,10 +158,8 @@ impl Pacer<'_> {
     }
 
     async fn sleep(&self, time: Duration) {
-        // Fails only for times that the kernel cannot represent; a sleep that is not one would be a busy wait.
-        if self.ticker.set_once(time).is_ok() {
-            self.ticker.tick().await;
-        }
+        // Fails only for times that the kernel cannot represent.
+        let _ = self.ticker.sleep(time).await;
     }
 
     fn publish(&self, now: u64) {
