@@ -72,7 +72,10 @@ Examples:
       What a file says: mixes of requests, ramps, clients with their own addresses and tokens
 
 With a rate, a latency counts from the time at which its request was due, not from when it could be sent: a target that
-stops for a while is charged with every request that had to wait. Ctrl-C ends a run early and reports what was measured.
+stops for a while is charged with every request that had to wait. A request that finds no free connection in half of its
+time-out has failed (`no_connection`): the target is too slow for this rate, or there are too few connections.
+
+Ctrl-C ends a run early and reports what was measured.
 
 Exit code: 0 after a run, also one with errors in it; 1 if it could not take place; 2 if the command line or a file is wrong.";
 

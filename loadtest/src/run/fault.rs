@@ -23,7 +23,7 @@ pub(crate) enum Fault {
     Closed,
     /// The answer is not HTTP/1.1, or could be read in two ways.
     Malformed,
-    /// No connection became free in time, or too many requests were waiting for one.
+    /// No connection became free in half of the time-out, or too many requests were waiting for one.
     NoConnection,
 }
 

@@ -13,6 +13,7 @@ use crate::run::connection;
 use crate::run::cost::Cost;
 use crate::run::live::Published;
 use crate::run::record::Record;
+use crate::run::slot::NEVER;
 use crate::run::worker::{Share, Worker};
 
 /// Connections that are being made at the same time before the start: listen queues are short.
@@ -128,12 +129,13 @@ impl Pacer<'_> {
                     next_publish = now + PUBLISH_NS;
                 }
             }
-            if now >= worker.end.get() || self.is_interrupted() {
+            if worker.is_over(now) || self.is_interrupted() {
                 worker.stop();
                 let cost = cost.unwrap_or_else(|| Cost::begin(now, worker.answers.get()));
                 return (cost.end(now, worker.answers.get()), now);
             }
-            let wake = next_sweep.min(worker.next_due.get()).min(worker.end.get());
+            let end = if worker.next_due.get() == NEVER { worker.end.get() } else { NEVER };
+            let wake = next_sweep.min(worker.next_due.get()).min(end);
             self.sleep(Duration::from_nanos(wake.saturating_sub(worker.now()).max(WAKE_GAP_NS))).await;
         }
     }

@@ -72,6 +72,8 @@ pub(crate) struct Worker {
     pub(crate) answers: Cell<u64>,
     /// Connections that are made.
     open: Cell<usize>,
+    /// Why a connection could not be made of late.
+    last_fault: Cell<Fault>,
     /// Slots that have tried to connect, or need not before their first request.
     pub(crate) tried: Cell<usize>,
 }
@@ -102,6 +104,7 @@ impl Worker {
             outstanding: Cell::new(0),
             answers: Cell::new(0),
             open: Cell::new(0),
+            last_fault: Cell::new(Fault::NoConnection),
             tried: Cell::new(0),
             scenario,
         }
@@ -213,6 +216,7 @@ impl Worker {
     /// idle.
     #[inline]
     pub(crate) fn free(&self, id: usize, now: u64) {
+        self.expire(now);
         let waiting = self.queue.borrow_mut().pop_front();
         if let Some(job) = waiting {
             return self.start(id, job, now);
@@ -363,6 +367,7 @@ impl Worker {
         slot.expired.set(false);
         slot.address.set(None);
         self.record.borrow_mut().connects_failed += 1;
+        self.last_fault.set(fault);
         // In a closed loop each slot wants to send, always.
         let own = slot.job.take().or_else(|| self.next_of_loop(id, self.now()));
         if let Some(job) = own {
@@ -391,18 +396,29 @@ impl Worker {
                 None => slot.wake(),
             }
         }
-        loop {
-            let mut queue = self.queue.borrow_mut();
-            let Some(job) = queue.front().copied() else { break };
-            if job.due.saturating_add(self.timeout_ns) > now {
-                break;
-            }
-            queue.pop_front();
-            drop(queue);
-            self.fail(&job, Fault::NoConnection);
-        }
+        self.expire(now);
         let closed = now.saturating_sub(self.timeout_ns).saturating_sub(CLOSE_AFTER_NS);
         self.record.borrow_mut().timeline.close_before(closed);
+    }
+
+    /// Requests that have waited for a connection for half of their time. They wait in the order in which they were due.
+    ///
+    /// With all of it, a target that is asked for too much would be sent only requests that have no time left: each would
+    /// cost its connection, and the target would seem to do less than it can.
+    #[inline]
+    fn expire(&self, now: u64) {
+        let has_expired = |job: &Job| job.due.saturating_add(self.timeout_ns / 2) <= now;
+        while self.queue.borrow().front().is_some_and(has_expired) {
+            let Some(job) = self.queue.borrow_mut().pop_front() else { break };
+            // Where no connection is left, the reason is why none can be made.
+            let fault = if self.open.get() == 0 { self.last_fault.get() } else { Fault::NoConnection };
+            self.fail(&job, fault);
+        }
+    }
+
+    /// Whether nothing more will become due.
+    pub(crate) fn is_over(&self, now: u64) -> bool {
+        now >= self.end.get() && self.next_due.get() == NEVER
     }
 
     /// How often deadlines are looked at.

@@ -5,7 +5,7 @@ mod server;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -83,7 +83,7 @@ fn assert_tells(output: &Output, code: i32, says: &[&str]) {
 #[test]
 fn every_request_of_the_schedule_is_sent_on_time() {
     let server = Server::start(ok);
-    let _alone = ALONE.write().expect("not poisoned");
+    let _alone = ALONE.write().unwrap_or_else(PoisonError::into_inner);
     for run in 0..3 {
         let results = results_of(&["--rate", "2000", "-c", "8", "-d", "2s", "--warmup", "200ms", &server.url("/")]);
         assert_eq!((count(&results, "due"), count(&results, "sent"), count(&results, "answered")), (4000, 4000, 4000));
@@ -105,7 +105,7 @@ fn every_request_of_the_schedule_is_sent_on_time() {
 #[test]
 fn a_stop_of_the_target_shows_in_the_corrected_latency_and_hides_in_a_closed_loop() {
     const STOP: Duration = Duration::from_millis(300);
-    let _alone = ALONE.write().expect("not poisoned");
+    let _alone = ALONE.write().unwrap_or_else(PoisonError::into_inner);
     let stalling = || {
         let gate = Arc::new(RwLock::new(()));
         Server::start(move |request, stream| {
@@ -168,9 +168,24 @@ fn a_request_that_finds_no_connection_in_time_has_failed() {
     let results = results(&["--rate", "100", "-c", "1", "-d", "1s", "--timeout", "300ms", &server.url("/")]);
     assert_adds_up(&results);
     assert_eq!((count(&results, "due"), count(&results, "answered")), (100, 0));
-    // The connection is taken up again after each time-out, by a request that has not much time left.
-    assert!((1..60).contains(&error(&results, "timeout")), "{}", results["errors"]);
-    assert!(error(&results, "no_connection") > 40, "{}", results["errors"]);
+    // The connection is made again after each time-out, and carries a request that has about half of its time left.
+    assert!((1..20).contains(&error(&results, "timeout")), "{}", results["errors"]);
+    assert!(error(&results, "no_connection") > 80, "{}", results["errors"]);
+}
+
+#[test]
+fn more_than_the_target_can_do_is_still_due_to_the_last_request() {
+    let server = Server::start(|request, stream| {
+        thread::sleep(Duration::from_millis(2));
+        ok(request, stream)
+    });
+    let results = results(&["--rate", "50000", "-c", "4", "-d", "1s", "--timeout", "200ms", &server.url("/")]);
+    assert_adds_up(&results);
+    assert_eq!(count(&results, "due"), 50_000);
+    assert!(error(&results, "no_connection") > 40_000, "{}", results["errors"]);
+    // What the target can do, it does: nothing is sent that has no time left, which would cost its connection.
+    assert!(count(&results, "answered") > 100, "{}", results["counts"]);
+    assert!(count(&results, "connections_opened") < 50, "{}", results["counts"]);
 }
 
 #[test]
