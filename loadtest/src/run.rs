@@ -1,7 +1,7 @@
 //! The generator: sends what a scenario says, when it says so, and measures what comes back.
 //!
-//! One pinned thread for each core (`run/pacer.rs`) with its own event loop, connections (`run/connection.rs`), share of the
-//! schedule (`run/worker.rs`) and histograms (`run/record.rs`); nothing is shared between them while they run.
+//! One pinned thread for each core (`run/pacer.rs`) with its own event loop, connections (`run/connection.rs`), share of
+//! the schedule (`run/worker.rs`) and histograms (`run/record.rs`); nothing is shared between them while they run.
 
 mod connection;
 mod cost;
@@ -77,7 +77,8 @@ time-out has failed (`no_connection`): the target is too slow for this rate, or 
 
 Ctrl-C ends a run early and reports what was measured.
 
-Exit code: 0 after a run, also one with errors in it; 1 if it could not take place; 2 if the command line or a file is wrong.";
+Exit code: 0 after a run, also one with errors in it; 1 if it could not take place; 2 if the command line or a file is
+wrong.";
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let scenario = Scenario::open(&args.target, &args.request, &args.load)?;
@@ -270,8 +271,8 @@ fn generator(scenario: &Scenario, outcomes: &[Outcome], record: &Record, measure
     }
     if busy > BUSY_MAX {
         warnings.push(format!(
-            "a thread of the generator was busy {:.0} % of the time: latencies contain its own delay; give it more threads \
-             or a lower rate",
+            "a thread of the generator was busy {:.0} % of the time: latencies contain its own delay; give it more \
+             threads or a lower rate",
             percent(busy)
         ));
     }
@@ -286,8 +287,8 @@ fn generator(scenario: &Scenario, outcomes: &[Outcome], record: &Record, measure
     // A schedule that was missed for a hundredth of the requests was missed for a hundredth of the time.
     if waited > WAITED_MAX || (on_schedule < ON_SCHEDULE_MIN && waited > WAITED_LATE_MAX) {
         warnings.push(format!(
-            "a thread of the generator waited for its core {:.1} % of the time, since something else ran there: give it a \
-             core of its own",
+            "a thread of the generator waited for its core {:.1} % of the time, since something else ran there: give it \
+             a core of its own",
             percent(waited)
         ));
     }

@@ -9,8 +9,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::Sock;
 
-/// Begins a connection to `to`, from the address `from` where one is given, and says whether it still is being made: the
-/// socket is writable once it is made or has failed, and [`connected`] tells which.
+/// Begins a connection to `to`, from the address `from` where one is given, and says whether it still is being made:
+/// the socket is writable once it is made or has failed, and [`connected`] tells which.
 pub fn connect(to: SocketAddr, from: Option<IpAddr>) -> io::Result<(Sock, bool)> {
     let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket =
@@ -36,11 +36,11 @@ pub fn connected(sock: &Sock) -> io::Result<()> {
     Ok(())
 }
 
-/// Leaves the choice of the port to `connect`, which needs it to differ from others only for the same peer: without it, an
-/// address could have no more connections than there are ports, to all peers together.
+/// Leaves the choice of the port to `connect`, which needs it to differ from others only for the same peer: without it,
+/// an address could have no more connections than there are ports, to all peers together.
 fn set_bind_address_no_port(socket: &impl AsFd) -> io::Result<()> {
     let on: libc::c_int = 1;
-    // SAFETY: the descriptor is open for as long as it is borrowed, and the option's value is an int that outlives the call.
+    // SAFETY: the descriptor is open for as long as it is borrowed; the option's value is an int that outlives the call.
     let set = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),

@@ -156,7 +156,8 @@ mod tests {
 
     #[test]
     fn interim_answers_are_passed_over() {
-        let early = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: a\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1";
+        let early = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: a\r\n\r\n\
+                     HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1";
         assert_eq!(read_any(early, false), OK);
     }
 

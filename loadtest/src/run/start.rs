@@ -26,8 +26,8 @@ pub(crate) fn make_room(scenario: &Scenario) -> Result<(), Failure> {
     let needed = connections + scenario.threads as u64 * FILES_PER_THREAD + FILES_FOR_THE_PROCESS;
     match getrlimit(Resource::Nofile).current {
         Some(limit) if limit < needed => Err(Failure::runtime(format!(
-            "{connections} connections need {needed} open files, the limit is {limit}: raise it (`ulimit -n {needed}`) or \
-             use fewer connections"
+            "{connections} connections need {needed} open files, the limit is {limit}: raise it (`ulimit -n {needed}`) \
+             or use fewer connections"
         ))),
         _ => Ok(()),
     }

@@ -1,7 +1,7 @@
 //! One thread's share of the run: its connections, its requests, and what lies between them.
 //!
-//! Nothing here waits. Requests are handed to connections as they become due ([`Worker::pump`]) and as connections become
-//! free ([`Worker::free`]); `connection.rs` does the waiting, `pacer.rs` keeps the time.
+//! Nothing here waits. Requests are handed to connections as they become due ([`Worker::pump`]) and as connections
+//! become free ([`Worker::free`]); `connection.rs` does the waiting, `pacer.rs` keeps the time.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -212,8 +212,8 @@ impl Worker {
         self.queue.borrow_mut().push_back(job);
     }
 
-    /// The slot may carry a request: the one that waits for the longest time, in a closed loop its next; otherwise it is
-    /// idle.
+    /// The slot may carry a request: the one that waits for the longest time, in a closed loop its next; otherwise it
+    /// is idle.
     #[inline]
     pub(crate) fn free(&self, id: usize, now: u64) {
         self.expire(now);
@@ -401,10 +401,11 @@ impl Worker {
         self.record.borrow_mut().timeline.close_before(closed);
     }
 
-    /// Requests that have waited for a connection for half of their time. They wait in the order in which they were due.
+    /// Requests that have waited for a connection for half of their time. They wait in the order in which they were
+    /// due.
     ///
-    /// With all of it, a target that is asked for too much would be sent only requests that have no time left: each would
-    /// cost its connection, and the target would seem to do less than it can.
+    /// With all of it, a target that is asked for too much would be sent only requests that have no time left: each
+    /// would cost its connection, and the target would seem to do less than it can.
     #[inline]
     fn expire(&self, now: u64) {
         let has_expired = |job: &Job| job.due.saturating_add(self.timeout_ns / 2) <= now;
