@@ -6,6 +6,7 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod busy_poll;
+mod connect;
 mod event_loop;
 mod listen;
 mod reactor;
@@ -13,6 +14,7 @@ mod sock;
 mod tasks;
 mod ticker;
 
+pub use connect::{connect, connected};
 pub use event_loop::{EventLoop, spawn};
 pub use listen::bind;
 pub use reactor::LoopCounts;

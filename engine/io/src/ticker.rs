@@ -32,6 +32,14 @@ impl Ticker {
         self.set(delay.max(Duration::from_nanos(1)), Duration::ZERO)
     }
 
+    /// Sleeps for `delay`, on a ticker for nothing else. Cheaper than to set it and to wait for its tick, since nobody asks
+    /// how many there were.
+    pub async fn sleep(&self, delay: Duration) -> io::Result<()> {
+        self.set_once(delay)?;
+        self.0.readable().await;
+        Ok(())
+    }
+
     fn set(&self, first: Duration, period: Duration) -> io::Result<()> {
         let [it_value, it_interval] = [first, period].map(|duration| Timespec {
             tv_sec: duration.as_secs().min(i64::MAX as u64) as i64,
