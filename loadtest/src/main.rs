@@ -9,9 +9,15 @@ mod environment;
 mod failure;
 mod origin;
 mod plan;
+mod population;
 mod report;
+mod request;
 mod results;
 mod run;
+mod scenario;
+mod schedule;
+mod template;
+mod token;
 
 use std::process::ExitCode;
 
