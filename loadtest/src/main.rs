@@ -18,6 +18,7 @@ mod scenario;
 mod schedule;
 mod template;
 mod token;
+mod units;
 
 use std::process::ExitCode;
 
