@@ -11,7 +11,7 @@ mod search;
 mod slo;
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -21,7 +21,7 @@ use crate::failure::Failure;
 use crate::measured::Measured;
 use crate::report::File;
 use crate::report::units::{rate as shown_rate, share, time_us};
-use crate::scenario::{Load, LoadFlags, RequestFlags, Scenario};
+use crate::scenario::{Load, LoadFlags, RequestFlags, Scenario, Target};
 use crate::schedule::Process;
 use crate::units;
 use observe::Observed;
@@ -72,15 +72,6 @@ pub(crate) struct Args {
     /// Takes the requests and clients of a scenario file, and sends them to TARGET
     #[arg(long, value_name = "FILE")]
     scenario: Option<PathBuf>,
-    /// Connections [default: those of --scenario, else 64]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
-    connections: Option<u64>,
-    /// Threads of the generator [default: those of --scenario, else one for each of --cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=256))]
-    threads: Option<u64>,
-    /// Cores to pin the generator to, which the target should not use: `1`, `2,3`
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    cores: Vec<usize>,
     /// Measured part of a run at one rate, after a short warm-up
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = step_duration)]
     step_duration: Duration,
@@ -149,7 +140,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         (None, None) => None,
     };
     let at_start = target.as_ref().map(Observed::usage).transpose()?.map(|usage| usage.rss_bytes);
-    let started = crate::run::rfc3339(SystemTime::now());
+    let started = now_rfc3339();
     let start = warm_up(&scenario, args, &mut target)?;
 
     let process = if args.arrivals == Spread::Poisson { Process::Poisson } else { Process::Constant };
@@ -214,24 +205,14 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 fn scenario(args: &Args) -> Result<Scenario, Failure> {
-    let by_url = Scenario::open(&args.target, &args.request, &LoadFlags::default())?;
-    let mut scenario = match &args.scenario {
-        None => Scenario { connections: 64, ..by_url },
-        Some(path) => {
-            let of_file = Scenario::open(&path.to_string_lossy(), &args.request, &LoadFlags::default())?;
-            Scenario { target: by_url.target, ..of_file }
-        }
-    };
-    if let Some(connections) = args.connections {
-        scenario.connections = connections as usize;
-    }
-    if !args.cores.is_empty() {
-        scenario.cores.clone_from(&args.cores);
-        scenario.threads = args.cores.len();
-    }
-    if let Some(threads) = args.threads {
-        scenario.threads = threads as usize;
-    }
+    // The load is the search's; a URL alone must say something about it all the same.
+    let closed = LoadFlags { closed: true, ..LoadFlags::default() };
+    let Some(path) = &args.scenario else { return Scenario::open(&args.target, &args.request, &closed) };
+    let mut scenario = Scenario::open(&path.to_string_lossy(), &args.request, &LoadFlags::default())?;
+    scenario.target = Target::parse(&args.target).map_err(|(message, hint)| {
+        let hint = hint.map_or(String::new(), |hint| format!(" ({hint})"));
+        Failure::usage(format!("TARGET with --scenario: {message}{hint}"))
+    })?;
     Ok(scenario)
 }
 
@@ -264,6 +245,14 @@ fn warm_up(scenario: &Scenario, args: &Args, target: &mut Option<Observed>) -> R
         share(counts.error_share())
     );
     Ok((rate * START).max(1.0))
+}
+
+/// This moment, as results tell it.
+pub(crate) fn now_rfc3339() -> String {
+    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+    let mut text = Vec::new();
+    ringway_core::timestamp::rfc3339_millis(unix_ms, &mut text);
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {
@@ -307,7 +296,6 @@ mod tests {
             ("--step-duration", "10ms", "1s at least"),
             ("--max-rate", "0", "no number from 1 to"),
             ("--repeats", "0", "1..=99"),
-            ("--connections", "0", "1..=100000"),
         ] {
             let error = error(&["--slo", "p99<1s", flag, value]);
             assert!(error.contains(expected), "{error}");

@@ -15,7 +15,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -125,7 +125,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
     let cases = if args.cases.is_empty() { Case::DEFAULTS.to_vec() } else { args.cases.clone() };
     let setup = Setup { proxy_core, load_core, origin: args.origin, seconds: args.secs };
-    let started = crate::run::rfc3339(SystemTime::now());
+    let started = crate::capacity::now_rfc3339();
     let mut measured: Vec<(Kind, Case, Run)> = Vec::new();
     for repeat in 1..=args.repeat {
         for proxy in &proxies {

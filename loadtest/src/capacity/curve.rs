@@ -107,10 +107,10 @@ fn page(capacity: &Capacity) -> String {
         Section::new("Found", [Html::facts(&facts(capacity))]),
         Section::new("Latency against rate", [curve(&points)]),
         Section::new("Every run", [Html::table("By rate", &HEAD, rows.iter().map(Vec::as_slice))]),
-        environment(&capacity.environment, &capacity.started),
+        environment(&capacity.environment),
     ];
     let bound = if capacity.is_lower_bound { "at least " } else { "" };
-    let lead = format!("Holds {} at {bound}{}.", capacity.slo, rate(capacity.measured.qps_per_instance));
+    let lead = format!("Holds {} at {bound}{}; started {}.", capacity.slo, rate(capacity.measured.qps_per_instance), capacity.started);
     whole(&format!("Capacity of {}", capacity.target), &lead, &sections)
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use crate::failure::Failure;
-use crate::scenario::{Load, LoadFlags, RequestFlags, Scenario};
+use crate::scenario::{LoadFlags, RequestFlags, Scenario};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Case {
@@ -46,7 +46,7 @@ impl Case {
     /// A closed loop on one core: each connection sends its next request when it has its answer.
     pub(crate) fn scenario(self, port: u16, core: usize, directory: &Path) -> Result<Scenario, Failure> {
         let url = format!("http://127.0.0.1:{port}{}", self.kind.path());
-        let mut flags = vec!["loadtest".to_owned()];
+        let mut flags = vec!["loadtest".to_owned(), "--closed".to_owned()];
         if self.kind == Kind::Post {
             let body = directory.join("order.json");
             fs::write(&body, order()).map_err(|e| Failure::runtime(format!("{}: {e}", body.display())))?;
@@ -58,12 +58,10 @@ impl Case {
         }
         let flags = Flags::try_parse_from(&flags).map_err(Failure::runtime)?;
         let mut scenario = Scenario::open(&url, &flags.request, &flags.load)?;
-        scenario.load = Load::Closed;
         scenario.connections = self.connections;
         scenario.threads = 1;
         scenario.cores = vec![core];
         scenario.warmup = Duration::ZERO;
-        scenario.timeout = Duration::from_secs(10);
         Ok(scenario)
     }
 }

@@ -19,9 +19,11 @@ pub(crate) fn page(comparison: &Comparison) -> String {
             "All figures",
             [Html::table("Medians of the repeats", &HEAD, rows.iter().map(Vec::as_slice)), Html::all(lines)],
         ),
-        environment(&comparison.environment, &comparison.started),
+        environment(&comparison.environment),
     ];
-    whole(&title, "The same requests, the same origin, each proxy alone on one core. Shorter bars are better.", &sections)
+    let started = &comparison.started;
+    let lead = format!("The same requests, the same origin, each proxy alone on one core; started {started}.");
+    whole(&title, &lead, &sections)
 }
 
 fn cpu(comparison: &Comparison) -> Html {
@@ -39,7 +41,7 @@ fn cpu(comparison: &Comparison) -> Html {
     }
     bars(&Bars {
         title: "CPU time of the proxy for a request, by case",
-        measure: "microseconds; the thin line spans the repeats",
+        measure: "microseconds, less is better; the thin line spans the repeats",
         show: |us| format!("{us:.1}"),
         groups,
     })
