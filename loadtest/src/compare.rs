@@ -259,7 +259,8 @@ fn doubts(rows: &[Row]) -> Vec<String> {
             doubts.push(format!("{name}: other work used these cores, also when the run was taken again"));
         }
         if row.spread > 0.10 {
-            doubts.push(format!("{name}: the rates of the repeats differ by {:.0} %; measure again", row.spread * 100.0));
+            doubts
+                .push(format!("{name}: the rates of the repeats differ by {:.0} %; measure again", row.spread * 100.0));
         }
     }
     doubts

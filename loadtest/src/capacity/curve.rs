@@ -27,8 +27,7 @@ pub(crate) fn write(json: Option<&File>, html: Option<&File>, capacity: &Capacit
     html.map_or(Ok(()), |file| file.write(&page(capacity)))
 }
 
-const HEAD: [&str; 10] =
-    ["stage", "rate", "answered", "p50", "p99", "p99.9", "max", "errors", "CPU/request", "holds"];
+const HEAD: [&str; 10] = ["stage", "rate", "answered", "p50", "p99", "p99.9", "max", "errors", "CPU/request", "holds"];
 
 fn table(capacity: &Capacity) -> String {
     let facts: Vec<_> = facts(capacity).into_iter().map(|(name, text)| vec![name.to_owned(), text]).collect();
@@ -110,7 +109,12 @@ fn page(capacity: &Capacity) -> String {
         environment(&capacity.environment),
     ];
     let bound = if capacity.is_lower_bound { "at least " } else { "" };
-    let lead = format!("Holds {} at {bound}{}; started {}.", capacity.slo, rate(capacity.measured.qps_per_instance), capacity.started);
+    let lead = format!(
+        "Holds {} at {bound}{}; started {}.",
+        capacity.slo,
+        rate(capacity.measured.qps_per_instance),
+        capacity.started
+    );
     whole(&format!("Capacity of {}", capacity.target), &lead, &sections)
 }
 

@@ -132,7 +132,10 @@ fn judge(results: &Results, slo: &Slo, rate: f64) -> Verdict {
     let generator = &results.generator;
     if generator.on_schedule < ON_SCHEDULE_MIN {
         let late = time_us(generator.late_max_us as f64);
-        return Verdict::Generator(at(format!("{} sent on time, the latest {late} late", share(generator.on_schedule))));
+        return Verdict::Generator(at(format!(
+            "{} sent on time, the latest {late} late",
+            share(generator.on_schedule)
+        )));
     }
     let mut broken = slo.broken(&results.latency, &results.counts);
     let growth = growth(&results.timeline);

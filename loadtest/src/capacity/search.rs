@@ -42,9 +42,15 @@ pub(crate) enum Limit {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Outcome {
-    Found { rate: f64, limit: Limit },
+    Found {
+        rate: f64,
+        limit: Limit,
+    },
     /// Not even `rate` holds.
-    Never { rate: f64, why: String },
+    Never {
+        rate: f64,
+        why: String,
+    },
 }
 
 /// The search ends when the lowest rate that breaks is at most this far above the highest that holds.
@@ -59,10 +65,7 @@ const RATE_MIN: f64 = 1.0;
 ///
 /// A run that breaks is taken once more and counts only if it breaks again: other work on the machine can spoil a
 /// run, but hardly makes one look good. The rate found is confirmed by repeats, and lowered until they hold.
-pub(crate) fn search<E>(
-    plan: &Plan,
-    probe: &mut impl FnMut(Stage, f64) -> Result<Verdict, E>,
-) -> Result<Outcome, E> {
+pub(crate) fn search<E>(plan: &Plan, probe: &mut impl FnMut(Stage, f64) -> Result<Verdict, E>) -> Result<Outcome, E> {
     let mut twice = |stage, rate| match probe(stage, rate)? {
         Verdict::Holds => Ok(Verdict::Holds),
         _ => probe(stage, rate),

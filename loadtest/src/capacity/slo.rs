@@ -268,7 +268,16 @@ mod tests {
 
     fn latency() -> Latency {
         let curve = vec![(50.0, 2_000), (99.0, 15_000), (99.5, 30_000), (100.0, 40_000)];
-        Latency { count: 1000, mean: 3e3, p50: 2_000, p99: 15_000, p999: 39_000, max: 40_000, curve, ..Default::default() }
+        Latency {
+            count: 1000,
+            mean: 3e3,
+            p50: 2_000,
+            p99: 15_000,
+            p999: 39_000,
+            max: 40_000,
+            curve,
+            ..Default::default()
+        }
     }
 
     fn counts(failed: u64, unexpected: u64) -> Counts {

@@ -116,7 +116,8 @@ impl FromStr for Case {
         let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name);
         let kind = kind.ok_or_else(|| format!("'{name}' is none of {}", names.join(", ")))?;
         let connections = connections.parse().ok().filter(|n| (1..=CONNECTIONS_MAX).contains(n));
-        let connections = connections.ok_or_else(|| format!("after '@' a number from 1 to {CONNECTIONS_MAX} is expected"))?;
+        let connections =
+            connections.ok_or_else(|| format!("after '@' a number from 1 to {CONNECTIONS_MAX} is expected"))?;
         Ok(Self { kind, connections })
     }
 }

@@ -89,7 +89,7 @@ impl Stage {
         let foreign = |origin_ns: u64| {
             (proxy_core.busy_s + load_core.busy_s - (proxy_ns + origin_ns + own_ns) as f64 / 1e9) / window_s
         };
-        // Heads are above a byte and below the body of the smallest wrong answer that a case could get unnoticed.
+        // An answer of the right status and the wrong size: the origin does not obey, or the proxy answers itself.
         let short = results.counts.bytes_received < requests * body_bytes;
         Ok(Run {
             requests,
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(CoreTime::parse(stat, 2), None);
         assert_eq!(CoreTime::parse("cpu1 1 2 3", 1), None);
         let later = CoreTime { busy_s: core.busy_s + 1.0, total_s: core.total_s + 4.0 };
-        assert_eq!(later.since(&core).share(), 0.25);
+        assert!((later.since(&core).share() - 0.25).abs() < 1e-9);
         assert_eq!(core.since(&core).share(), 0.0);
     }
 }

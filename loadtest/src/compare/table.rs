@@ -49,8 +49,7 @@ pub(crate) fn cells(row: &Row) -> [String; HEAD.len()] {
 }
 
 pub(crate) fn explanation(comparison: &Comparison) -> String {
-    let versions: Vec<_> =
-        comparison.proxies.iter().map(|proxy| format!("{} {}", proxy.name, proxy.version)).collect();
+    let versions: Vec<_> = comparison.proxies.iter().map(|proxy| format!("{} {}", proxy.name, proxy.version)).collect();
     let first = comparison.proxies.first().map_or("", |proxy| &proxy.name);
     let memory: Vec<_> = comparison.proxies.iter().map(|proxy| memory(comparison, &proxy.name)).collect();
     format!(
