@@ -7,6 +7,7 @@ mod capacity;
 mod compare;
 mod environment;
 mod failure;
+mod measured;
 mod origin;
 mod plan;
 mod population;
@@ -42,6 +43,8 @@ enum Command {
     Capacity(capacity::Args),
     /// Instances, bandwidth and memory from measured or given figures
     Plan(plan::Args),
+    /// Shows a saved run again: table, page, percentiles
+    Report(report::Args),
     /// Ringway beside nginx, HAProxy and Envoy: what a request costs each
     Compare(compare::Args),
 }
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Origin(args) => origin::run(&args),
         Command::Capacity(args) => capacity::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Compare(args) => compare::run(&args),
     };
     match done {

@@ -5,11 +5,13 @@
 //! that never block ([`Sock::recv`], [`Sock::send`]). An abandoned wait loses nothing, since no operation owns a buffer.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+mod connect;
 mod event_loop;
 mod listen;
 mod sock;
 mod ticker;
 
+pub use connect::{connect, connected};
 pub use event_loop::{EventLoop, spawn};
 pub use listen::bind;
 pub use sock::{Sock, ring_ops};
