@@ -11,11 +11,12 @@ mod timers;
 mod worker;
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use rustix::net::Shutdown;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -40,7 +41,7 @@ const EXAMPLES: &str = "\
 Examples:
   loadtest origin --body 16KiB                           answers at once, on 127.0.0.1:9000
   loadtest origin --listen 127.0.0.1:0 --cores 1         on a free port, which it prints, pinned to core 1
-  loadtest origin --latency lognormal:5ms,0.5 --fail 1%  a service as they are
+  loadtest origin --latency lognormal:5ms,0.5 --fail 1%  a service like most
   loadtest origin --latency 5ms --slow-start 30s         a service that has just started
   loadtest origin --stall 0.1% --reset 0.1% --seed 7     a service to test timeouts and retries with
 
@@ -94,6 +95,7 @@ pub(crate) struct Args {
     /// Share of requests that are answered with --fail-status and a short body
     #[arg(long, value_name = "SHARE", default_value = "0%", value_parser = units::share)]
     fail: f64,
+    /// Status of the answers that fail
     #[arg(long, value_name = "STATUS", default_value = "503", value_parser = parse_status)]
     fail_status: u16,
     /// Share of requests whose answer stops half way, for 60 s or until the client leaves
@@ -128,6 +130,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         None => args.listen,
     };
 
+    let closers =
+        listeners.iter().map(TcpListener::try_clone).collect::<io::Result<Vec<_>>>().map_err(cannot_listen)?;
+
     let (up, ups) = mpsc::channel();
     let mut counts = Vec::new();
     for (id, listener) in listeners.into_iter().enumerate() {
@@ -156,6 +161,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         return Err(Failure::runtime("a thread ended unexpectedly"));
     }
     let used = cpu_time().saturating_sub(cpu);
+    // The kernel takes a ring apart after the process has ended; until then the port would not be free.
+    for closer in &closers {
+        let _ = rustix::net::shutdown(closer, Shutdown::Read);
+    }
     say(&summary(&counts, used));
     Ok(())
 }
