@@ -165,3 +165,82 @@ impl Mix {
         self.wallet.as_ref().map_or(0, Wallet::signed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::template::Place;
+
+    fn class(name: &str, weight: u64, head: &str, body: Option<&str>) -> Class {
+        let template = |text| Template::compile(text, Place::Body).unwrap();
+        let message = Message { head: template(head), body: body.map(template) };
+        let method_is_head = head.starts_with("HEAD");
+        Class { name: name.into(), expects: Expects::default(), weight, method_is_head, message }
+    }
+
+    fn requests(classes: Vec<Class>, clients: u64) -> Arc<Requests> {
+        Arc::new(Requests::new(classes, Population::new(clients, None, None), None))
+    }
+
+    #[test]
+    fn classes_are_drawn_by_weight() {
+        let requests =
+            requests(vec![class("a", 70, "a", None), class("b", 25, "HEAD", None), class("c", 5, "c", None)], 1);
+        for seed in 0..10 {
+            let mut mix = Mix::new(&requests, 0, 1, seed);
+            let mut drawn = [0_u32; 3];
+            let mut out = Vec::new();
+            for _ in 0..20_000 {
+                let issued = mix.write(&mut out);
+                assert_eq!(issued.method_is_head, issued.class == 1);
+                drawn[issued.class] += 1;
+            }
+            // Five standard deviations of the rarest are 154, of the others below 325.
+            for (class, expected) in [(0, 14_000), (1, 5_000), (2, 1_000)] {
+                assert!(drawn[class].abs_diff(expected) < 325, "seed {seed}: {drawn:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn threads_share_the_numbers_and_draw_differently() {
+        let requests = requests(vec![class("a", 1, "{n} {random:0..1000000}\n", None)], 1);
+        let written = |thread, seed| {
+            let mut mix = Mix::new(&requests, thread, 3, seed);
+            let mut out = Vec::new();
+            (0..4).for_each(|_| {
+                mix.write(&mut out);
+            });
+            String::from_utf8(out).unwrap()
+        };
+        let column =
+            |text: &str, at| text.lines().map(|line| line.split(' ').nth(at).unwrap().to_owned()).collect::<Vec<_>>();
+        assert_eq!(column(&written(0, 1), 0), ["0", "3", "6", "9"]);
+        assert_eq!(column(&written(2, 1), 0), ["2", "5", "8", "11"]);
+        assert_ne!(column(&written(0, 1), 1), column(&written(2, 1), 1));
+        assert_ne!(written(0, 1), written(0, 2));
+        assert_eq!(written(1, 7), written(1, 7));
+    }
+
+    #[test]
+    fn a_body_that_differs_has_its_length_in_the_head() {
+        let mut head = Template::default();
+        head.push_body_bytes();
+        head.push_literal(b"|");
+        let mut class = class("a", 1, "", Some("{n}{client}"));
+        class.message.head = head;
+        let mut mix = Mix::new(&requests(vec![class], 1), 0, 1, 1);
+        let mut out = Vec::new();
+        (0..12).for_each(|_| {
+            mix.write(&mut out);
+        });
+        assert_eq!(
+            out,
+            b"2|002|102|202|302|402|502|602|702|802|903|10 03|110"
+                .iter()
+                .copied()
+                .filter(|byte| *byte != b' ')
+                .collect::<Vec<_>>()
+        );
+    }
+}

@@ -51,7 +51,7 @@ pub(crate) struct Arrivals {
 #[derive(Debug, Clone, Copy)]
 struct Placed {
     segment: Segment,
-    start_s: f64,
+    start_ns: f64,
     before: f64,
     until: f64,
 }
@@ -61,11 +61,11 @@ const ROUNDING: f64 = 1e-6;
 
 impl Arrivals {
     pub(crate) fn new(segments: &[Segment], process: Process, seed: u64) -> Self {
-        let (mut start_s, mut before) = (0.0, 0.0);
+        let (mut start_ns, mut before) = (0.0, 0.0);
         let profile = segments.iter().map(|&segment| {
             let until = before + segment.arrivals();
-            let placed = Placed { segment, start_s, before, until };
-            start_s += segment.length.as_secs_f64();
+            let placed = Placed { segment, start_ns, before, until };
+            start_ns += segment.length.as_nanos() as f64;
             before = until;
             placed
         });
@@ -176,7 +176,7 @@ impl Iterator for Arrivals {
             }
             self.current += 1;
         };
-        Some((segment.due_s(at) * 1e9) as u64)
+        Some(segment.due_ns(at) as u64)
     }
 }
 
@@ -191,17 +191,17 @@ impl Segment {
 }
 
 impl Placed {
-    /// When the rate's integral reaches `at`, in seconds after the start.
-    fn due_s(&self, at: f64) -> f64 {
+    /// When the rate's integral reaches `at`, in nanoseconds after the start.
+    fn due_ns(&self, at: f64) -> f64 {
         let Segment { length, from, to } = self.segment;
         let inside = at - self.before;
         if from == to {
-            return self.start_s + inside / from;
+            return self.start_ns + inside * 1e9 / from;
         }
         // Solves from*t + slope*t*t/2 = inside, in the form that loses no digits where the slope is small.
         let slope = (to - from) / length.as_secs_f64();
         let root = (from * from + 2.0 * slope * inside).max(0.0).sqrt();
-        self.start_s + 2.0 * inside / (from + root).max(f64::MIN_POSITIVE)
+        self.start_ns + 2e9 * inside / (from + root).max(f64::MIN_POSITIVE)
     }
 }
 
@@ -209,4 +209,163 @@ impl Placed {
 fn exponential(random: &mut fastrand::Rng) -> f64 {
     // `f64()` is below 1 and may be 0.
     -(1.0 - random.f64()).ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn constant(rate: f64, seconds: u64) -> Segment {
+        Segment::constant(rate, Duration::from_secs(seconds))
+    }
+
+    fn ramp(from: f64, to: f64, seconds: u64) -> Segment {
+        Segment { length: Duration::from_secs(seconds), from, to }
+    }
+
+    /// The integral of the rate up to a time, by its definition.
+    fn expected_until(segments: &[Segment], time_s: f64) -> f64 {
+        let mut start = 0.0;
+        segments.iter().fold(0.0, |sum, segment| {
+            let length = segment.length.as_secs_f64();
+            let inside = (time_s - start).clamp(0.0, length);
+            start += length;
+            sum + segment.from * inside + (segment.to - segment.from) / length * inside * inside / 2.0
+        })
+    }
+
+    fn profiles() -> impl Strategy<Value = Vec<Segment>> {
+        let rate = prop_oneof![1 => Just(0.0), 4 => 0.1..2_000.0_f64];
+        let segment = (1..5_000_u64, rate.clone(), rate, any::<bool>()).prop_map(|(ms, from, to, level)| Segment {
+            length: Duration::from_millis(ms),
+            from,
+            to: if level { from } else { to },
+        });
+        prop::collection::vec(segment, 1..6)
+    }
+
+    #[test]
+    fn a_constant_rate_does_not_drift() {
+        // A day at 7777/s: the due time of each request is its number divided by the rate, to the nanosecond.
+        let arrivals = Arrivals::new(&[constant(7_777.0, 86_400)], Process::Constant, 1);
+        let mut count = 0_u64;
+        for (number, due) in (0_u64..).zip(arrivals.clone().step_by(100_003)) {
+            let exact = u128::from(number * 100_003) * u128::from(SECOND) / 7_777;
+            assert!(u128::from(due).abs_diff(exact) <= 1, "request {}: {due}, not {exact}", number * 100_003);
+            count = number;
+        }
+        assert_eq!(arrivals.total(), 7_777 * 86_400);
+        assert_eq!(count, (arrivals.total() - 1) / 100_003);
+    }
+
+    #[test]
+    fn the_number_is_rate_times_time() {
+        for (rate, seconds, total) in [(333.3, 30, 9_999), (0.1, 30, 3), (0.05, 30, 2), (1e6, 2, 2_000_000)] {
+            let arrivals = Arrivals::new(&[constant(rate, seconds)], Process::Constant, 1);
+            assert_eq!(arrivals.total(), total, "{rate}/s for {seconds} s");
+            assert_eq!(arrivals.count() as u64, total, "{rate}/s for {seconds} s");
+        }
+    }
+
+    #[test]
+    fn a_ramp_follows_its_line() {
+        // 0 to 100/s in 10 s: request n is due when 5*t*t = n.
+        let due: Vec<_> = Arrivals::new(&[ramp(0.0, 100.0, 10)], Process::Constant, 1).collect();
+        assert_eq!(due.len(), 500);
+        assert_eq!((due[0], due[5], due[125]), (0, SECOND, 5 * SECOND));
+        // And down to nothing: the last ones are far apart, the very last before the end.
+        let due: Vec<_> = Arrivals::new(&[ramp(100.0, 0.0, 10)], Process::Constant, 1).collect();
+        assert_eq!((due.len(), due[375]), (500, 5 * SECOND));
+        assert!(due[499] < 10 * SECOND && due[499] > 9 * SECOND, "{}", due[499]);
+    }
+
+    #[test]
+    fn a_pause_has_no_requests() {
+        let profile = [constant(10.0, 1), constant(0.0, 5), constant(10.0, 1)];
+        let due: Vec<_> = Arrivals::new(&profile, Process::Constant, 1).collect();
+        assert_eq!((due.len(), due[9], due[10]), (20, SECOND * 9 / 10, 6 * SECOND));
+    }
+
+    #[test]
+    fn a_warm_up_comes_first_and_is_not_counted() {
+        let arrivals = Arrivals::new(&[ramp(10.0, 30.0, 10)], Process::Constant, 1).with_warmup(Duration::from_secs(2));
+        assert_eq!((arrivals.total(), arrivals.measured()), (220, 200.0));
+        assert_eq!(arrivals.duration(), Duration::from_secs(12));
+        assert_eq!(arrivals.describe(), "10/s to 30/s in 10 s, constant");
+        assert_eq!(arrivals.clone().nth(20), Some(2 * SECOND));
+    }
+
+    #[test]
+    fn poisson_counts_have_the_mean_and_variance_of_their_name() {
+        // 4000 intervals of a second with 50 expected arrivals.
+        for seed in 0..20 {
+            let arrivals = Arrivals::new(&[constant(50.0, 4_000)], Process::Poisson, seed);
+            let mut counts = vec![0_f64; 4_000];
+            arrivals.for_each(|due| counts[(due / SECOND) as usize] += 1.0);
+            let mean = counts.iter().sum::<f64>() / 4_000.0;
+            let variance = counts.iter().map(|count| (count - mean).powi(2)).sum::<f64>() / 3_999.0;
+            // Standard errors: sqrt(50/4000) = 0.11 and 50*sqrt(2/4000) = 1.12; five of each.
+            assert!((mean - 50.0).abs() < 0.56, "seed {seed}: mean {mean}");
+            assert!((variance - 50.0).abs() < 5.7, "seed {seed}: variance {variance}");
+        }
+    }
+
+    #[test]
+    fn poisson_gaps_are_exponential() {
+        for seed in 0..10 {
+            let due: Vec<_> = Arrivals::new(&[constant(1_000.0, 100)], Process::Poisson, seed).collect();
+            let long = due.windows(2).filter(|pair| pair[1] - pair[0] > 1_000_000).count() as f64 / due.len() as f64;
+            // More than the mean: 1/e of the gaps.
+            assert!((long - (-1.0_f64).exp()).abs() < 0.01, "seed {seed}: {long}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn constant_arrivals_follow_the_integral(profile in profiles()) {
+            let arrivals = Arrivals::new(&profile, Process::Constant, 1);
+            let end = arrivals.duration().as_nanos() as u64;
+            let (mut count, mut last) = (0_u64, 0);
+            for due in arrivals.clone() {
+                prop_assert!(due >= last && due < end, "request {count} is due at {due}, after {last}, end {end}");
+                // Due to the nanosecond: before it less is expected, after it no less.
+                let time = due as f64 / 1e9;
+                let (before, after) = (expected_until(&profile, time - 2e-9), expected_until(&profile, time + 3e-9));
+                prop_assert!(before <= count as f64 + 1e-5 && count as f64 <= after + 1e-5, "request {count} at {due}: {before} to {after}");
+                (count, last) = (count + 1, due);
+            }
+            prop_assert_eq!(count, arrivals.total());
+            let expected = expected_until(&profile, end as f64 / 1e9);
+            prop_assert!((count as f64 - expected).abs() < 1.0 + 1e-5, "{} for {}", count, expected);
+        }
+
+        #[test]
+        fn shares_together_are_the_whole(profile in profiles(), poisson in any::<bool>(), threads in 1..9_usize, seed in any::<u64>()) {
+            let process = if poisson { Process::Poisson } else { Process::Constant };
+            let whole = Arrivals::new(&profile, process, seed);
+            let shares: Vec<Vec<u64>> = whole.split(threads).into_iter().map(Iterator::collect).collect();
+            let mut together = shares.concat();
+            together.sort_unstable();
+            let lengths = shares.iter().map(Vec::len);
+            prop_assert!(lengths.clone().max().unwrap() - lengths.min().unwrap() <= 1);
+            prop_assert_eq!(together, whole.collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn poisson_arrivals_follow_the_integral(profile in profiles(), seed in any::<u64>()) {
+            let arrivals = Arrivals::new(&profile, Process::Poisson, seed);
+            let due: Vec<_> = arrivals.clone().collect();
+            prop_assert!(due.is_sorted());
+            prop_assert!(due.iter().all(|&due| u128::from(due) < arrivals.duration().as_nanos()));
+            let expected = expected_until(&profile, arrivals.duration().as_secs_f64());
+            // Six standard deviations, for the few hundred profiles of a run.
+            prop_assert!((due.len() as f64 - expected).abs() <= 6.0 * expected.sqrt() + 3.0, "{} for {}", due.len(), expected);
+            let again: Vec<_> = Arrivals::new(&profile, Process::Poisson, seed).collect();
+            prop_assert_eq!(due, again);
+        }
+    }
 }

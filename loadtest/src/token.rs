@@ -188,3 +188,138 @@ impl Wallet {
 pub(crate) fn unix_time_s() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
+
+#[cfg(test)]
+mod tests {
+    use jsonwebtoken::{DecodingKey, Validation};
+    use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256};
+
+    use super::*;
+    use crate::template::Place;
+
+    fn template(text: &str) -> Template {
+        Template::compile(text, Place::Body).unwrap()
+    }
+
+    fn minter(algorithm: Algorithm, key: EncodingKey) -> Minter {
+        Minter {
+            algorithm,
+            key,
+            key_id: Some("k1".into()),
+            issuer: Some("me".into()),
+            audience: Some("you".into()),
+            subject: template("u-{client}"),
+            claims: vec![
+                ("level".into(), Claim::Fixed(3.into())),
+                ("role".into(), Claim::Text(template("{pick:a|b|c|d}"))),
+                ("deep".into(), Claim::Map(vec![("ids".into(), Claim::List(vec![Claim::Text(template("{client}"))]))])),
+            ],
+            ttl: Duration::from_secs(600),
+            seed: 1,
+        }
+    }
+
+    fn hs256() -> Minter {
+        minter(Algorithm::HS256, EncodingKey::from_secret(b"secret"))
+    }
+
+    fn claims(token: &[u8], key: &DecodingKey, algorithm: Algorithm) -> Value {
+        let mut validation = Validation::new(algorithm);
+        validation.set_audience(&["you"]);
+        validation.set_issuer(&["me"]);
+        let decoded = jsonwebtoken::decode::<Value>(std::str::from_utf8(token).unwrap(), key, &validation).unwrap();
+        assert_eq!(decoded.header.kid.as_deref(), Some("k1"));
+        decoded.claims
+    }
+
+    #[test]
+    fn tokens_of_each_algorithm_verify() {
+        let rsa = KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap();
+        let ec = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let (rsa_private, rsa_public) = (rsa.serialize_pem(), rsa.public_key_pem());
+        let (ec_private, ec_public) = (ec.serialize_pem(), ec.public_key_pem());
+        for (algorithm, private, public) in [
+            (Algorithm::HS256, EncodingKey::from_secret(b"secret"), DecodingKey::from_secret(b"secret")),
+            (
+                Algorithm::RS256,
+                EncodingKey::from_rsa_pem(rsa_private.as_bytes()).unwrap(),
+                DecodingKey::from_rsa_pem(rsa_public.as_bytes()).unwrap(),
+            ),
+            (
+                Algorithm::ES256,
+                EncodingKey::from_ec_pem(ec_private.as_bytes()).unwrap(),
+                DecodingKey::from_ec_pem(ec_public.as_bytes()).unwrap(),
+            ),
+        ] {
+            let now_s = unix_time_s();
+            let token = minter(algorithm, private).mint(5, now_s).unwrap();
+            let claims = claims(token.as_bytes(), &public, algorithm);
+            assert_eq!(claims["sub"], "u-5", "{algorithm:?}");
+            assert_eq!((&claims["iat"], &claims["exp"]), (&now_s.into(), &(now_s + 600).into()));
+            assert_eq!(claims["level"], 3);
+            assert_eq!(claims["deep"]["ids"][0], "5");
+        }
+    }
+
+    #[test]
+    fn random_claims_differ_between_clients_and_stay_with_a_client() {
+        let role = |client, now_s| {
+            let token = hs256().mint(client, now_s).unwrap();
+            claims(token.as_bytes(), &DecodingKey::from_secret(b"secret"), Algorithm::HS256)["role"].to_string()
+        };
+        let now_s = unix_time_s();
+        let roles: std::collections::BTreeSet<_> = (0..64).map(|client| role(client, now_s)).collect();
+        assert_eq!(roles.len(), 4, "{roles:?}");
+        assert!((0..64).all(|client| role(client, now_s) == role(client, now_s + 7)));
+    }
+
+    #[test]
+    fn prepared_tokens_cost_nothing_during_the_run() {
+        let tokens = Arc::new(Tokens::new(hs256(), 100));
+        tokens.prepare(3);
+        let mut wallet = Wallet::new(tokens.clone());
+        let now_s = unix_time_s();
+        for client in 0..100 {
+            let token = wallet.token(client, now_s);
+            let claims = claims(token, &DecodingKey::from_secret(b"secret"), Algorithm::HS256);
+            assert_eq!(claims["sub"], format!("u-{client}"));
+        }
+        assert_eq!(wallet.signed(), 0);
+    }
+
+    #[test]
+    fn tokens_are_renewed_in_the_second_half_of_their_life_not_all_at_once() {
+        let tokens = Arc::new(Tokens::new(hs256(), 1_000));
+        tokens.prepare(1);
+        let mut wallet = Wallet::new(tokens.clone());
+        let now_s = unix_time_s();
+        let mut signed = Vec::new();
+        for age_s in [290, 420, 480, 545] {
+            (0..1_000).for_each(|client| {
+                wallet.token(client, now_s + age_s);
+            });
+            signed.push(wallet.signed());
+        }
+        assert_eq!(signed[0], 0);
+        assert!(signed[1] > 300 && signed[1] < 700, "{signed:?}");
+        assert!(signed[2] > signed[1] && signed[3] == 1_000, "{signed:?}");
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let mut wallet = Wallet::new(Arc::new(Tokens::new(hs256(), 10_000_000)));
+        assert_eq!(wallet.places.len(), PLACES_MAX as usize);
+        let now_s = unix_time_s();
+        let one = wallet.token(3, now_s).to_vec();
+        assert_eq!(wallet.token(3, now_s), one);
+        assert_eq!(wallet.signed(), 1);
+        let other = wallet.token(3 + PLACES_MAX, now_s).to_vec();
+        assert_ne!(one, other);
+        assert_eq!(wallet.token(3, now_s), one);
+        assert_eq!(wallet.signed(), 3);
+        // No time: the first is signed to learn its size, and no more.
+        assert_eq!(hs256().sign(1_000, 2, Duration::ZERO).len(), 0);
+        let each = hs256().token(0, 0).text.len() + size_of::<Token>() + ALLOCATION_BYTES;
+        assert!(READY_BYTES_MAX / each > 100_000, "a token takes {each} bytes");
+    }
+}

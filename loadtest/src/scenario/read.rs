@@ -48,9 +48,28 @@ fn shape_problem(error: &Error, reader: &mut Reader) {
         Error::SerdeMissingField { field, .. } => {
             reader.problem(place, format!("the key `{field}` is missing"), None);
         }
+        Error::Unexpected { expected, .. } => {
+            let expected = match *expected {
+                "string scalar" => "a single value",
+                "mapping start" => "a section of keys",
+                "sequence start" => "a list",
+                other => other,
+            };
+            reader.problem(place, format!("expected {expected}"), None);
+        }
+        Error::ExternallyTaggedEnumExpectedScalarOrMapping { .. } => {
+            reader.problem(place, "expected a word or a section of one key", None);
+        }
+        Error::DuplicateMappingKey { key, .. } => {
+            reader.problem(place, format!("the key `{}` stands here twice", key.as_deref().unwrap_or("?")), None);
+        }
+        Error::NullIntoString { .. } => reader.problem(place, "a value is missing", None),
+        Error::Eof { .. } => reader.problem(place, "the file is empty, or ends too early", None),
         other => {
+            // The place stands before the message already.
             let text = other.to_string();
-            reader.problem(place, text.lines().next().unwrap_or("not YAML"), None);
+            let text = text.lines().next().unwrap_or("not YAML");
+            reader.problem(place, text.split(" at line ").next().unwrap_or(text), None);
         }
     }
 }
