@@ -57,7 +57,7 @@ keep its schedule, the result is a lower bound and says so. Give the generator c
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// URL of the target
+    /// URL of the target, or a scenario file, whose own rates do not count
     #[arg(value_name = "TARGET")]
     target: String,
     /// What must hold, e.g. 'p99<20ms,errors<0.1%'
@@ -69,7 +69,7 @@ pub(crate) struct Args {
     /// The same by its name
     #[arg(long, value_name = "NAME")]
     process: Option<String>,
-    /// Takes the requests and clients of a scenario file, and sends them to TARGET
+    /// Takes requests and clients from a scenario file and sends them to TARGET, which is `http://host:port` then
     #[arg(long, value_name = "FILE")]
     scenario: Option<PathBuf>,
     /// Measured part of a run at one rate, after a short warm-up
@@ -144,13 +144,20 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let start = warm_up(&scenario, args, &mut target)?;
 
     let process = if args.arrivals == Spread::Poisson { Process::Poisson } else { Process::Constant };
-    let mut prober =
-        Prober { scenario: &scenario, process, slo: &args.slo, step: args.step_duration, target: target.clone() };
+    let mut prober = Prober {
+        scenario: &scenario,
+        process,
+        slo: &args.slo,
+        step: args.step_duration,
+        target: target.clone(),
+        runs: 0,
+    };
     let plan = Plan { start, rate_max: args.max_rate, repeats: args.repeats as usize };
     let mut points = Vec::new();
     let outcome = search::search(&plan, &mut |stage, rate| {
-        let (point, verdict) = prober.probe(stage, rate)?;
+        let point = prober.probe(stage, rate)?;
         eprintln!("{}", curve::progress(&point));
+        let verdict = point.verdict.clone();
         points.push(point);
         Ok::<_, Failure>(verdict)
     })?;

@@ -113,6 +113,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if let Some(core) = args.exec_on {
         return Err(child::become_program(core, &args.program));
     }
+    // From here on Ctrl-C ends the comparison in order: children first, then their files.
+    stop_if_interrupted()?;
     let files = [&args.json, &args.html];
     files.into_iter().flatten().try_for_each(File::check)?;
     let mut warnings = Vec::new();
@@ -130,7 +132,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     for repeat in 1..=args.repeat {
         for proxy in &proxies {
             let mut done = |case: Case, run: Run| {
-                eprintln!("{repeat}/{} {:<8} {case:<18} {}", args.repeat, proxy.kind.name(), table::progress(&run));
+                let (name, case_name) = (proxy.kind.name(), case.to_string());
+                eprintln!("{repeat}/{} {name:<8} {case_name:<18} {}", args.repeat, table::progress(&run));
                 measured.push((proxy.kind, case, run));
             };
             setup.measure(proxy, &cases, &mut done)?;
@@ -201,6 +204,11 @@ impl Setup {
         let program = Program { name: "origin".to_owned(), path: own, args, core: self.load_core };
         Running::start_announced(&program, directory)
     }
+}
+
+/// Ctrl-C ends the whole comparison, not only the run that it met.
+fn stop_if_interrupted() -> Result<(), Failure> {
+    if crate::run::is_interrupted() { Err(Failure::runtime("interrupted")) } else { Ok(()) }
 }
 
 /// Those that are asked for and here; what is missing becomes a warning.

@@ -2,7 +2,7 @@
 
 use crate::capacity::Capacity;
 use crate::capacity::probe::Point;
-use crate::capacity::search::Stage;
+use crate::capacity::search::{Stage, Verdict};
 use crate::failure::Failure;
 use crate::report::svg::{Lines, Measure, Scale, Series, lines};
 use crate::report::units::{bytes, rate, share, time_us};
@@ -10,7 +10,10 @@ use crate::report::{Align, File, Html, Section, columns, environment, page as wh
 
 /// One line about a probe that has just ended.
 pub(crate) fn progress(point: &Point) -> String {
-    let verdict = point.why.as_ref().map_or("holds".to_owned(), |why| why.clone());
+    let verdict = match &point.verdict {
+        Verdict::Holds => "holds",
+        Verdict::Breaks(why) | Verdict::Generator(why) => why,
+    };
     let stage = name(point.stage);
     format!("{stage:<8} {:>11}  p99 {:>8}  {verdict}", rate(point.rate), time_us(point.p99_us as f64))
 }
@@ -39,12 +42,12 @@ fn table(capacity: &Capacity) -> String {
 
 fn facts(capacity: &Capacity) -> Vec<(&'static str, String)> {
     let measured = &capacity.measured;
-    let bound = if capacity.is_lower_bound { " or more" } else { "" };
+    let bound = bound(capacity);
     let latency = &capacity.latency;
     let mut facts = vec![
         ("Target", format!("{}, {} connections", capacity.target, capacity.connections)),
         ("SLO", capacity.slo.clone()),
-        ("Capacity", format!("{}{bound} for one instance", rate(measured.qps_per_instance))),
+        ("Capacity", format!("{bound}{} for one instance", rate(measured.qps_per_instance))),
         ("Limit", capacity.limit.clone()),
         (
             "Latency",
@@ -62,11 +65,15 @@ fn facts(capacity: &Capacity) -> Vec<(&'static str, String)> {
     }
     if let (Some(start), Some(at_capacity)) = (capacity.memory_bytes_at_start, capacity.memory_bytes_at_capacity) {
         let each = measured.memory_bytes_per_connection;
-        let each = each.map_or("not measurable".to_owned(), |each| bytes(each));
+        let each = each.map_or("not measurable".to_owned(), bytes);
         let (start, full) = (bytes(start as f64), bytes(at_capacity as f64));
         facts.push(("Memory", format!("{start} at the start, {full} at capacity; an idle connection: {each}")));
     }
     facts
+}
+
+fn bound(capacity: &Capacity) -> &'static str {
+    if capacity.is_lower_bound { "at least " } else { "" }
 }
 
 /// One for each of `HEAD`.
@@ -81,7 +88,12 @@ fn cells(point: &Point) -> [String; HEAD.len()] {
         time_us(point.max_us as f64),
         share(point.error_share),
         point.cpu_us_per_request.map_or("-".to_owned(), |us| format!("{us:.2} us")),
-        if point.holds { "yes" } else { "no" }.to_owned(),
+        match point.verdict {
+            Verdict::Holds => "yes",
+            Verdict::Breaks(_) => "no",
+            Verdict::Generator(_) => "generator late",
+        }
+        .to_owned(),
     ]
 }
 
@@ -108,7 +120,7 @@ fn page(capacity: &Capacity) -> String {
         Section::new("Every run", [Html::table("By rate", &HEAD, rows.iter().map(Vec::as_slice))]),
         environment(&capacity.environment),
     ];
-    let bound = if capacity.is_lower_bound { "at least " } else { "" };
+    let bound = bound(capacity);
     let lead = format!(
         "Holds {} at {bound}{}; started {}.",
         capacity.slo,

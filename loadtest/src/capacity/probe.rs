@@ -33,9 +33,8 @@ pub(crate) struct Point {
     /// Means on the wire, head and body.
     pub(crate) request_bytes: f64,
     pub(crate) response_bytes: f64,
-    pub(crate) holds: bool,
-    /// Why it does not.
-    pub(crate) why: Option<String>,
+    #[serde(flatten)]
+    pub(crate) verdict: Verdict,
 }
 
 /// Runs that differ in their rate only.
@@ -45,6 +44,8 @@ pub(crate) struct Prober<'a> {
     pub(crate) slo: &'a Slo,
     pub(crate) step: Duration,
     pub(crate) target: Option<Observed>,
+    /// That there were.
+    pub(crate) runs: u64,
 }
 
 /// Less than this on schedule, and the target was not asked what it should have been.
@@ -56,15 +57,14 @@ const BUSY_MAX: f64 = 0.95;
 const FALLING_BEHIND: f64 = 0.01;
 
 impl Prober<'_> {
-    pub(crate) fn probe(&mut self, stage: Stage, rate: f64) -> Result<(Point, Verdict), Failure> {
+    pub(crate) fn probe(&mut self, stage: Stage, rate: f64) -> Result<Point, Failure> {
         let warm_up = (self.step / 10).clamp(Duration::from_millis(500), Duration::from_secs(2));
-        let scenario = self.scenario.at_rate(rate, self.process, warm_up, self.step);
+        // Other requests at other times in each run, or the repeats would repeat one accident.
+        self.runs += 1;
+        let mut scenario = self.scenario.clone();
+        scenario.seed = scenario.seed.wrapping_add(self.runs);
+        let scenario = scenario.at_rate(rate, self.process, warm_up, self.step);
         let (results, cost) = watched(&scenario, &mut self.target)?;
-        let verdict = judge(&results, self.slo, rate);
-        let why = match &verdict {
-            Verdict::Holds => None,
-            Verdict::Breaks(why) | Verdict::Generator(why) => Some(why.clone()),
-        };
         let counts = &results.counts;
         let point = Point {
             stage,
@@ -81,10 +81,9 @@ impl Prober<'_> {
             generator_busy: results.generator.busy,
             request_bytes: counts.bytes_sent as f64 / counts.sent.max(1) as f64,
             response_bytes: counts.bytes_received as f64 / counts.answered.max(1) as f64,
-            holds: why.is_none(),
-            why,
+            verdict: judge(&results, self.slo, rate),
         };
-        Ok((point, verdict))
+        Ok(point)
     }
 }
 

@@ -23,7 +23,8 @@ pub(crate) enum Stage {
 }
 
 /// What a run at one rate has shown.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "verdict", content = "why")]
 pub(crate) enum Verdict {
     Holds,
     /// The target does not hold the SLO; why, in words.
@@ -296,7 +297,7 @@ mod tests {
             Ok::<_, Infallible>(if rate <= limit { Verdict::Holds } else { Verdict::Breaks("slow".into()) })
         };
         let Ok(Outcome::Found { rate, .. }) = search(&plan, &mut probe) else { panic!("nothing found") };
-        assert!(rate <= 900.0 && rate >= 900.0 * 0.97);
+        assert!((900.0 * 0.97..=900.0).contains(&rate));
         assert_eq!(confirmations.len() % 3, 0, "every rate has all its repeats: {confirmations:?}");
     }
 

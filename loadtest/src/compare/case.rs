@@ -78,15 +78,6 @@ impl Kind {
         }
     }
 
-    pub(crate) fn describe(self) -> &'static str {
-        match self {
-            Self::GetSmall => "GET, 100 bytes in the answer",
-            Self::GetLarge => "GET, 16 KiB in the answer",
-            Self::Post => "POST of 2 KiB, 100 bytes in the answer",
-            Self::NewConnection => "GET, 100 bytes in the answer, a new connection for each",
-        }
-    }
-
     fn path(self) -> &'static str {
         match self {
             Self::GetLarge => "/products/123?size=16384",

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use rustix::thread::CpuSet;
 
+use crate::compare::stop_if_interrupted;
 use crate::failure::Failure;
 
 /// From the start of a process to its first accepted connection.
@@ -85,6 +86,7 @@ impl Running {
             if Instant::now() > deadline {
                 return Err(self.failed(&format!("does not listen after {} s", START_TIME_MAX.as_secs())));
             }
+            stop_if_interrupted()?;
             std::thread::sleep(POLL_INTERVAL);
         }
         Ok(())

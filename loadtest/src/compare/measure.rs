@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::capacity::observe::{Observed, own_cpu_ns};
+use crate::compare::stop_if_interrupted;
 use crate::failure::Failure;
 use crate::run;
 use crate::scenario::Scenario;
@@ -128,10 +129,10 @@ impl Run {
     }
 }
 
-/// Ctrl-C ends the whole comparison, not only the run that it met.
 fn execute(scenario: &Scenario) -> Result<crate::results::Results, Failure> {
     let results = run::execute(scenario, &mut |_| {})?;
-    if run::is_interrupted() { Err(Failure::runtime("interrupted")) } else { Ok(results) }
+    stop_if_interrupted()?;
+    Ok(results)
 }
 
 /// A core's time since the machine's start, from /proc/stat.

@@ -53,12 +53,12 @@ pub(crate) fn explanation(comparison: &Comparison) -> String {
     let first = comparison.proxies.first().map_or("", |proxy| &proxy.name);
     let memory: Vec<_> = comparison.proxies.iter().map(|proxy| memory(comparison, &proxy.name)).collect();
     format!(
-        "{}. Medians of {} runs of {} s each; proxies alone on core {}, load and origin ({}) on core {}.\n\
+        "{}. Medians of {} of {} s; proxies alone on core {}, load and origin ({}) on core {}.\n\
          ratio: CPU time of a request, {first} over this proxy; below 1, {first} is cheaper.\n\
          ~: the load's core was full, so that rate and latency are the load's and not the proxy's.\n\
          Resident memory, most of all cases: {}.\n",
         versions.join(", "),
-        comparison.repeats,
+        if comparison.repeats == 1 { "1 run".to_owned() } else { format!("{} runs", comparison.repeats) },
         comparison.seconds,
         comparison.proxy_core,
         comparison.origin,
@@ -84,7 +84,7 @@ mod tests {
         assert!(line("get-100@64  ringway").contains(" 15.00 us      -  1,000/s"), "{text}");
         assert!(line("get-100@64  nginx").contains(" 20.00 us   0.75   ~900/s"), "{text}");
         assert!(line("get-100@64  nginx").ends_with("both cores"), "{text}");
-        assert!(text.contains("\nringway 0.1.0, nginx 1.22.1. Medians of 1 runs of 3 s each"), "{text}");
+        assert!(text.contains("\nringway 0.1.0, nginx 1.22.1. Medians of 1 run of 3 s;"), "{text}");
         assert!(text.ends_with("note: haproxy is not installed: left out\n"), "{text}");
     }
 
