@@ -180,7 +180,7 @@ async fn run(
     loop {
         sock.readable().await;
         if !accept(&worker, &sock) {
-            // Level-triggered readiness would spin until a descriptor is free.
+            // It stays readable: the loop would spin until a descriptor is free.
             worker.timers.sleep(ACCEPT_PAUSE).await;
         }
     }
@@ -189,15 +189,14 @@ async fn run(
 /// Takes new connections; whether there are descriptors for more.
 fn accept(worker: &Rc<Worker>, listener: &Sock) -> bool {
     for _ in 0..ACCEPT_MAX {
-        match acceptfrom_with(listener.fd(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-            Ok((fd, _)) => {
+        match listener.accept() {
+            Ok(Some((fd, _))) => {
                 worker.counts.connections.add();
                 let Ok(sock) = Sock::new(fd) else { continue };
                 ringway_io::spawn(connection::serve(Rc::clone(worker), sock));
             }
-            Err(Errno::INTR | Errno::CONNABORTED) => {}
-            Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => return false,
-            Err(_) => return true,
+            Ok(None) => return true,
+            Err(_) => return false,
         }
     }
     true
