@@ -122,6 +122,7 @@ impl Mix {
     }
 
     /// Picks a request and appends its bytes to `out`.
+    #[cfg(test)]
     pub(crate) fn write(&mut self, out: &mut Vec<u8>) -> Issued {
         let pick = self.pick();
         self.write_picked(pick, out)

@@ -26,8 +26,6 @@ pub(crate) use target::Target;
 /// Everything that the generator needs to know. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Scenario {
-    /// The file's name without its ending, or the URL.
-    pub(crate) name: String,
     pub(crate) target: Target,
     pub(crate) load: Load,
     /// At the start, sent but not measured.
@@ -65,8 +63,7 @@ impl Scenario {
         let mut reader = text::Reader::new(file_or_url.into(), path.parent().unwrap_or(Path::new("")).into());
         let mut file = read::file(path, &mut reader)?;
         flags::replace(&mut file, request, load, &mut reader);
-        let name = path.file_stem().map_or_else(|| file_or_url.into(), |stem| stem.to_string_lossy().into_owned());
-        read::compile(name, &file, reader)
+        read::compile(&file, reader)
     }
 
     /// The same at a constant mean rate, whatever the load was: for a search, which may open its scenario as a closed

@@ -102,6 +102,7 @@ impl Arrivals {
     }
 
     /// Arrivals in all; with Poisson arrivals the expected number.
+    #[cfg(test)]
     pub(crate) fn total(&self) -> u64 {
         let total = self.profile.last().map_or(0.0, |last| last.until);
         (total - ROUNDING).ceil().max(0.0) as u64
@@ -113,6 +114,7 @@ impl Arrivals {
     }
 
     /// The rate at a time after the start, in requests per second; 0 after the end.
+    #[cfg(test)]
     pub(crate) fn rate_at(&self, time: Duration) -> f64 {
         let mut left = time;
         for Placed { segment, .. } in &self.profile[..] {

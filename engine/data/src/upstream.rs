@@ -3,7 +3,6 @@
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,11 +10,11 @@ use std::task::{Context, Poll, Waker};
 
 use ringway_config::snapshot::{Endpoint, EndpointAddress, Pool};
 use ringway_core::stats::{EndpointCell, EndpointStats};
+use ringway_io::{Sock, connect, connected};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::clock::us;
-use ringway_io::Sock;
 
 /// A connection to an endpoint.
 pub(crate) struct Upstream {
@@ -181,15 +180,13 @@ impl EndpointPool {
 
     /// Begins a connection. `started` gets its socket before the wait, so that a deadline can end it.
     pub(crate) async fn connect(self: &Rc<Self>, now: u64, started: impl FnOnce(&Sock)) -> io::Result<Upstream> {
-        let (fd, pending) = begin_connect(&self.endpoint.address)?;
-        let upstream = Upstream::new(Sock::new(fd)?, now, Rc::clone(self));
+        let (sock, pending) = begin_connect(&self.endpoint.address)?;
+        let upstream = Upstream::new(sock, now, Rc::clone(self));
         if pending {
             let sock = &upstream.sock;
             started(sock);
             sock.writable().await;
-            sockopt::socket_error(sock.fd())??;
-            // A deadline that shut the socket down leaves no error behind, but no peer either.
-            rustix::net::getpeername(sock.fd())?;
+            connected(sock)?;
         }
         self.cell().connects.add(1);
         Ok(upstream)
@@ -197,25 +194,17 @@ impl EndpointPool {
 }
 
 /// A socket that connects or has connected already; whether it still does.
-fn begin_connect(address: &EndpointAddress) -> io::Result<(OwnedFd, bool)> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let (fd, connected) = match address {
-        EndpointAddress::Tcp(address) => {
-            let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-            let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-            sockopt::set_tcp_nodelay(&fd, true)?;
-            let connected = rustix::net::connect(&fd, address);
-            (fd, connected)
-        }
-        EndpointAddress::Unix(path) => {
-            let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-            let connected = rustix::net::connect(&fd, &SocketAddrUnix::new(path.as_path())?);
-            (fd, connected)
-        }
+fn begin_connect(address: &EndpointAddress) -> io::Result<(Sock, bool)> {
+    let path = match address {
+        EndpointAddress::Tcp(address) => return connect(*address, None),
+        EndpointAddress::Unix(path) => path,
     };
-    match connected {
-        Ok(()) => Ok((fd, false)),
-        Err(Errno::INPROGRESS) => Ok((fd, true)),
-        Err(errno) => Err(errno.into()),
-    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let pending = match rustix::net::connect(&fd, &SocketAddrUnix::new(path.as_path())?) {
+        Ok(()) => false,
+        Err(Errno::INPROGRESS) => true,
+        Err(errno) => return Err(errno.into()),
+    };
+    Ok((Sock::new(fd)?, pending))
 }

@@ -12,8 +12,6 @@ use std::thread;
 use std::time::Duration;
 
 use ringway_io::{EventLoop, Sock};
-use rustix::io::Errno;
-use rustix::net::{SocketFlags, acceptfrom_with};
 use signal_hook::iterator::Handle;
 
 use super::answer::{Answer, Answers, Look, Shape};

@@ -109,7 +109,7 @@ pub(crate) fn from_url(url: &str, request: &RequestFlags, load: &LoadFlags) -> R
     // What describes the one request has been used.
     let rest = RequestFlags { method: None, body: None, ..request.clone() };
     replace(&mut file, &rest, load, &mut reader);
-    let mut scenario = read::compile(url.into(), &file, reader)?;
+    let mut scenario = read::compile(&file, reader)?;
     scenario.target.url = url.into();
     Ok(scenario)
 }

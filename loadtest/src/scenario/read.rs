@@ -83,7 +83,7 @@ fn closest(word: &str, known: &[&str], what: &str) -> String {
 }
 
 /// Makes sense of all values, or tells all that is wrong.
-pub(crate) fn compile(name: String, file: &File, mut reader: Reader) -> Result<Scenario, Failure> {
+pub(crate) fn compile(file: &File, mut reader: Reader) -> Result<Scenario, Failure> {
     let r = &mut reader;
     let target = r.plain(&file.target).and_then(|url| match Target::parse(&url) {
         Ok(target) => Some(target),
@@ -128,7 +128,6 @@ pub(crate) fn compile(name: String, file: &File, mut reader: Reader) -> Result<S
         };
         let (load, duration) = planned?;
         Some(Scenario {
-            name,
             target: target?,
             load,
             warmup: warmup?,

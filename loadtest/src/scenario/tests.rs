@@ -54,7 +54,6 @@ fn every_example_is_a_scenario() {
 #[test]
 fn the_smallest_file_has_the_documented_defaults() {
     let scenario = scenario(SMALLEST).unwrap();
-    assert_eq!(scenario.name, "test");
     assert_eq!((scenario.warmup, scenario.duration), (Duration::ZERO, Duration::from_secs(30)));
     assert_eq!((scenario.connections, scenario.threads, &scenario.cores[..]), (64, 1, &[][..]));
     assert_eq!((scenario.keep_alive, scenario.timeout, scenario.seed), (true, Duration::from_secs(10), 1));
@@ -352,7 +351,6 @@ fn flags_make_a_scenario() {
     let load =
         LoadFlags { rate: Some("500".into()), duration: Some("2s".into()), poisson: true, ..LoadFlags::default() };
     let scenario = from_url("http://127.0.0.1:9/p/{n}?q=1", request, load).unwrap();
-    assert_eq!(scenario.name, "http://127.0.0.1:9/p/{n}?q=1");
     assert_eq!((scenario.threads, &scenario.cores[..]), (2, &[0, 1][..]));
     assert_eq!(arrivals(&scenario).total(), 1000);
     assert_eq!(
