@@ -275,7 +275,7 @@ fn step_duration(text: &str) -> Result<Duration, String> {
 }
 
 fn rate_max(text: &str) -> Result<f64, String> {
-    let rate = text.parse().ok().filter(|rate| (1.0..=RATE_LIMIT).contains(rate));
+    let rate = text.strip_suffix("/s").unwrap_or(text).parse().ok().filter(|rate| (1.0..=RATE_LIMIT).contains(rate));
     rate.ok_or_else(|| format!("'{text}' is no number from 1 to {RATE_LIMIT}"))
 }
 
@@ -308,6 +308,12 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
         assert!(error(&["--slo", "p99<1s", "--pid", "1", "--process", "x"]).contains("cannot be used with"));
+    }
+
+    #[test]
+    fn rates_are_per_second() {
+        assert_eq!((rate_max("2500"), rate_max("2500/s")), (Ok(2500.0), Ok(2500.0)));
+        assert!(rate_max("0.5").is_err() && rate_max("many").is_err() && rate_max("1e99").is_err());
     }
 
     #[test]

@@ -44,7 +44,7 @@ fn json(path: &Path) -> Value {
 fn p99_at(url: &str, rate: f64) -> u64 {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("run.json");
-    let (rate, file_name) = (format!("--rate={rate:.1}"), format!("--json={}", file.display()));
+    let (rate, file_name) = (format!("--rate={rate:.1}/s"), format!("--json={}", file.display()));
     let output = loadtest(&["run", url, &rate, "--poisson", "--connections=4", "--duration=3s", &file_name]);
     assert!(output.status.success(), "{output:?}");
     json(&file)["latency"]["p99"].as_u64().expect("a number")
@@ -117,7 +117,8 @@ fn what_cannot_be_searched_is_said_in_one_line() {
 #[test]
 fn a_target_that_never_holds_is_a_failure() {
     let origin = Origin::start(&["--latency=30ms", "--body=10B"]);
-    let output = loadtest(&["capacity", &origin.url, "--slo=p50<20ms", "--step-duration=1s", "--connections=1"]);
+    let steps = ["--step-duration=1s", "--connections=1", "--arrivals=constant"];
+    let output = loadtest(&[&["capacity", &origin.url, "--slo=p50<20ms"], &steps[..]].concat());
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("does not hold p50 < 20 ms even at 1/s: at 1/s: p50 is 3"), "{stderr}");

@@ -48,7 +48,7 @@ pub(crate) struct Prober<'a> {
     pub(crate) runs: u64,
 }
 
-/// Less than this on schedule, and the target was not asked what it should have been.
+/// With less than this on schedule, the generator's delays are among the latencies that decide.
 const ON_SCHEDULE_MIN: f64 = 0.99;
 /// A generator busier than this may be what makes latencies long.
 const BUSY_MAX: f64 = 0.95;
@@ -126,29 +126,35 @@ pub(crate) fn watched(scenario: &Scenario, target: &mut Option<Observed>) -> Res
     Ok((results, cost))
 }
 
+/// A target that holds the SLO holds it, however late the generator was: its delay counts as the target's, and what is
+/// late comes in a burst. Where the SLO breaks, the generator must not be what broke it.
 fn judge(results: &Results, slo: &Slo, rate: f64) -> Verdict {
-    let at = |what: String| format!("at {}: {what}", shown_rate(rate));
-    let generator = &results.generator;
-    if generator.on_schedule < ON_SCHEDULE_MIN {
-        let late = time_us(generator.late_max_us as f64);
-        return Verdict::Generator(at(format!(
-            "{} sent on time, the latest {late} late",
-            share(generator.on_schedule)
-        )));
+    let (latency, counts, generator) = (&results.latency, &results.counts, &results.generator);
+    if counts.due == 0 {
+        return Verdict::Breaks(format!("at {}: no request was due; take longer steps", shown_rate(rate)));
     }
-    let mut broken = slo.broken(&results.latency, &results.counts);
+    let mut broken = slo.broken(latency, counts, 0);
     let growth = growth(&results.timeline);
     if broken.is_empty() && growth > FALLING_BEHIND {
         broken.push(format!("the target falls behind: its latency grows by {} each second", time_us(growth * 1e6)));
     }
-    match broken.is_empty() {
-        true => Verdict::Holds,
-        false if generator.busy > BUSY_MAX => {
-            let busy = share(generator.busy);
-            Verdict::Generator(at(format!("{}, but the generator itself was {busy} busy", broken.join(", "))))
-        }
-        false => Verdict::Breaks(at(broken.join(", "))),
+    if broken.is_empty() {
+        return Verdict::Holds;
     }
+    let broken = format!("at {}: {}", shown_rate(rate), broken.join(", "));
+    if generator.busy > BUSY_MAX {
+        return Verdict::Generator(format!(
+            "{broken}, but the generator was busy {} of the time",
+            share(generator.busy)
+        ));
+    }
+    // Late with a request, and as late again with its answer: without both, would it have held?
+    let own_delay_us = generator.late_max_us * 2;
+    if generator.on_schedule < ON_SCHEDULE_MIN && slo.broken(latency, counts, own_delay_us).is_empty() {
+        let (on_time, latest) = (share(generator.on_schedule), time_us(generator.late_max_us as f64));
+        return Verdict::Generator(format!("{broken}, but only {on_time} were sent on time, the latest {latest} late"));
+    }
+    Verdict::Breaks(broken)
 }
 
 /// How fast the median latency grows, in seconds per second: the median of the slopes between all pairs of seconds,
@@ -218,10 +224,24 @@ mod tests {
     #[test]
     fn a_late_or_overworked_generator_is_not_the_targets_fault() {
         let Verdict::Generator(why) = verdict(30, 0.7, 0.5, &[5, 5, 5]) else { panic!("late") };
-        assert_eq!(why, "at 1,000/s: 70 % sent on time, the latest 7 ms late");
-        assert!(matches!(verdict(10, 0.7, 0.5, &[5, 5, 5]), Verdict::Generator(_)), "late, though the SLO holds");
+        let expected = "at 1,000/s: p99 is 30 ms, not < 20 ms, but only 70 % were sent on time, the latest 7 ms late";
+        assert_eq!(why, expected);
         assert!(matches!(verdict(30, 1.0, 0.99, &[5, 5, 5]), Verdict::Generator(_)), "overworked");
+        assert!(matches!(verdict(35, 0.7, 0.5, &[5, 5, 5]), Verdict::Breaks(_)), "not by 7 ms twice");
+    }
+
+    #[test]
+    fn a_target_that_holds_does_so_whatever_the_generator_did() {
+        assert_eq!(verdict(10, 0.7, 0.5, &[5, 5, 5]), Verdict::Holds);
         assert_eq!(verdict(10, 1.0, 0.99, &[5, 5, 5]), Verdict::Holds);
+    }
+
+    #[test]
+    fn a_run_without_requests_shows_nothing() {
+        let mut nothing = results(0, Generator::default(), &[]);
+        nothing.counts = Counts::default();
+        let verdict = judge(&nothing, &"p99<20ms".parse().unwrap(), 1.0);
+        assert_eq!(verdict, Verdict::Breaks("at 1/s: no request was due; take longer steps".into()));
     }
 
     #[test]

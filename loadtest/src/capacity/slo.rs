@@ -54,14 +54,17 @@ impl Slo {
     ///
     /// A request without an answer is slower than any bound: it counts among the slowest, so that a target cannot
     /// better its latency by answering less. For `mean` and `max` one such request breaks the term.
-    pub(crate) fn broken(&self, latency: &Latency, counts: &Counts) -> Vec<String> {
-        self.terms.iter().filter_map(|term| term.broken(latency, counts)).collect()
+    ///
+    /// `slack_us` is taken off every latency: delay that is known not to be the target's.
+    pub(crate) fn broken(&self, latency: &Latency, counts: &Counts, slack_us: u64) -> Vec<String> {
+        self.terms.iter().filter_map(|term| term.broken(latency, counts, slack_us as f64)).collect()
     }
 }
 
 impl Term {
-    fn broken(&self, latency: &Latency, counts: &Counts) -> Option<String> {
-        let seen = self.figure.seen(latency, counts);
+    fn broken(&self, latency: &Latency, counts: &Counts, slack_us: f64) -> Option<String> {
+        let slack = if self.figure == Figure::Errors { 0.0 } else { slack_us };
+        let seen = self.figure.seen(latency, counts) - slack;
         let holds = if self.inclusive { seen <= self.bound } else { seen < self.bound };
         (!holds).then(|| format!("{} is {}, not {}", self.figure.name(), self.figure.value(seen), self.limit()))
     }
@@ -311,7 +314,7 @@ mod tests {
 
     #[test]
     fn strict_and_inclusive_bounds_differ_at_the_bound() {
-        let broken = |text: &str| text.parse::<Slo>().unwrap().broken(&latency(), &counts(0, 1));
+        let broken = |text: &str| text.parse::<Slo>().unwrap().broken(&latency(), &counts(0, 1), 0);
         assert!(broken("p99<=15ms,errors<=0.1%,mean<4ms,max<=40ms").is_empty());
         assert_eq!(broken("p99<15ms"), ["p99 is 15 ms, not < 15 ms"]);
         assert_eq!(broken("p99<15ms,p50<1ms,errors<0.1%").len(), 3);
@@ -319,15 +322,24 @@ mod tests {
     }
 
     #[test]
+    fn slack_is_taken_off_times_and_not_off_errors() {
+        let slo: Slo = "p99<10ms,errors<0.1%".parse().unwrap();
+        assert_eq!(slo.broken(&latency(), &counts(0, 1), 5_000).len(), 2);
+        assert_eq!(slo.broken(&latency(), &counts(0, 1), 5_001).len(), 1);
+        let lost: Slo = "p50<1s".parse().unwrap();
+        assert_eq!(lost.broken(&latency(), &counts(2_000, 0), 9_000_000).len(), 1, "unanswered stays unanswered");
+    }
+
+    #[test]
     fn requests_without_an_answer_are_the_slowest() {
         let slo: Slo = "p99<20ms".parse().unwrap();
-        assert!(slo.broken(&latency(), &counts(0, 0)).is_empty());
+        assert!(slo.broken(&latency(), &counts(0, 0), 0).is_empty());
         // 0.4 % unanswered: the 99th percentile of all is the 99.4th of those answered.
-        assert_eq!(slo.broken(&latency(), &counts(4, 0)), ["p99 is 30 ms, not < 20 ms"]);
-        assert_eq!(slo.broken(&latency(), &counts(20, 0)), ["p99 is without an answer, not < 20 ms"]);
+        assert_eq!(slo.broken(&latency(), &counts(4, 0), 0), ["p99 is 30 ms, not < 20 ms"]);
+        assert_eq!(slo.broken(&latency(), &counts(20, 0), 0), ["p99 is without an answer, not < 20 ms"]);
         let max: Slo = "max<1s".parse().unwrap();
-        assert_eq!(max.broken(&latency(), &counts(1, 0)), ["max is without an answer, not < 1 s"]);
+        assert_eq!(max.broken(&latency(), &counts(1, 0), 0), ["max is without an answer, not < 1 s"]);
         let nothing = Counts { due: 5, failed: 5, ..Default::default() };
-        assert_eq!(slo.broken(&Latency::default(), &nothing).len(), 1, "a dead target holds no SLO");
+        assert_eq!(slo.broken(&Latency::default(), &nothing, 0).len(), 1, "a dead target holds no SLO");
     }
 }
