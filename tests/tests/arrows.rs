@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-/// The workspace's own crates that a manifest of `engine/` names among its dependencies, tests left out.
+/// The workspace's own crates that a manifest of `engine/` (or one beside it) names among its dependencies, tests left
+/// out.
 fn own_dependencies(name: &str) -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine").join(name).join("Cargo.toml");
     let manifest = fs::read_to_string(path).expect("a manifest");
@@ -21,6 +22,7 @@ fn dependencies_run_one_way() {
     assert_eq!(own_dependencies("data"), ["core", "config", "io"]);
     assert_eq!(own_dependencies("control"), ["core", "config"]);
     assert_eq!(own_dependencies("ringway"), ["core", "config", "data", "control"]);
+    assert_eq!(own_dependencies("../loadtest"), ["core", "io"]);
 }
 
 #[test]

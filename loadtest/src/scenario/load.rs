@@ -38,7 +38,7 @@ pub(crate) fn duration_or_zero(reader: &mut Reader, text: &Text) -> Option<Durat
 
 fn rate(reader: &mut Reader, text: &Text) -> Option<f64> {
     // A flag has its unit in its name; a file shows the unit.
-    let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     let flag = matches!(text.place, Place::Flag(_));
     reader.value(text, "a rate from 0/s to 10000000/s", |text| match flag && number(text) {
         true => bounded(units::rate(&format!("{text}/s"))?),
