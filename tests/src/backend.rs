@@ -37,7 +37,12 @@ pub struct Conn {
     /// Which connection of the backend this is, from 0.
     pub index: usize,
     shared: Arc<Shared>,
+    /// Last, so that it is dropped when the connection has closed.
+    _open: Open,
 }
+
+/// Counts a connection as open.
+struct Open(Arc<Shared>);
 
 impl Backend {
     /// Runs `script` for every connection. A script that panics fails the test when the backend is dropped.
@@ -96,9 +101,10 @@ impl Backend {
                 }
                 let index = in_thread.connections.fetch_add(1, Ordering::AcqRel);
                 in_thread.open.fetch_add(1, Ordering::AcqRel);
+                let open = Open(Arc::clone(&in_thread));
                 let (script, shared) = (Arc::clone(&script), Arc::clone(&in_thread));
                 thread::spawn(move || {
-                    let mut conn = Conn { wire: Wire::new(stream, PATIENCE), index, shared };
+                    let mut conn = Conn { wire: Wire::new(stream, PATIENCE), index, shared, _open: open };
                     let ended = catch_unwind(AssertUnwindSafe(|| script(&mut conn)));
                     if let Err(panic) = ended {
                         let text = panic.downcast_ref::<String>().cloned();
@@ -215,7 +221,12 @@ impl Conn {
 impl Drop for Conn {
     fn drop(&mut self) {
         self.shared.received.fetch_add(self.wire.received, Ordering::AcqRel);
-        self.shared.open.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -28,6 +28,8 @@ fn example(name: &str) -> Snapshot {
 fn every_example_compiles() {
     let mut names: Vec<_> =
         std::fs::read_dir(repository().join("configs")).unwrap().map(|e| e.unwrap().path()).collect();
+    // Beside them lie the scenarios of load tests.
+    names.retain(|path| path.is_file());
     names.sort();
     let names: Vec<_> = names.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(names, ["bench.yaml", "passthrough.yaml", "quickstart.yaml", "reference.yaml"]);
