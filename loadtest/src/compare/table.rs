@@ -3,7 +3,7 @@
 use crate::compare::Comparison;
 use crate::compare::measure::Run;
 use crate::compare::summary::{Bottleneck, Row};
-use crate::report::units::{bytes, rate, share, time_us};
+use crate::report::units::{bytes, rate, time_us};
 use crate::report::{Align, columns};
 
 pub(crate) const HEAD: [&str; 11] =
@@ -39,13 +39,18 @@ pub(crate) fn cells(row: &Row) -> [String; HEAD.len()] {
         format!("{:.2} us", row.cpu_us_per_request),
         row.cpu_ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}")),
         mark(rate(row.requests_per_s)),
-        share(row.spread),
+        percent(row.spread),
         mark(time_us(row.p50_us)),
         mark(time_us(row.p99_us)),
-        share(row.proxy_core_busy),
-        share(row.load_core_busy),
+        percent(row.proxy_core_busy),
+        percent(row.load_core_busy),
         row.bottleneck.describe().to_owned(),
     ]
+}
+
+/// Whole per cents: the clock ticks do not tell more.
+fn percent(share: f64) -> String {
+    format!("{:.0} %", share * 100.0)
 }
 
 pub(crate) fn explanation(comparison: &Comparison) -> String {
