@@ -56,7 +56,7 @@ fn the_capacity_of_a_slow_service_is_found_and_feeds_a_plan() {
     let origin = Origin::start(&["--latency=10ms", "--body=100B"]);
     let directory = tempfile::tempdir().expect("a directory");
     let (file, page) = (directory.path().join("capacity.json"), directory.path().join("capacity.html"));
-    let output = loadtest(&[
+    let args = [
         "capacity",
         &origin.url,
         "--slo=p99<60ms,errors<1%",
@@ -66,14 +66,22 @@ fn the_capacity_of_a_slow_service_is_found_and_feeds_a_plan() {
         &format!("--pid={}", origin.child.id()),
         &format!("--json={}", file.display()),
         &format!("--html={}", page.display()),
-    ]);
-    let progress = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{progress}");
-    let found = json(&file);
+    ];
+    // Where other work keeps the generator from its schedule, the search says so, and there is no capacity to check.
+    let mut tries = (0..3).map(|_| {
+        let output = loadtest(&args);
+        let progress = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{progress}");
+        let found = json(&file);
+        let by_generator = found["limit"].as_str().is_some_and(|limit| limit.starts_with("the generator: "));
+        assert_eq!(found["is_lower_bound"], by_generator, "{progress}");
+        (output, progress, found)
+    });
+    let of_target = tries.find(|(_, _, found)| found["is_lower_bound"] == false);
+    let (output, progress, found) = of_target.expect("a machine with time for the generator, in one of three tries");
     let measured = &found["measured"];
     let qps = measured["qps_per_instance"].as_f64().expect("a rate");
     assert!((250.0..440.0).contains(&qps), "{progress}");
-    assert_eq!(found["is_lower_bound"], false, "{progress}");
     assert!(found["limit"].as_str().is_some_and(|limit| limit.contains("p99 is ")), "{}", found["limit"]);
     assert!(measured["cpu_us_per_request"].as_f64().is_some_and(|us| us > 0.5), "{measured}");
     assert!(measured["memory_bytes_base"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{measured}");

@@ -8,23 +8,42 @@ use crate::failure::Failure;
 use crate::scenario::Scenario;
 use crate::schedule::Process;
 
-/// Enough that pages and not single allocations decide, and few enough for the limits that servers have by default.
-const CONNECTIONS_MORE: usize = 400;
+/// Connections that are open besides the scenario's own. The first step takes what a process grows by once, when it has
+/// more connections than ever; the second is what counts. Where a target does not take that many, the first must do.
+const CONNECTIONS_MORE: [usize; 2] = [400, 2000];
 const LENGTH: Duration = Duration::from_secs(2);
 
-/// Bytes of resident memory for each of several hundred connections that are kept open and hardly used, after a run
-/// with the scenario's own. None where the target did not take them all, or its memory did not grow.
+/// Bytes of resident memory for each of many connections that are kept open and hardly used. None where the target did
+/// not take them, or its memory did not grow.
 pub(crate) fn per_connection(scenario: &Scenario, target: &Observed) -> Result<Option<f64>, Failure> {
+    let Some(none) = rss_with(scenario, target, 0)? else { return Ok(None) };
+    let mut levels = vec![(0, none)];
+    for more in CONNECTIONS_MORE {
+        match rss_with(scenario, target, more)? {
+            Some(rss_bytes) => levels.push((more, rss_bytes)),
+            None => break,
+        }
+    }
+    let (Some((most, after)), Some((fewer, before))) = (levels.pop(), levels.pop()) else { return Ok(None) };
+    let grown = after.saturating_sub(before);
+    Ok((grown > 0).then(|| grown as f64 / (most - fewer) as f64))
+}
+
+/// None where not all connections could be had and kept.
+fn rss_with(scenario: &Scenario, target: &Observed, more: usize) -> Result<Option<u64>, Failure> {
     // So slow that connections wait nearly all the time.
-    let mut few = scenario.at_rate(100.0, Process::Constant, Duration::from_millis(500), LENGTH);
-    few.timeout = few.timeout.min(Duration::from_secs(2));
-    let mut many = few.clone();
-    many.connections += CONNECTIONS_MORE;
-    let mut target = Some(target.clone());
-    let (_, before) = watched(&few, &mut target)?;
-    // Too many open files, here or there, is no reason to fail at the end of a long search.
-    let Ok((results, after)) = watched(&many, &mut target) else { return Ok(None) };
-    let grown = after.rss_bytes.zip(before.rss_bytes).map(|(after, before)| after.saturating_sub(before));
-    let all_there = results.counts.failed == 0 && results.counts.connections_opened <= many.connections as u64;
-    Ok(grown.filter(|bytes| all_there && *bytes > 0).map(|bytes| bytes as f64 / CONNECTIONS_MORE as f64))
+    let mut slow = scenario.at_rate(100.0, Process::Constant, Duration::from_millis(500), LENGTH);
+    slow.timeout = slow.timeout.min(Duration::from_secs(2));
+    slow.connections += more;
+    match watched(&slow, &mut Some(target.clone())) {
+        Ok((results, cost)) => {
+            // One that is refused or closed is opened again.
+            let counts = &results.counts;
+            let all_there = counts.failed == 0 && counts.connections_opened <= slow.connections as u64;
+            Ok(cost.rss_bytes.filter(|_| all_there))
+        }
+        Err(failure) if crate::run::is_interrupted() => Err(failure),
+        // Too many open files, here or there, is no reason to fail at the end of a long search.
+        Err(_) => Ok(None),
+    }
 }
