@@ -237,6 +237,34 @@ fn a_client_that_has_stopped_sending_still_gets_its_answer() {
     gateway.expect_idle();
 }
 
+/// It may still read, one day: it gets the time that the configuration gives it, and nobody else waits for it.
+#[test]
+fn a_half_closed_client_that_does_not_read_holds_up_nobody() {
+    const BYTES: usize = 64 << 20;
+    let backend = Backend::start(|conn| {
+        while let Some(request) = conn.next_request() {
+            let length = if request.target() == "/large" { BYTES } else { 2 };
+            let _ = conn.try_send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n"));
+            if conn.try_send(vec![b'x'; length]).is_err() {
+                return;
+            }
+        }
+    });
+    let setup = Setup { listener: "timeouts: { write: 2s }", ..Setup::default() };
+    let gateway = setup.start(backend.endpoint());
+    let mut stuck = gateway.connect();
+    stuck.send("GET /large HTTP/1.1\r\nHost: a\r\n\r\n").half_close();
+    eventually(PATIENCE, || gateway.metric("gateway_sent_bytes_total") > 100_000.0);
+    let before = gateway.metric("gateway_worker_loop_turns_total{worker=\"0\"}");
+    for _ in 0..10 {
+        assert_eq!(gateway.get("/").text(), "xx");
+    }
+    // Its own deadline ends it, and the loop has not gone round and round meanwhile.
+    settles_at(0.0, || gateway.metric("gateway_active_connections"));
+    let turns = gateway.metric("gateway_worker_loop_turns_total{worker=\"0\"}") - before;
+    assert!(turns < 5_000.0, "{turns} turns");
+}
+
 #[test]
 fn a_client_that_stops_within_its_body_is_closed() {
     let backend = silent_backend();

@@ -16,7 +16,7 @@ use crate::deadline::SWEEP;
 use crate::mailbox::Handed;
 use crate::respond::write_number;
 use crate::worker::Worker;
-use ringway_io::{Sock, Ticker};
+use ringway_io::{Sock, Ticker, yield_now};
 
 /// Connections taken in one go before the loop goes round.
 const ACCEPT_MAX: usize = 64;
@@ -75,10 +75,14 @@ pub(crate) fn listen(worker: &Rc<Worker>, address: SocketAddr, socket: TcpListen
             if stopped.get() {
                 return;
             }
-            if more == Waiting::NoDescriptors {
-                // It stays readable: the loop would spin until a descriptor is free.
-                let _ = pause.set_once(SWEEP);
-                pause.tick().await;
+            match more {
+                Waiting::None => {}
+                Waiting::More => yield_now().await,
+                Waiting::NoDescriptors => {
+                    // It stays readable: the loop would spin until a descriptor is free.
+                    let _ = pause.set_once(SWEEP);
+                    pause.tick().await;
+                }
             }
         }
     });

@@ -10,7 +10,7 @@ use crate::buffer::Buffer;
 use crate::clock::us;
 use crate::deadline::Slot;
 use crate::forward::Attempt;
-use crate::io::write_client;
+use crate::io::{Blocks, write_client};
 use crate::request::Exchange;
 use crate::respond::{write_answer_ops, write_connection, write_number};
 use crate::upstream::Upstream;
@@ -81,6 +81,7 @@ pub(crate) async fn relay(
     let idle = us(attempt.service.timeouts.idle);
     let mut body = BodyDecoder::new(shape.framing);
     let mut has_head = true;
+    let mut blocks = Blocks::default();
     loop {
         let Ok(decoded) = body.decode(buffer.data_mut()) else {
             if has_head {
@@ -112,6 +113,7 @@ pub(crate) async fn relay(
             return Ok(Relayed::Whole { reusable: shape.reusable && !has_rest });
         }
         buffer.clear();
+        blocks.next().await;
         conn.timers.set(Slot::Service, conn.worker.clock.lately() + idle);
         loop {
             match upstream.sock.recv(buffer.room()) {

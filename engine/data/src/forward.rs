@@ -19,7 +19,7 @@ use crate::buffer::Buffer;
 use crate::clock::us;
 use crate::connection::Connection;
 use crate::deadline::Slot;
-use crate::io::write_service;
+use crate::io::{Blocks, write_service};
 use crate::request::Exchange;
 use crate::upstream::{EndpointPool, Upstream};
 
@@ -407,7 +407,9 @@ impl Attempt<'_> {
         let mut received = facts.received;
         // Moves on while the service is waited for: that time is not the client's.
         let mut started = clock.now();
+        let mut blocks = Blocks::default();
         while !body.is_done() {
+            blocks.next().await;
             let now = clock.lately();
             let by_rate = match times.body_rate {
                 0 => u64::MAX,

@@ -6,13 +6,14 @@ use std::rc::Rc;
 
 use ringway_core::failure::Failure;
 use ringway_core::http::{BodyDecoder, Framing, HeadScan, HeadScanner, leading_empty_lines};
+use ringway_io::yield_now;
 
 use crate::buffer::Buffer;
 use crate::clock::us;
 use crate::connection::Connection;
 use crate::deadline::Slot;
 use crate::forward::forward;
-use crate::io::{linger, write_client};
+use crate::io::{Blocks, linger, write_client};
 use crate::record::record;
 use crate::request::{Exchange, Step};
 use crate::respond;
@@ -42,8 +43,7 @@ pub(crate) async fn serve(mut conn: Box<Connection>) -> Option<Box<Connection>> 
         }
         in_a_row += 1;
         if in_a_row >= conn.listener.limits.pipelined {
-            // The others' turn: the socket is ready to be written, but the wait lets the loop go round.
-            conn.sock.writable().await;
+            yield_now().await;
             in_a_row = 0;
         }
     };
@@ -190,7 +190,9 @@ async fn finish(
 /// Reads and drops the rest of a body that nobody needed; whether it came whole and in time.
 async fn drain(conn: &Connection, inbox: &mut Buffer, body: &mut BodyDecoder) -> bool {
     conn.timers.set(Slot::ClientRead, conn.worker.clock.lately() + us(conn.listener.timeouts.body));
+    let mut blocks = Blocks::default();
     loop {
+        blocks.next().await;
         let Ok(decoded) = body.decode(inbox.data_mut()) else { return false };
         inbox.consume(decoded.consumed);
         if decoded.done {

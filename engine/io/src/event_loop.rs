@@ -1,7 +1,7 @@
 //! The loop of one thread: io_uring, or epoll where that is not to be had.
 
 use std::cell::RefCell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
@@ -36,6 +36,20 @@ pub fn spawn(task: impl Future<Output = ()> + 'static) {
     }
 }
 
+/// The others' turn: the loop goes round, events and timers included, before this goes on. For spawned
+/// tasks: on epoll, the future of [`EventLoop::block_on`] is asked again at once.
+pub async fn yield_now() {
+    let mut given = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut given, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 /// Wakes the future of [`EventLoop::block_on`].
 struct Main(AtomicBool);
 
@@ -51,8 +65,9 @@ impl EventLoop {
     pub fn io_uring(entries: u32) -> io::Result<Self> {
         let mut builder = IoUring::builder();
         builder.setup_single_issuer().setup_coop_taskrun().setup_defer_taskrun().setup_taskrun_flag();
-        // Completions may come in bursts, more than one for a descriptor.
-        let reactor = Reactor::new(builder.setup_cqsize(4 * entries).build(entries)?);
+        // Completions may come in bursts, more than one for a descriptor. The kernel's table of polls grows with it, in which
+        // each one that ends is looked for.
+        let reactor = Reactor::new(builder.setup_cqsize((4 * entries).max(8192)).build(entries)?);
         Ok(Self(Kind::IoUring { reactor: Rc::new(reactor), tasks: Rc::default() }))
     }
 
@@ -97,6 +112,8 @@ fn run<F: Future>(reactor: &Reactor, tasks: &Tasks, future: F) -> F::Output {
         if woken.0.swap(false, Ordering::Relaxed)
             && let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker))
         {
+            // Sockets that were dropped last close now. An error would be one of a loop that has ended.
+            let _ = reactor.turn(false);
             return output;
         }
         let more = tasks.run() || woken.0.load(Ordering::Relaxed);

@@ -15,7 +15,7 @@ mod tasks;
 mod ticker;
 
 pub use connect::{connect, connected};
-pub use event_loop::{EventLoop, spawn};
+pub use event_loop::{EventLoop, spawn, yield_now};
 pub use listen::bind;
 pub use reactor::LoopCounts;
 pub use sock::Sock;

@@ -1,10 +1,11 @@
 //! What a thread's ring tells of its descriptors.
 //!
-//! Each descriptor has one poll that stays armed (multishot): the kernel adds a completion whenever something arrives, and
-//! a wait costs nothing but a look at a flag. A completion says that something has *changed*, so that whoever reads must
-//! remember what it left behind: see [`Source::left_behind`].
+//! Each direction of a descriptor has one poll that stays armed (multishot), once somebody has waited for it: the kernel adds
+//! a completion whenever something arrives, and a wait costs nothing but a look at a flag. A completion says that something has *changed*, so that whoever reads must
+//! remember what it left behind, and whoever writes that it found no room: [`Source::left_behind`], [`Source::is_full`].
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -26,7 +27,9 @@ thread_local! {
 const LOOKS: usize = 16;
 const READ: u32 = (libc::POLLIN | libc::POLLRDHUP) as u32;
 const WRITE: u32 = libc::POLLOUT as u32;
-const ENDED: u32 = (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) as u32;
+/// Every poll hears of these, whatever it asks for. A peer that has stopped sending (RDHUP) may still read.
+const READ_ENDED: u32 = (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) as u32;
+const WRITE_ENDED: u32 = (libc::POLLHUP | libc::POLLERR) as u32;
 
 /// What this thread's loop has done since it started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +63,9 @@ pub(crate) struct Reactor {
     states: RefCell<Slab<State>>,
     generation: Cell<u32>,
     busy_poll: RefCell<BusyPoll>,
+    /// What the kernel would not take when the ring was full, in order; two for each descriptor at most. A poll that is
+    /// lost would never end its wait, a cancellation that is lost would leave its socket open.
+    deferred: RefCell<VecDeque<squeue::Entry>>,
 }
 
 /// A descriptor on the ring.
@@ -73,22 +79,42 @@ pub(crate) struct Source {
 struct State {
     /// Tells completions of an earlier descriptor in the same place apart.
     generation: u32,
-    /// The poll for reading is armed.
+    read: Side,
+    write: Side,
+}
+
+/// What is known of one direction.
+#[derive(Default)]
+struct Side {
+    /// The poll is armed.
     armed: bool,
-    /// Something may be there to read.
-    readable: bool,
-    /// A poll for writing is armed.
-    write_armed: bool,
-    writable: bool,
-    /// The other side has ended, or the connection has: reading and writing no longer wait.
+    /// Something may have come, or gone, since the last transfer.
+    ready: bool,
+    /// Nothing more will come of waiting.
     ended: bool,
-    reader: Option<Waker>,
-    writer: Option<Waker>,
+    waker: Option<Waker>,
 }
 
 impl State {
     fn user_data(&self, key: usize, write: bool) -> u64 {
         u64::from(self.generation) << 32 | (key as u64) << 1 | u64::from(write)
+    }
+
+    /// Takes in what the kernel says of the poll for reading or for writing.
+    fn tell(&mut self, write: bool, result: i32, more: bool) {
+        // A poll that the kernel refused says nothing of the socket: who waits looks, and arms it again.
+        let (events, refused) = u32::try_from(result).map_or((0, true), |events| (events, false));
+        self.read.ended |= events & READ_ENDED != 0;
+        self.write.ended |= events & WRITE_ENDED != 0;
+        let side = if write { &mut self.write } else { &mut self.read };
+        side.armed = more;
+        // That the peer has stopped sending makes no room for writing.
+        side.ready |= !write || refused || !more || events & WRITE != 0;
+        for side in [&mut self.read, &mut self.write] {
+            if side.ready || side.ended {
+                side.waker.take().into_iter().for_each(Waker::wake);
+            }
+        }
     }
 }
 
@@ -99,6 +125,7 @@ impl Reactor {
             states: RefCell::default(),
             generation: Cell::new(0),
             busy_poll: RefCell::new(BusyPoll::new(None)),
+            deferred: RefCell::default(),
         }
     }
 
@@ -117,27 +144,26 @@ impl Reactor {
     pub(crate) fn register(self: &Rc<Self>, fd: OwnedFd) -> Source {
         let generation = self.generation.get().wrapping_add(1);
         self.generation.set(generation);
-        let key = self.states.borrow_mut().insert(State {
-            generation,
-            armed: false,
-            readable: false,
-            write_armed: false,
-            writable: false,
-            ended: false,
-            reader: None,
-            writer: None,
-        });
+        let (read, write) = (Side::default(), Side::default());
+        let key = self.states.borrow_mut().insert(State { generation, read, write });
         Source { fd, key, reactor: Rc::clone(self) }
     }
 
-    fn push(&self, entry: &squeue::Entry) {
+    fn push(&self, entry: squeue::Entry) {
         count_ring_op();
-        let mut ring = self.ring.borrow_mut();
-        // SAFETY: polls and their removals own no memory; a descriptor that is closed before the kernel sees its poll
-        // makes an error, or a poll of another descriptor whose completion nobody knows.
-        while unsafe { ring.submission().push(entry) }.is_err() {
-            // Full: the kernel takes what is there.
-            if ring.submit().is_err() {
+        let mut deferred = self.deferred.borrow_mut();
+        deferred.push_back(entry);
+        self.hand_over(&mut self.ring.borrow_mut(), &mut deferred);
+    }
+
+    /// Queues what waits to be queued, as far as the ring has room.
+    fn hand_over(&self, ring: &mut IoUring, deferred: &mut VecDeque<squeue::Entry>) {
+        while let Some(entry) = deferred.front() {
+            // SAFETY: polls and their cancellations own no memory; a descriptor that is closed before the kernel sees its
+            // poll makes an error, or a poll of another descriptor whose completion nobody knows and which is cancelled next.
+            if unsafe { ring.submission().push(entry) }.is_ok() {
+                deferred.pop_front();
+            } else if ring.submit().is_err() {
                 return;
             }
         }
@@ -147,7 +173,9 @@ impl Reactor {
     /// do, so that it waits for at least one event.
     pub(crate) fn turn(&self, idle: bool) -> io::Result<()> {
         let mut ring = self.ring.borrow_mut();
-        if idle {
+        let mut deferred = self.deferred.borrow_mut();
+        self.hand_over(&mut ring, &mut deferred);
+        if idle && deferred.is_empty() {
             let since = Instant::now();
             let mut busy_poll = self.busy_poll.borrow_mut();
             let found = look(&mut ring, since, busy_poll.patience_ns());
@@ -163,24 +191,8 @@ impl Reactor {
             let data = completion.user_data();
             let key = (data as u32 >> 1) as usize;
             // What is told of a descriptor that has gone is of no use.
-            let Some(state) = states.get_mut(key).filter(|state| u64::from(state.generation) == data >> 32) else {
-                continue;
-            };
-            let events = u32::try_from(completion.result()).unwrap_or(ENDED);
-            state.ended |= events & ENDED != 0;
-            let write = data & 1 == 1;
-            if write {
-                state.write_armed = false;
-                state.writable = true;
-            } else {
-                state.armed = io_uring::cqueue::more(completion.flags());
-                state.readable = true;
-            }
-            if !write || state.ended {
-                state.reader.take().into_iter().for_each(Waker::wake);
-            }
-            if write || state.ended {
-                state.writer.take().into_iter().for_each(Waker::wake);
+            if let Some(state) = states.get_mut(key).filter(|state| u64::from(state.generation) == data >> 32) {
+                state.tell(data & 1 == 1, completion.result(), io_uring::cqueue::more(completion.flags()));
             }
         }
         Ok(())
@@ -225,66 +237,48 @@ impl Source {
         &self.fd
     }
 
-    fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> Option<R> {
-        self.reactor.states.borrow_mut().get_mut(self.key).map(act)
+    /// Waits for reading. One at a time: a second one takes the place of the first.
+    pub(crate) async fn readable(&self) {
+        poll_fn(|cx| self.poll(cx, false)).await;
     }
 
-    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let arm = self.with(|state| {
-            if std::mem::take(&mut state.readable) || state.ended {
-                return Poll::Ready(());
-            }
-            if !state.reader.as_ref().is_some_and(|reader| reader.will_wake(cx.waker())) {
-                state.reader = Some(cx.waker().clone());
-            }
-            Poll::Pending
-        });
-        if arm != Some(Poll::Pending) {
+    /// Waits for room to write, one at a time, after a transfer that left something over.
+    pub(crate) async fn writable(&self) {
+        poll_fn(|cx| self.poll(cx, true)).await;
+    }
+
+    fn poll(&self, cx: &mut Context<'_>, write: bool) -> Poll<()> {
+        let mut states = self.reactor.states.borrow_mut();
+        let Some(state) = states.get_mut(self.key) else { return Poll::Ready(()) };
+        let user_data = state.user_data(self.key, write);
+        let side = if write { &mut state.write } else { &mut state.read };
+        if std::mem::take(&mut side.ready) || side.ended {
             return Poll::Ready(());
         }
-        let arm =
-            self.with(|state| (!std::mem::replace(&mut state.armed, true)).then(|| state.user_data(self.key, false)));
-        if let Some(Some(data)) = arm {
-            let poll = opcode::PollAdd::new(types::Fd(self.fd.as_raw_fd()), READ).multi(true);
-            self.reactor.push(&poll.build().user_data(data));
+        if !side.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            side.waker = Some(cx.waker().clone());
+        }
+        if !std::mem::replace(&mut side.armed, true) {
+            let events = if write { WRITE } else { READ };
+            let poll = opcode::PollAdd::new(types::Fd(self.fd.as_raw_fd()), events).multi(true);
+            self.reactor.push(poll.build().user_data(user_data));
         }
         Poll::Pending
-    }
-
-    pub(crate) async fn readable(&self) {
-        poll_fn(|cx| self.poll_readable(cx)).await;
-    }
-
-    pub(crate) async fn writable(&self) {
-        let mut asked = false;
-        poll_fn(|cx| {
-            let arm = self.with(|state| {
-                if (asked && std::mem::take(&mut state.writable)) || state.ended {
-                    return None;
-                }
-                asked = true;
-                state.writable = false;
-                state.writer = Some(cx.waker().clone());
-                let arm = !std::mem::replace(&mut state.write_armed, true);
-                Some(arm.then(|| state.user_data(self.key, true)))
-            });
-            match arm {
-                Some(Some(Some(data))) => {
-                    let poll = opcode::PollAdd::new(types::Fd(self.fd.as_raw_fd()), WRITE);
-                    self.reactor.push(&poll.build().user_data(data));
-                    Poll::Pending
-                }
-                Some(Some(None)) => Poll::Pending,
-                _ => Poll::Ready(()),
-            }
-        })
-        .await;
     }
 
     /// Says after a read whether it may have left something behind: the kernel will not say it again.
     #[inline]
     pub(crate) fn left_behind(&self, something: bool) {
-        self.with(|state| state.readable = something);
+        if let Some(state) = self.reactor.states.borrow_mut().get_mut(self.key) {
+            state.read.ready = something;
+        }
+    }
+
+    /// Says that a write found no room: the kernel will tell when there is some.
+    pub(crate) fn is_full(&self) {
+        if let Some(state) = self.reactor.states.borrow_mut().get_mut(self.key) {
+            state.write.ready = false;
+        }
     }
 }
 
@@ -292,10 +286,10 @@ impl Drop for Source {
     fn drop(&mut self) {
         let Some(state) = self.reactor.states.borrow_mut().try_remove(self.key) else { return };
         // The poll holds the socket open. (A `PollRemove` would fail where an event is on its way at this moment.)
-        for (armed, write) in [(state.armed, false), (state.write_armed, true)] {
-            if armed {
+        for (side, write) in [(&state.read, false), (&state.write, true)] {
+            if side.armed {
                 let cancel = opcode::AsyncCancel::new(state.user_data(self.key, write)).build();
-                self.reactor.push(&cancel.flags(squeue::Flags::SKIP_SUCCESS).user_data(0));
+                self.reactor.push(cancel.flags(squeue::Flags::SKIP_SUCCESS).user_data(0));
             }
         }
     }

@@ -41,7 +41,8 @@ impl Sock {
         }
     }
 
-    /// Until there is something to read, an end or an error.
+    /// Until there is something to read, an end or an error; maybe for no reason, and maybe for no time ([`crate::yield_now`]
+    /// gives way).
     pub async fn readable(&self) {
         match &*self.0 {
             Kind::IoUring(source) => source.readable().await,
@@ -53,7 +54,8 @@ impl Sock {
         }
     }
 
-    /// Until there is room to write, or an error.
+    /// Until there is room to write, or an error. Only after a [`Sock::send`] that left something over, or for a connection
+    /// that is being made: the kernel tells of room when there was none.
     pub async fn writable(&self) {
         match &*self.0 {
             Kind::IoUring(source) => source.writable().await,
@@ -90,7 +92,8 @@ impl Sock {
         }
     }
 
-    /// A connection that waits at a listening socket, if one does, and where it comes from (not told for unix sockets).
+    /// A connection that waits at a listening socket, if one does, and where it comes from (not told for unix sockets). `None`
+    /// means wait, maybe for no time.
     ///
     /// # Errors
     /// When there are no descriptors or no memory for it; the connection goes on waiting, and `readable` ends at once.
@@ -106,9 +109,19 @@ impl Sock {
                     self.left_behind(false);
                     return Ok(None);
                 }
-                // That one is gone, or its network is (accept(2)): the next one.
-                Err(Errno::INTR | Errno::CONNABORTED | Errno::PROTO | Errno::NETDOWN | Errno::NETUNREACH) => {}
-                Err(Errno::HOSTDOWN | Errno::HOSTUNREACH) => {}
+                Err(Errno::INTR) => {}
+                // That one is gone, or its network is (accept(2)); behind it others may wait.
+                Err(
+                    Errno::CONNABORTED
+                    | Errno::PROTO
+                    | Errno::NETDOWN
+                    | Errno::NETUNREACH
+                    | Errno::HOSTDOWN
+                    | Errno::HOSTUNREACH,
+                ) => {
+                    self.left_behind(true);
+                    return Ok(None);
+                }
                 Err(errno) => {
                     self.left_behind(true);
                     return Err(errno.into());
@@ -124,11 +137,25 @@ impl Sock {
         flags.set(SendFlags::MORE, more);
         loop {
             match rustix::net::send(self.fd(), bytes, flags) {
-                Ok(sent) => return Ok(sent),
-                Err(Errno::WOULDBLOCK) => return Ok(0),
+                Ok(sent) => {
+                    if sent < bytes.len() {
+                        self.is_full();
+                    }
+                    return Ok(sent);
+                }
+                Err(Errno::WOULDBLOCK) => {
+                    self.is_full();
+                    return Ok(0);
+                }
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
+        }
+    }
+
+    fn is_full(&self) {
+        if let Kind::IoUring(source) = &*self.0 {
+            source.is_full();
         }
     }
 

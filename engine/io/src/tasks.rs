@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};
+use std::thread::ThreadId;
 
 use slab::Slab;
 
@@ -21,11 +22,13 @@ type Body = Pin<Box<dyn Future<Output = ()>>>;
 struct Handle {
     key: usize,
     queued: AtomicBool,
+    thread: ThreadId,
 }
 
 impl Wake for Handle {
     fn wake(self: Arc<Self>) {
-        // Only ever called on the loop's own thread: what waits here are the loop's own events.
+        // What waits here are the loop's own events; others come through a descriptor (an eventfd).
+        debug_assert_eq!(self.thread, std::thread::current().id(), "a task was woken from another thread");
         if !self.queued.swap(true, Ordering::Relaxed) {
             READY.with_borrow_mut(|ready| ready.push_back(self));
         }
@@ -43,7 +46,8 @@ impl Tasks {
     pub(crate) fn spawn(&self, body: impl Future<Output = ()> + 'static) {
         let mut bodies = self.bodies.borrow_mut();
         let entry = bodies.vacant_entry();
-        let handle = Arc::new(Handle { key: entry.key(), queued: AtomicBool::new(false) });
+        let handle =
+            Arc::new(Handle { key: entry.key(), queued: AtomicBool::new(false), thread: std::thread::current().id() });
         entry.insert(Some((Box::pin(body), Waker::from(Arc::clone(&handle)))));
         handle.wake();
     }

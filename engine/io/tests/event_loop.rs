@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use ringway_io::{EventLoop, LoopCounts, Sock, Ticker, spawn};
+use ringway_io::{EventLoop, LoopCounts, Sock, Ticker, spawn, yield_now};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -235,6 +235,85 @@ fn writing_waits_for_room() {
         // The socket closes when the loop goes round.
         Ticker::every(Duration::from_millis(1)).unwrap().tick().await;
         assert!(reader.join().unwrap().unwrap() == bytes);
+    });
+}
+
+/// A peer that has stopped sending may still read: to wait for it is to wait, not to ask again and again.
+#[test]
+fn writing_to_a_peer_that_has_stopped_sending_lets_others_run() {
+    on_each_loop(|| async {
+        let (sock, mut other) = pair();
+        // The wait for reading is armed, so that the loop hears of the end.
+        let waits = sock.clone();
+        spawn(async move { waits.readable().await });
+        other.shutdown(Shutdown::Write).unwrap();
+        let bytes = vec![7; 32 << 20];
+        let length = bytes.len();
+        let written = Rc::new(Cell::new(false));
+        let (writer, flag) = (sock.clone(), Rc::clone(&written));
+        spawn(async move {
+            write_all(&writer, &bytes).await;
+            flag.set(true);
+        });
+        let before = LoopCounts::of_this_thread();
+        let ticker = Ticker::every(Duration::from_millis(5)).unwrap();
+        for _ in 0..20 {
+            ticker.tick().await;
+        }
+        let turns = LoopCounts::of_this_thread().turns - before.turns;
+        assert!(turns < 1000, "{turns} turns in 20 ticks");
+        assert!(!written.get());
+        let reader = std::thread::spawn(move || {
+            let mut all = vec![0; length];
+            other.read_exact(&mut all).map(|()| all.iter().all(|byte| *byte == 7))
+        });
+        let begun = Instant::now();
+        while !written.get() {
+            assert!(begun.elapsed() < PATIENCE);
+            ticker.tick().await;
+        }
+        assert!(reader.join().unwrap().unwrap());
+    });
+}
+
+#[test]
+fn a_socket_dropped_at_the_very_end_closes_too() {
+    let mut looped = EventLoop::io_uring(256).unwrap();
+    let mut other = looped.block_on(async {
+        let (sock, other) = pair();
+        let mut wait = Box::pin(async { sock.readable().await });
+        std::future::poll_fn(|cx| {
+            assert!(wait.as_mut().poll(cx).is_pending());
+            std::task::Poll::Ready(())
+        })
+        .await;
+        // The kernel has the poll.
+        Ticker::every(Duration::from_millis(1)).unwrap().tick().await;
+        other
+    });
+    assert_eq!(other.read(&mut [0; 8]).unwrap(), 0);
+    drop(looped);
+}
+
+#[test]
+fn who_gives_way_lets_events_come() {
+    on_each_loop(|| async {
+        let ticked = Rc::new(Cell::new(false));
+        let seen = Rc::clone(&ticked);
+        let given = Rc::new(Cell::new(0));
+        let count = Rc::clone(&given);
+        spawn(async move {
+            let begun = Instant::now();
+            while !seen.get() && begun.elapsed() < PATIENCE {
+                count.set(count.get() + 1);
+                yield_now().await;
+            }
+        });
+        let begun = Instant::now();
+        Ticker::every(Duration::from_millis(5)).unwrap().tick().await;
+        ticked.set(true);
+        assert!(begun.elapsed() < PATIENCE);
+        assert!(given.get() > 1);
     });
 }
 

@@ -168,8 +168,7 @@ impl Connection<'_> {
         } else {
             self.flush().await?;
             write(self.sock, &answer.bytes).await?;
-            // The others' turn: the socket may well be ready, but the wait lets the loop go round.
-            self.sock.writable().await;
+            ringway_io::yield_now().await;
         }
         if shape.keep_alive {
             return Ok(());

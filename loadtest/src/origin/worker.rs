@@ -177,7 +177,9 @@ async fn run(
     up();
     loop {
         sock.readable().await;
-        if !accept(&worker, &sock) {
+        if accept(&worker, &sock) {
+            ringway_io::yield_now().await;
+        } else {
             // It stays readable: the loop would spin until a descriptor is free.
             worker.timers.sleep(ACCEPT_PAUSE).await;
         }
