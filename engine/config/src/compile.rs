@@ -99,7 +99,8 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
     }
     check_addresses(&listeners, admin.as_ref().and_then(Option::as_ref), cx);
 
-    let mut compiler = Compiler::new(written.map_or(0, |list| list.items().len()), &routes, cx);
+    let defaults = file.defaults.0.map(|section| section.compile(cx)).unwrap_or_default();
+    let mut compiler = Compiler::new(written.map_or(0, |list| list.items().len()), &routes, defaults, cx);
     let routes = routes.into_iter().filter_map(|route| compiler.route(route, cx)).map(Arc::new).collect();
     let routers = compiler.finish();
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use ringway_core::access::Access;
 use ringway_core::path::PathPolicy;
 use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
@@ -135,6 +136,8 @@ pub struct Route {
     pub action: Action,
     pub request_headers: HeaderOps,
     pub response_headers: HeaderOps,
+    /// What the gate asks besides authentication and rate limits, and what the answer gets of it.
+    pub access: Access,
     /// Request body; 413 above, before anything of it is forwarded where `Content-Length` tells, else as soon as it
     /// is known. `None`: no limit.
     pub body_bytes: Option<u64>,

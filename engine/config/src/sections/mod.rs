@@ -1,14 +1,22 @@
 //! The shapes of the file, section by section, each with its way into the snapshot.
 
+mod access;
 mod action;
+mod authorize;
+mod cors;
+mod deprecation;
 mod endpoint;
 mod headers;
+mod ip;
 mod listener;
 mod matching;
 mod process;
 mod route;
+mod security_headers;
 mod service;
+mod validate;
 
+pub(crate) use access::DefaultsSection;
 pub(crate) use listener::Listener;
 pub(crate) use process::{AccessLog, AdminSection, DrainSection, LimitsSection, RuntimeSection};
 pub(crate) use route::{Compiler, Route};
@@ -36,6 +44,8 @@ shape! {
         listeners: Items<Spanned<Listener>>,
         /// Where requests are forwarded to.
         services: Items<Spanned<Service>> = "[]",
+        /// What routes get that have no such key of their own.
+        defaults: Lenient<DefaultsSection> = "{}",
         /// Which requests go where.
         routes: Items<Spanned<Route>> = "[]",
     }

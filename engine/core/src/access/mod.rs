@@ -12,6 +12,8 @@ pub mod validate;
 
 mod expression;
 
+use std::sync::Arc;
+
 pub use condition::{Condition, Denial, Subject};
 pub use cors::{Cors, Preflight};
 pub use deprecation::Deprecation;
@@ -19,15 +21,15 @@ pub use ip::IpList;
 pub use security_headers::SecurityHeaders;
 pub use validate::{Invalid, Validation};
 
-/// What is configured for one route. The default is nothing at all.
+/// What is configured for one route; routes may share parts of it. The default is nothing at all.
 #[derive(Debug, Default)]
 pub struct Access {
     /// Which client addresses may ask; 403 for others.
-    pub ip: Option<IpList>,
+    pub ip: Option<Arc<IpList>>,
     /// Who may ask, once it is known who does; 403 for others.
     pub authorize: Option<Condition>,
-    pub cors: Option<Cors>,
-    pub security_headers: Option<SecurityHeaders>,
+    pub cors: Option<Arc<Cors>>,
+    pub security_headers: Option<Arc<SecurityHeaders>>,
     pub deprecation: Option<Deprecation>,
     /// What the request must look like; 400 or 415 else.
     pub validation: Option<Validation>,
