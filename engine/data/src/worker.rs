@@ -96,7 +96,7 @@ impl Drop for ActiveRequest<'_> {
 }
 
 impl Worker {
-    fn new(id: usize, shared: Arc<Shared>) -> Rc<Self> {
+    pub(crate) fn new(id: usize, shared: Arc<Shared>) -> Rc<Self> {
         let hub = Arc::clone(&shared.hub);
         let view = View::build(hub.published(), id, None);
         let seed = std::collections::hash_map::RandomState::new().build_hasher().finish();
@@ -241,7 +241,7 @@ impl Worker {
         self.cell().connections.get() == 0 && self.shared.mailboxes.iter().all(Mailbox::is_empty)
     }
 
-    fn tick(&self, round: u64) {
+    pub(crate) fn tick(&self, round: u64) {
         self.clock.tick();
         let now = self.clock.now();
         let cell = self.cell();
