@@ -19,6 +19,7 @@ pub struct Snapshot {
     pub services: Vec<Arc<Service>>,
     pub admin: Option<Admin>,
     pub access_log: AccessLog,
+    pub audit_log: AuditLog,
     pub drain: Drain,
     pub limits: GlobalLimits,
     /// The file as read, secrets redacted, as YAML: what `/config` shows.
@@ -267,6 +268,15 @@ pub struct Admin {
 pub enum AccessLog {
     Off,
     Stdout,
+    File(PathBuf),
+}
+
+/// Where refusals by authentication, authorization and rate limits are recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuditLog {
+    Off,
+    Stdout,
+    Stderr,
     File(PathBuf),
 }
 

@@ -6,6 +6,7 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 pub mod answer;
+pub mod audit_line;
 pub mod balance;
 mod byte_set;
 pub mod failure;

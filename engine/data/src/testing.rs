@@ -72,15 +72,23 @@ impl Service {
     }
 }
 
+/// What a core meets the others in, without services.
+pub(crate) fn hub() -> Arc<Hub> {
+    hub_of("listeners: [{ name: web, address: \"127.0.0.1:1\" }]\n".into())
+}
+
+fn hub_of(text: String) -> Arc<Hub> {
+    Hub::new(compile(&[Source { name: "test".into(), text }], &|_| None).unwrap(), 1)
+}
+
 /// Runs `test` on a core whose only service is this one, with a client's connection.
 pub(crate) fn on_core(service: &Service, test: impl AsyncFnOnce(&Connection, Client)) {
     let text = format!(
         "listeners: [{{ name: web, address: \"127.0.0.1:1\" }}]\nservices: [{{ name: auth, endpoints: \"{}\" }}]\n",
         service.address
     );
-    let snapshot = compile(&[Source { name: "test".into(), text }], &|_| None).unwrap();
     let shared = Arc::new(Shared {
-        hub: Hub::new(snapshot, 1),
+        hub: hub_of(text),
         mailboxes: vec![Mailbox::new().unwrap()],
         per_ip: PerIp::new(),
         abort: AtomicBool::new(false),

@@ -1,6 +1,7 @@
 //! The shapes of the file, section by section, each with its way into the snapshot.
 
 mod action;
+mod audit;
 mod endpoint;
 mod headers;
 mod listener;
@@ -9,6 +10,7 @@ mod process;
 mod route;
 mod service;
 
+pub(crate) use audit::AuditLog;
 pub(crate) use listener::Listener;
 pub(crate) use process::{AccessLog, AdminSection, DrainSection, LimitsSection, RuntimeSection};
 pub(crate) use route::{Compiler, Route};
@@ -28,6 +30,9 @@ shape! {
         admin: Lenient<OrOff<AdminSection>> = "{}",
         /// Where the access log goes, one JSON line per request.
         access_log: Lenient<AccessLog> = "stdout",
+        /// Where the audit log goes, one JSON line for each request that is refused by authentication, authorization
+        /// or a rate limit. No record is dropped: where it cannot be written, such requests wait for their answer.
+        audit_log: Lenient<AuditLog> = "stderr",
         /// How the process ends after SIGTERM or SIGINT.
         drain: Lenient<DrainSection> = "{}",
         /// Limits of the process as a whole.
