@@ -7,6 +7,8 @@
 
 pub mod answer;
 pub mod audit_line;
+pub mod auth;
+pub mod auth_service;
 pub mod balance;
 mod byte_set;
 pub mod failure;

@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn a_probe_that_fails_or_is_abandoned_is_followed_by_another() {
         let mut breaker = Breaker::default();
-        (0..3).for_each(|_| drop(breaker.failed(SETTINGS, at(0), 0)));
+        (0..3).for_each(|_| _ = breaker.failed(SETTINGS, at(0), 0));
         assert!(breaker.admit(at(4)) && breaker.failed(SETTINGS, at(4), 0));
         assert!(!breaker.admit(at(7)) && breaker.admit(at(8)));
         breaker.abandoned(at(8));
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn late_failures_do_not_keep_it_open() {
         let mut breaker = Breaker::default();
-        (0..3).for_each(|_| drop(breaker.failed(SETTINGS, at(0), 0)));
+        (0..3).for_each(|_| _ = breaker.failed(SETTINGS, at(0), 0));
         assert!(!breaker.failed(SETTINGS, at(3), 0));
         assert!(breaker.admit(at(4)));
     }
@@ -122,7 +122,7 @@ mod tests {
         #[test]
         fn the_time_is_between_once_and_one_and_a_half_of_the_setting(random: u64) {
             let mut breaker = Breaker::default();
-            (0..3).for_each(|_| drop(breaker.failed(SETTINGS, at(10), random)));
+            (0..3).for_each(|_| _ = breaker.failed(SETTINGS, at(10), random));
             prop_assert!(!breaker.admit(at(14) - Duration::from_micros(1)));
             prop_assert!(breaker.admit(at(16)));
         }

@@ -4,11 +4,8 @@
 use std::sync::Arc;
 
 use super::{Asking, Refusal, Verdict};
-use crate::auth::{Identity, Method};
+use crate::auth::{HEADER_LINES_BYTES_MAX, Identity, Method};
 use crate::http::{Name, ResponseHead, is_look_alike, list};
-
-/// Bytes of the header lines that one answer gives to the service behind.
-const LINES_BYTES_MAX: usize = 16 * 1024;
 
 /// How the service is asked, and what of its answer goes where.
 #[derive(Debug)]
@@ -62,7 +59,8 @@ pub struct Tells {
 pub fn may_be_asked_with(name: &str) -> bool {
     use Name::*;
     let of = Name::of(name);
-    let own = matches!(of, ContentLength | Expect | Host | XForwardedFor | XForwardedHost | XForwardedProto | XRequestId);
+    let own =
+        matches!(of, ContentLength | Expect | Host | XForwardedFor | XForwardedHost | XForwardedProto | XRequestId);
     !own && !of.is_hop_by_hop() && !is_look_alike(name) && !is_ours(name)
 }
 
@@ -153,7 +151,7 @@ impl Check {
         for header in answer.headers.iter().filter(|header| is_named(&self.answer_headers, header.name)) {
             write_line(header.name, header.value, &mut header_lines);
         }
-        if header_lines.len() > LINES_BYTES_MAX {
+        if header_lines.len() > HEADER_LINES_BYTES_MAX {
             return Verdict::Down("headers_too_long");
         }
         let user: Option<Box<str>> = values(answer, self.user.as_deref()).next().map(Into::into);
@@ -216,7 +214,8 @@ fn is_named(names: &[Box<str>], name: &str) -> bool {
 
 /// The values of a field that are not empty; those that are not UTF-8 name nobody.
 fn values<'a>(answer: &'a ResponseHead<'_, '_>, name: Option<&'a str>) -> impl Iterator<Item = &'a str> {
-    let named = answer.headers.iter().filter(move |header| name.is_some_and(|own| own.eq_ignore_ascii_case(header.name)));
+    let named =
+        answer.headers.iter().filter(move |header| name.is_some_and(|own| own.eq_ignore_ascii_case(header.name)));
     named.filter_map(|header| std::str::from_utf8(header.value).ok()).filter(|value| !value.is_empty())
 }
 
@@ -307,10 +306,8 @@ mod tests {
             assert_ne!(key(&told, change), key(&told, &|_| {}));
             assert_eq!(key(&silent, change), key(&silent, &|_| {}));
         }
-        let rest: [&dyn Fn(&mut Asking<'_>); 2] = [
-            &|asking| asking.request_id = b"another",
-            &|asking| asking.headers = &asking.headers[..1],
-        ];
+        let rest: [&dyn Fn(&mut Asking<'_>); 2] =
+            [&|asking| asking.request_id = b"another", &|asking| asking.headers = &asking.headers[..1]];
         for change in rest {
             assert_eq!(key(&told, change), key(&told, &|_| {}));
         }
@@ -326,13 +323,16 @@ mod tests {
         let Verdict::Pass(identity) = judged(&plain(), head, "") else { panic!("refused") };
         assert_eq!(identity.method, Method::AuthService);
         assert_eq!(identity.user.as_deref(), Some("u-1"));
-        assert_eq!((&identity.roles, &identity.scopes), (&names(&["admin", "user", "ops"]), &names(&["read", "write"])));
+        assert_eq!(
+            (&identity.roles, &identity.scopes),
+            (&names(&["admin", "user", "ops"]), &names(&["read", "write"]))
+        );
         assert_eq!(identity.header_lines, b"x-user-id: u-1\r\nX-Tenant: t\r\n");
         assert_eq!(identity.claims["sub"], "u-1");
 
         let Verdict::Pass(nobody) = judged(&plain(), "HTTP/1.1 200 OK\r\nX-User-Id: \r\n\r\n", "") else { panic!() };
         assert_eq!((nobody.user.as_deref(), nobody.claims.len()), (None, 0));
-        let long = format!("HTTP/1.1 200 OK\r\nX-Tenant: {}\r\n\r\n", "x".repeat(LINES_BYTES_MAX));
+        let long = format!("HTTP/1.1 200 OK\r\nX-Tenant: {}\r\n\r\n", "x".repeat(HEADER_LINES_BYTES_MAX));
         assert!(matches!(judged(&plain(), &long, ""), Verdict::Down("headers_too_long")));
     }
 
@@ -363,7 +363,15 @@ mod tests {
 
     #[test]
     fn fields_that_would_break_the_question_or_the_answer_are_known() {
-        for name in ["Host", "content-length", "Transfer-Encoding", "Connection", "X-Forwarded-Uri", "X-Request-ID", "X_Forwarded_For"] {
+        for name in [
+            "Host",
+            "content-length",
+            "Transfer-Encoding",
+            "Connection",
+            "X-Forwarded-Uri",
+            "X-Request-ID",
+            "X_Forwarded_For",
+        ] {
             assert!(!may_be_asked_with(name), "{name}");
         }
         for name in ["Authorization", "Cookie", "X-API-Key", "Accept", "User-Agent", "Origin"] {

@@ -1,0 +1,136 @@
+//! Claims: how one is named, and how text and lists are read out of it.
+
+use serde_json::{Map, Value};
+
+/// Members that lie on the way to a claim.
+const STEPS_MAX: usize = 8;
+
+/// Where a claim stands: a name (`sub`, `https://example.com/roles`), or a JSON Pointer for one inside of another
+/// (`/realm_access/roles`, RFC 6901; objects only, no array index).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimPath(Vec<Box<str>>);
+
+/// A text that names no claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadClaimPath {
+    #[error("the name of a claim is empty")]
+    Empty,
+    #[error("`~` in a JSON Pointer stands before `0` or `1` (RFC 6901 section 3)")]
+    Escape,
+    #[error("a JSON Pointer to a claim has at most 8 steps")]
+    TooDeep,
+}
+
+impl ClaimPath {
+    pub fn parse(text: &str) -> Result<Self, BadClaimPath> {
+        let steps = match text.strip_prefix('/') {
+            Some(pointer) => pointer.split('/').map(unescape).collect::<Result<_, _>>()?,
+            None => vec![text.into()],
+        };
+        match steps.as_slice() {
+            [only] if only.is_empty() => Err(BadClaimPath::Empty),
+            steps if steps.len() > STEPS_MAX => Err(BadClaimPath::TooDeep),
+            _ => Ok(Self(steps)),
+        }
+    }
+
+    /// A top-level claim.
+    pub(crate) fn name(name: &str) -> Self {
+        Self(vec![name.into()])
+    }
+
+    pub fn find<'c>(&self, claims: &'c Map<String, Value>) -> Option<&'c Value> {
+        let (first, rest) = self.0.split_first()?;
+        rest.iter().try_fold(claims.get(&**first)?, |value, step| value.as_object()?.get(&**step))
+    }
+}
+
+fn unescape(step: &str) -> Result<Box<str>, BadClaimPath> {
+    let mut parts = step.split('~');
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.as_bytes().first() {
+            Some(b'0') => text.push('~'),
+            Some(b'1') => text.push('/'),
+            _ => return Err(BadClaimPath::Escape),
+        }
+        text.push_str(part.get(1..).unwrap_or_default());
+    }
+    Ok(text.into())
+}
+
+/// A string or a number, as text.
+pub(crate) fn text(value: &Value) -> Option<Box<str>> {
+    match value {
+        Value::String(text) => Some(text.as_str().into()),
+        Value::Number(number) => Some(number.to_string().into()),
+        _ => None,
+    }
+}
+
+/// A string is one item, of an array each string is one. What is no string counts as nothing: it gives no right.
+pub(crate) fn items(value: &Value) -> Vec<Box<str>> {
+    match value {
+        Value::String(text) => vec![text.as_str().into()],
+        Value::Array(values) => values.iter().filter_map(Value::as_str).map(Into::into).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// As [`items`], but a string holds items between spaces, as `scope` has them (RFC 8693 section 4.2).
+pub(crate) fn spaced_items(value: &Value) -> Vec<Box<str>> {
+    match value {
+        Value::String(text) => text.split(' ').filter(|item| !item.is_empty()).map(Into::into).collect(),
+        value => items(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(path: &str, claims: &str) -> Option<Value> {
+        let claims = serde_json::from_str(claims).unwrap();
+        ClaimPath::parse(path).unwrap().find(&claims).cloned()
+    }
+
+    #[test]
+    fn claims_are_found_by_name_or_pointer() {
+        let claims = r#"{"sub":"a","https://example.com/r":1,"a.b":2,"a":{"b":3,"c/d":{"~":4}},"":{"":5},"l":[6]}"#;
+        for (path, expected) in [
+            ("sub", r#""a""#),
+            ("https://example.com/r", "1"),
+            ("a.b", "2"),
+            ("/a/b", "3"),
+            ("/a/c~1d/~0", "4"),
+            ("//", "5"),
+        ] {
+            assert_eq!(find(path, claims), Some(serde_json::from_str(expected).unwrap()), "{path}");
+        }
+        for path in ["other", "/a/other", "/sub/x", "/l/0", "/a/b/c"] {
+            assert_eq!(find(path, claims), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn bad_paths_are_refused() {
+        assert_eq!(ClaimPath::parse(""), Err(BadClaimPath::Empty));
+        assert_eq!(ClaimPath::parse("/"), Err(BadClaimPath::Empty));
+        assert_eq!(ClaimPath::parse("/a~"), Err(BadClaimPath::Escape));
+        assert_eq!(ClaimPath::parse("/a~2"), Err(BadClaimPath::Escape));
+        assert_eq!(ClaimPath::parse("/1/2/3/4/5/6/7/8/9"), Err(BadClaimPath::TooDeep));
+    }
+
+    #[test]
+    fn lists_come_as_arrays_or_as_text() {
+        let value = |json: &str| serde_json::from_str::<Value>(json).unwrap();
+        let of = |items: &[&str]| items.iter().map(|item| Box::from(*item)).collect::<Vec<Box<str>>>();
+        assert_eq!(items(&value(r#"["a b","c",1,null,["d"]]"#)), of(&["a b", "c"]));
+        assert_eq!(items(&value(r#""super admin""#)), of(&["super admin"]));
+        assert_eq!(spaced_items(&value(r#""read  write ""#)), of(&["read", "write"]));
+        assert_eq!(spaced_items(&value(r#"["read","write"]"#)), of(&["read", "write"]));
+        assert_eq!(spaced_items(&value("true")), of(&[]));
+        assert_eq!(text(&value("42")).as_deref(), Some("42"));
+        assert_eq!(text(&value("true")), None);
+    }
+}

@@ -1,0 +1,325 @@
+//! What an authenticator knows now: keys and revocations that change while the gateway runs.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use aws_lc_rs::digest::{Context, SHA256};
+use crossbeam::queue::ArrayQueue;
+
+use super::api_key::{ApiKeys, ApiKeysError};
+use super::headers::ClaimHeader;
+use super::key_set::{KeySet, KeySetError};
+use super::revoked::{Revoked, RevokedError};
+
+/// Names of keys that wait for the control plane to look for them; more are answered [`Asked::No`].
+pub const KIDS_ASKED_MAX: usize = 64;
+
+/// Names of keys that are known not to exist.
+pub const KIDS_MISSING_MAX: usize = 256;
+
+/// What a text that was fetched, read or polled holds.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A shared secret, as it is.
+    Secret,
+    /// Public keys in PEM.
+    Pem,
+    /// A JSON Web Key Set; `secrets`: whether symmetric keys count, which they must not where anyone can read the set.
+    Jwks { secrets: bool },
+    /// API keys in YAML or JSON, and the header fields made of each.
+    ApiKeys { headers: Arc<[ClaimHeader]> },
+    /// Token IDs, one a line.
+    Revoked,
+}
+
+/// Why a text was not taken. What was there before stays.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    #[error("{0}")]
+    Keys(#[from] KeySetError),
+    #[error("{0}")]
+    ApiKeys(#[from] ApiKeysError),
+    #[error("{0}")]
+    Revoked(#[from] RevokedError),
+    #[error("not UTF-8")]
+    Encoding,
+}
+
+/// What became of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loaded {
+    Changed,
+    /// The same text as before: cached tokens stay valid.
+    Unchanged,
+}
+
+/// Whether an unknown key is worth waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// The keys are being fetched, or will be at once. The control plane rings when that is over, well or not.
+    Wait,
+    /// It was looked for lately, or there is nowhere to look. Refuse the token.
+    No,
+}
+
+/// Counters for metrics.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Texts that were taken, changed or not.
+    pub refreshes_ok: AtomicU64,
+    pub refreshes_failed: AtomicU64,
+    /// Unix seconds of the last text that was taken; 0 before the first.
+    pub refreshed_at_s: AtomicU64,
+    /// Keys, of tokens or API keys.
+    pub keys: AtomicU64,
+    pub revoked: AtomicU64,
+}
+
+/// Keys and revocations of one authenticator. The control plane writes, workers read.
+pub struct Live {
+    pub name: Box<str>,
+    pub stats: Stats,
+    keys: ArcSwap<KeySet>,
+    api_keys: ArcSwap<ApiKeys>,
+    revoked: ArcSwap<Revoked>,
+    /// Counts changes of any of the three.
+    generation: AtomicU64,
+    /// Hashes of the three texts.
+    texts: Mutex<[Option<[u8; 32]>; 3]>,
+    looking: AtomicU8,
+    asked: ArrayQueue<Box<str>>,
+    missing: ArcSwap<Vec<Box<str>>>,
+    wake: ArcSwapOption<Box<dyn Fn() + Send + Sync>>,
+}
+
+/// Whether the control plane looks for keys when it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Looking {
+    /// Not now: it looked lately, or it never does.
+    No = 0,
+    /// At once.
+    WhenAsked = 1,
+    /// It does now.
+    Now = 2,
+}
+
+impl Live {
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            stats: Stats::default(),
+            keys: Default::default(),
+            api_keys: Default::default(),
+            revoked: Default::default(),
+            generation: AtomicU64::new(0),
+            texts: Mutex::default(),
+            looking: AtomicU8::new(Looking::No as u8),
+            asked: ArrayQueue::new(KIDS_ASKED_MAX),
+            missing: Default::default(),
+            wake: ArcSwapOption::empty(),
+        }
+    }
+
+    /// Counts up with every change. To be read before the keys are, and given to [`TokenCache`](super::TokenCache).
+    #[inline]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Empty before any were loaded: nothing can be judged then.
+    #[inline]
+    pub fn keys(&self) -> arc_swap::Guard<Arc<KeySet>> {
+        self.keys.load()
+    }
+
+    #[inline]
+    pub fn api_keys(&self) -> arc_swap::Guard<Arc<ApiKeys>> {
+        self.api_keys.load()
+    }
+
+    #[inline]
+    pub fn revoked(&self) -> arc_swap::Guard<Arc<Revoked>> {
+        self.revoked.load()
+    }
+
+    /// Takes a text: reads it, publishes what it holds, and counts how that went.
+    pub fn load(&self, source: &Source, text: &[u8], now_unix_s: u64) -> Result<Loaded, LoadError> {
+        let result = self.try_load(source, text);
+        match &result {
+            Ok(_) => {
+                self.stats.refreshes_ok.fetch_add(1, Ordering::Relaxed);
+                self.stats.refreshed_at_s.store(now_unix_s, Ordering::Relaxed);
+            }
+            Err(_) => self.failed(),
+        }
+        result
+    }
+
+    /// Counts a text that could not be had.
+    pub fn failed(&self) {
+        self.stats.refreshes_failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn try_load(&self, source: &Source, text: &[u8]) -> Result<Loaded, LoadError> {
+        let hash = hash(source, text);
+        let utf8 = || std::str::from_utf8(text).map_err(|_| LoadError::Encoding);
+        let mut texts = self.texts.lock().unwrap_or_else(PoisonError::into_inner);
+        let [keys, api_keys, revoked] = &mut *texts;
+        let slot = match source {
+            Source::Secret | Source::Pem | Source::Jwks { .. } => keys,
+            Source::ApiKeys { .. } => api_keys,
+            Source::Revoked => revoked,
+        };
+        if *slot == Some(hash) {
+            return Ok(Loaded::Unchanged);
+        }
+        match source {
+            Source::Secret => self.put_keys(KeySet::from_secret(text)?),
+            Source::Pem => self.put_keys(KeySet::from_pem(utf8()?)?),
+            Source::Jwks { secrets } => self.put_keys(KeySet::from_jwks(text, *secrets)?),
+            Source::ApiKeys { headers } => {
+                let new = ApiKeys::parse(utf8()?, headers)?;
+                self.stats.keys.store(new.len() as u64, Ordering::Relaxed);
+                self.api_keys.store(Arc::new(new));
+            }
+            Source::Revoked => {
+                let new = Revoked::parse(utf8()?)?;
+                self.stats.revoked.store(new.len() as u64, Ordering::Relaxed);
+                self.revoked.store(Arc::new(new));
+            }
+        }
+        *slot = Some(hash);
+        // After the change, so that nobody reads the new number and then the old keys.
+        self.generation.fetch_add(1, Ordering::Release);
+        Ok(Loaded::Changed)
+    }
+
+    fn put_keys(&self, new: KeySet) {
+        self.stats.keys.store(new.len() as u64, Ordering::Relaxed);
+        self.keys.store(Arc::new(new));
+    }
+
+    /// A worker met a token of an unknown key. Cheap, also in a storm: at most one message goes to the control plane for
+    /// each time that it looks, and it looks once in a while only.
+    pub fn ask(&self, kid: Option<&str>) -> Asked {
+        let kid = kid.unwrap_or_default();
+        let looking = self.looking.load(Ordering::Acquire);
+        if looking == Looking::No as u8 || self.missing.load().iter().any(|missing| **missing == *kid) {
+            return Asked::No;
+        }
+        if self.asked.push(kid.into()).is_err() {
+            // It has been woken, and has not come yet.
+            return Asked::No;
+        }
+        if let Some(wake) = &*self.wake.load() {
+            wake();
+        }
+        Asked::Wait
+    }
+
+    /// For the control plane: what [`Live::ask`] calls.
+    pub fn on_ask(&self, wake: Box<dyn Fn() + Send + Sync>) {
+        self.wake.store(Some(Arc::new(wake)));
+    }
+
+    /// For the control plane: what [`Live::ask`] answers from now on.
+    pub fn set_looking(&self, looking: Looking) {
+        self.looking.store(looking as u8, Ordering::Release);
+    }
+
+    /// For the control plane: the next name that was asked for; empty for a token without `kid`.
+    pub fn next_asked(&self) -> Option<Box<str>> {
+        self.asked.pop()
+    }
+
+    /// For the control plane: names that are not worth looking for; those beyond [`KIDS_MISSING_MAX`] are left out.
+    pub fn set_missing(&self, mut kids: Vec<Box<str>>) {
+        kids.truncate(KIDS_MISSING_MAX);
+        self.missing.store(Arc::new(kids));
+    }
+}
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Live")
+            .field("name", &self.name)
+            .field("generation", &self.generation())
+            .field("stats", &self.stats)
+            .finish_non_exhaustive()
+    }
+}
+
+fn hash(source: &Source, text: &[u8]) -> [u8; 32] {
+    let mut context = Context::new(&SHA256);
+    context.update(format!("{source:?}\0").as_bytes());
+    context.update(text);
+    let mut hash = [0; 32];
+    hash.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: &[u8] = &[7; 32];
+
+    #[test]
+    fn a_change_counts_and_what_is_bad_changes_nothing() {
+        let live = Live::new("main");
+        assert!(live.keys().is_empty());
+        assert_eq!(live.load(&Source::Secret, SECRET, 5), Ok(Loaded::Changed));
+        assert_eq!(live.load(&Source::Secret, SECRET, 6), Ok(Loaded::Unchanged));
+        assert_eq!(live.generation(), 1);
+        assert_eq!(live.load(&Source::Secret, b"short", 7), Err(LoadError::Keys(KeySetError::ShortSecret)));
+        assert_eq!(live.load(&Source::Jwks { secrets: false }, b"{}", 7), Err(LoadError::Keys(KeySetError::Jwks)));
+        assert_eq!(live.load(&Source::Pem, b"\xff", 7), Err(LoadError::Encoding));
+        assert_eq!((live.generation(), live.keys().len()), (1, 1));
+        assert_eq!(live.load(&Source::Revoked, b"a\nb\n", 8), Ok(Loaded::Changed));
+        assert_eq!((live.generation(), live.revoked().contains("b")), (2, true));
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Stats { refreshes_ok, refreshes_failed, refreshed_at_s, keys, revoked } = &live.stats;
+        assert_eq!([refreshes_ok, refreshes_failed, refreshed_at_s, keys, revoked].map(count), [3, 3, 8, 1, 2]);
+    }
+
+    #[test]
+    fn other_headers_are_a_change_of_api_keys() {
+        let live = Live::new("partners");
+        let text =
+            format!("clients: [{{ name: a, keys: [{{ hash: \"{}\" }}] }}]", crate::auth::api_key::stored(b"key"));
+        let source = |name: &str| Source::ApiKeys {
+            headers: [ClaimHeader { name: name.into(), claim: crate::auth::ClaimPath::name("sub") }].into(),
+        };
+        assert_eq!(live.load(&source("X-A"), text.as_bytes(), 0), Ok(Loaded::Changed));
+        assert_eq!(live.load(&source("X-A"), text.as_bytes(), 0), Ok(Loaded::Unchanged));
+        assert_eq!(live.load(&source("X-B"), text.as_bytes(), 0), Ok(Loaded::Changed));
+        assert_eq!(live.api_keys().verify(b"key", 0).unwrap().header_lines, b"X-B: a\r\n");
+    }
+
+    #[test]
+    fn asking_wakes_only_when_it_can_help() {
+        let live = Live::new("main");
+        let woken = Arc::new(AtomicU64::new(0));
+        let counter = woken.clone();
+        live.on_ask(Box::new(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }));
+        assert_eq!(live.ask(Some("a")), Asked::No);
+        live.set_looking(Looking::WhenAsked);
+        assert_eq!((live.ask(Some("a")), live.ask(None)), (Asked::Wait, Asked::Wait));
+        assert_eq!((live.next_asked().as_deref(), live.next_asked().as_deref()), (Some("a"), Some("")));
+        live.set_missing(vec!["a".into()]);
+        assert_eq!((live.ask(Some("a")), live.ask(Some("b"))), (Asked::No, Asked::Wait));
+        live.set_looking(Looking::Now);
+        for _ in 0..2 * KIDS_ASKED_MAX {
+            live.ask(Some("c"));
+        }
+        assert_eq!(woken.load(Ordering::Relaxed), 2 + KIDS_ASKED_MAX as u64);
+        live.set_looking(Looking::No);
+        assert_eq!(live.ask(Some("b")), Asked::No);
+    }
+}
