@@ -117,6 +117,7 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
         services,
         admin: admin?,
         access_log: file.access_log.0?.0,
+        audit_log: file.audit_log.0?.0,
         drain: file.drain.0?.compile(),
         limits: file.limits.0?.compile(),
         redacted: emit::redacted(root),

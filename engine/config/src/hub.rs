@@ -1,8 +1,10 @@
-//! Where the data plane and the control plane meet: the published snapshot, the counters, the log queue, the phase.
+//! Where the data plane and the control plane meet: the published snapshot, the counters, the logs' queues, the phase.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::Thread;
 
 use arc_swap::ArcSwap;
 use ringway_core::log_queue::LogQueue;
@@ -56,10 +58,46 @@ pub struct Hub {
     published: ArcSwap<Published>,
     phase: AtomicU8,
     pub workers: WorkerStats,
-    pub log: LogQueue,
+    /// The access log.
+    pub log: LogLane,
+    pub audit: LogLane,
     pub reloads: ReloadStats,
-    /// Thread to wake when a log buffer is ready.
-    log_writer: Mutex<Option<std::thread::Thread>>,
+}
+
+/// Lines on their way from the workers to the thread that writes them.
+#[derive(Debug)]
+pub struct LogLane {
+    queue: LogQueue,
+    /// Failed writes.
+    pub write_errors: AtomicU64,
+    writer: Mutex<Option<Thread>>,
+}
+
+impl LogLane {
+    /// `buffers`: how many full ones may wait.
+    fn new(buffers: usize) -> Self {
+        Self { queue: LogQueue::new(buffers), write_errors: AtomicU64::new(0), writer: Mutex::new(None) }
+    }
+
+    /// Names the thread that [`LogLane::wake`] wakes.
+    pub fn set_writer(&self, thread: Thread) {
+        *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+    }
+
+    /// Once per batch of lines, never per request.
+    pub fn wake(&self) {
+        if let Some(thread) = &*self.writer.lock().unwrap_or_else(PoisonError::into_inner) {
+            thread.unpark();
+        }
+    }
+}
+
+impl Deref for LogLane {
+    type Target = LogQueue;
+
+    fn deref(&self) -> &LogQueue {
+        &self.queue
+    }
 }
 
 fn stats_of<K: std::hash::Hash + Eq + Clone, S>(old: &HashMap<K, Arc<S>>, key: &K, make: impl FnOnce() -> S) -> Arc<S> {
@@ -113,8 +151,10 @@ impl Published {
 }
 
 impl Hub {
-    /// How many full log buffers may wait for the writer: 8 MiB and a half at most.
+    /// How many full buffers of the access log may wait for the writer: 8 MiB and a quarter.
     const LOG_BUFFERS: usize = 176;
+    /// The same of the audit log: 1 MiB and a half. Each worker keeps a backlog besides.
+    const AUDIT_BUFFERS: usize = 32;
 
     pub fn new(snapshot: Snapshot, workers: usize) -> Arc<Self> {
         let published = Published::join(Arc::new(snapshot), workers, None);
@@ -122,9 +162,9 @@ impl Hub {
             published: ArcSwap::from_pointee(published),
             phase: AtomicU8::new(Phase::Starting as u8),
             workers: WorkerStats::new(workers),
-            log: LogQueue::new(Self::LOG_BUFFERS),
+            log: LogLane::new(Self::LOG_BUFFERS),
+            audit: LogLane::new(Self::AUDIT_BUFFERS),
             reloads: ReloadStats::default(),
-            log_writer: Mutex::new(None),
         })
     }
 
@@ -153,17 +193,5 @@ impl Hub {
 
     pub fn set_phase(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Release);
-    }
-
-    /// Names the thread that [`Hub::wake_log_writer`] wakes.
-    pub fn set_log_writer(&self, thread: std::thread::Thread) {
-        *self.log_writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
-    }
-
-    /// Once per batch of lines, never per request.
-    pub fn wake_log_writer(&self) {
-        if let Some(thread) = &*self.log_writer.lock().unwrap_or_else(PoisonError::into_inner) {
-            thread.unpark();
-        }
     }
 }

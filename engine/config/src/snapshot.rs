@@ -20,6 +20,7 @@ pub struct Snapshot {
     pub services: Vec<Arc<Service>>,
     pub admin: Option<Admin>,
     pub access_log: AccessLog,
+    pub audit_log: AuditLog,
     pub drain: Drain,
     pub limits: GlobalLimits,
     /// The file as read, secrets redacted, as YAML: what `/config` shows.
@@ -270,6 +271,15 @@ pub struct Admin {
 pub enum AccessLog {
     Off,
     Stdout,
+    File(PathBuf),
+}
+
+/// Where refusals by authentication, authorization and rate limits are recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuditLog {
+    Off,
+    Stdout,
+    Stderr,
     File(PathBuf),
 }
 

@@ -212,8 +212,8 @@ fn answers() {
 #[test]
 fn the_process() {
     said(
-        "runtime: { cores: [1, 1], workers: 3, driver: iouring }\nlimits: { connections_per_ip: 0 }\naccess_log: /x\nadmin: { adress: x }\n",
-        "f:5:47: expected one of `auto`, `io_uring`, `epoll`, found `iouring`\n    hint: did you mean `io_uring`?\nf:6:31: expected a whole number from 1 to 10000000, or `off`, found `0`\n    hint: did you mean `off`?\nf:7:13: expected `stdout`, `off` or `file: PATH`, found `/x`\n    hint: a file is written `access_log: { file: PATH }`\nf:8:10: unknown key `adress`\n    hint: did you mean `address`?",
+        "runtime: { cores: [1, 1], workers: 3, driver: iouring }\nlimits: { connections_per_ip: 0 }\naccess_log: /x\nadmin: { adress: x }\naudit_log: none\n",
+        "f:5:47: expected one of `auto`, `io_uring`, `epoll`, found `iouring`\n    hint: did you mean `io_uring`?\nf:6:31: expected a whole number from 1 to 10000000, or `off`, found `0`\n    hint: did you mean `off`?\nf:7:13: expected `stdout`, `off` or `file: PATH`, found `/x`\n    hint: a file is written `access_log: { file: PATH }`\nf:8:10: unknown key `adress`\n    hint: did you mean `address`?\nf:9:12: expected `stderr`, `stdout`, `off` or `file: PATH`, found `none`\n    hint: a file is written `audit_log: { file: PATH }`",
     );
     said(
         "runtime: { cores: [1, 1], workers: 3 }\n",

@@ -5,7 +5,9 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{compiled, env, repository, with_basics};
-use ringway_config::snapshot::{AccessLog, Action, Balance, EndpointAddress, HostRewrite, Rewrite, TraceStart};
+use ringway_config::snapshot::{
+    AccessLog, Action, AuditLog, Balance, EndpointAddress, HostRewrite, Rewrite, TraceStart,
+};
 use ringway_config::{Snapshot, Source, compile, load};
 use ringway_core::router::{Found, RouteRequest};
 
@@ -62,6 +64,7 @@ fn defaults_are_safe() {
     assert_eq!(snapshot.limits.connections_per_ip, Some(1024));
     assert_eq!(snapshot.drain.notice, Duration::from_secs(1));
     assert_eq!(snapshot.access_log, AccessLog::Stdout);
+    assert_eq!(snapshot.audit_log, AuditLog::Stderr);
     assert_eq!(snapshot.runtime.workers, None);
     assert_eq!(route(&snapshot, "GET", "/any/thing"), Some("/*"));
 }
@@ -74,6 +77,7 @@ fn the_reference_tells_the_defaults() {
     assert_eq!(reference.runtime, plain.runtime);
     assert_eq!(reference.admin, plain.admin);
     assert_eq!(reference.access_log, plain.access_log);
+    assert_eq!(reference.audit_log, plain.audit_log);
     assert_eq!(reference.drain, plain.drain);
     assert_eq!(format!("{:?}", reference.limits), format!("{:?}", plain.limits));
     let (full, short) = (&reference.listeners[0], &plain.listeners[0]);
@@ -246,4 +250,17 @@ fn ten_thousand_routes_are_compiled_quickly() {
     assert_eq!(snapshot.routes.len(), 10_000);
     // An optimized build takes 0.3 s, half of it for the YAML. The bound is for debug builds on busy machines.
     assert!(took < Duration::from_secs(20), "{took:?}");
+}
+
+#[test]
+fn the_audit_log_goes_where_it_is_told() {
+    for (written, expected) in [
+        ("off", AuditLog::Off),
+        ("stdout", AuditLog::Stdout),
+        ("stderr", AuditLog::Stderr),
+        ("{ file: /var/log/audit.log }", AuditLog::File("/var/log/audit.log".into())),
+    ] {
+        let snapshot = compiled(&with_basics(&format!("audit_log: {written}\n"))).unwrap();
+        assert_eq!(snapshot.audit_log, expected);
+    }
 }

@@ -22,7 +22,7 @@ pub enum Event {
     /// `SIGHUP`
     Reload,
     /// `SIGUSR1`
-    ReopenLog,
+    ReopenLogs,
     /// The first `SIGTERM` or `SIGINT`, named; the phase is `Notice` then. The second one ends the process at once, with exit code 143 or 130.
     Stop(&'static str),
 }
@@ -118,7 +118,7 @@ impl Signals {
                 _ = self.terminate.recv() => (Event::Stop("SIGTERM"), 143),
                 _ = self.interrupt.recv() => (Event::Stop("SIGINT"), 130),
                 _ = self.hang_up.recv() => (Event::Reload, 0),
-                _ = self.user.recv() => (Event::ReopenLog, 0),
+                _ = self.user.recv() => (Event::ReopenLogs, 0),
             };
             if let Event::Stop(name) = event {
                 // At once, also while a reload keeps the other thread.
@@ -194,7 +194,7 @@ mod tests {
         let hub = hub(snapshot());
         let (control, events) = Control::start(hub.clone(), None).unwrap();
         for (signal, event) in
-            [(Signal::HUP, Event::Reload), (Signal::USR1, Event::ReopenLog), (Signal::TERM, Event::Stop("SIGTERM"))]
+            [(Signal::HUP, Event::Reload), (Signal::USR1, Event::ReopenLogs), (Signal::TERM, Event::Stop("SIGTERM"))]
         {
             kill_process(getpid(), signal).unwrap();
             assert_eq!(events.recv_timeout(Duration::from_secs(5)).unwrap(), event);

@@ -77,6 +77,8 @@ families! {
         "Bytes sent to clients."
     LOG_DROPPED = Counter "gateway_access_log_dropped_lines_total" "" []
         "Access log lines dropped because the writer was behind or could not write."
+    AUDIT_ERRORS = Counter "gateway_audit_write_errors_total" "" []
+        "Failed writes of the audit log. Its records are kept and tried again, and refusals wait once there are too many."
     RELOADS = Counter "gateway_config_reloads_total" "" ["result"]
         "Configuration reloads, by result: success, or failure, which left the running one in place."
     RELOAD_OK = Gauge "gateway_config_last_reload_successful" "" []

@@ -134,6 +134,7 @@ fn workers(out: &mut Exposition, hub: &Hub) {
     out.family(&f::RECEIVED_BYTES).count(&[], total(hub, |cell| &cell.client_bytes_in));
     out.family(&f::SENT_BYTES).count(&[], total(hub, |cell| &cell.client_bytes_out));
     out.family(&f::LOG_DROPPED).count(&[], hub.log.dropped_lines());
+    out.family(&f::AUDIT_ERRORS).count(&[], hub.audit.write_errors.load(Ordering::Relaxed));
 }
 
 fn configuration(out: &mut Exposition, hub: &Hub, published: &Published) {

@@ -9,12 +9,12 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use ringway_config::snapshot::{AccessLog, Admin, Listener, Runtime};
+use ringway_config::snapshot::{AccessLog, Admin, AuditLog, Listener, Runtime};
 use ringway_config::{Hub, Snapshot};
 
-use crate::access_log::{LogWriter, Sink};
 use crate::admin;
 use crate::control::Control;
+use crate::log_writer::{Log, LogWriter, Sink, Target};
 use crate::process::unix_ms;
 
 /// Listening sockets of one address, one for each worker.
@@ -35,6 +35,7 @@ pub struct Running<'a> {
     pub data: &'a dyn DataPlane,
     pub control: &'a Control,
     pub log: &'a LogWriter,
+    pub audit: &'a LogWriter,
 }
 
 /// Why a configuration cannot be put to work. Each message is one line, those of a file one line an error.
@@ -46,8 +47,8 @@ pub enum Refused {
     Runtime(String),
     #[error("{what}: cannot listen on {address}: {error}{hint}", hint = hint(.error, .address))]
     Listen { what: String, address: SocketAddr, error: io::Error },
-    #[error("access log: cannot open {path}: {error}")]
-    AccessLog { path: String, error: io::Error },
+    #[error("{log}: cannot open {path}: {error}")]
+    Log { log: &'static str, path: String, error: io::Error },
 }
 
 impl Running<'_> {
@@ -78,7 +79,9 @@ impl Running<'_> {
         let admin = (snapshot.admin != old.admin).then(|| bind_admin(snapshot.admin.as_ref())).transpose()?;
         // Switched off, the old log stays open: requests in flight still end up in it, and no others.
         let log_moves = snapshot.access_log != old.access_log && snapshot.access_log != AccessLog::Off;
-        let sink = log_moves.then(|| open_log(&snapshot.access_log)).transpose()?;
+        let sink = log_moves.then(|| open_log(Log::Access, &snapshot.access_log)).transpose()?;
+        let audit_moves = snapshot.audit_log != old.audit_log && snapshot.audit_log != AuditLog::Off;
+        let audit_sink = audit_moves.then(|| open_log(Log::Audit, &snapshot.audit_log)).transpose()?;
         if let Some(listener) = admin {
             self.control.set_admin(listener).map_err(|error| listen_error(snapshot.admin.as_ref(), error))?;
         }
@@ -86,6 +89,9 @@ impl Running<'_> {
         let summary = format!("{}; listeners added: {}, removed: {removed}", summary(&snapshot), added.len());
         if let Some(sink) = sink {
             self.log.redirect(sink);
+        }
+        if let Some(sink) = audit_sink {
+            self.audit.redirect(sink);
         }
         let generation = self.hub.publish(snapshot);
         self.data.reload(added);
@@ -141,14 +147,16 @@ pub fn bind_admin(admin: Option<&Admin>) -> Result<Option<TcpListener>, Refused>
     admin.map(|admin| admin::bind(admin.address)).transpose().map_err(|error| listen_error(admin, error))
 }
 
-/// Opens the access log.
-pub fn open_log(target: &AccessLog) -> Result<Sink, Refused> {
-    Sink::open(target).map_err(|error| {
+/// Opens a log.
+pub fn open_log(log: Log, target: impl Into<Target>) -> Result<Sink, Refused> {
+    let target = target.into();
+    Sink::open(&target).map_err(|error| {
         let path = match target {
-            AccessLog::File(path) => path.display().to_string(),
-            _ => "stdout".into(),
+            Target::File(path) => path.display().to_string(),
+            Target::Stderr => "stderr".into(),
+            Target::Stdout | Target::Off => "stdout".into(),
         };
-        Refused::AccessLog { path, error }
+        Refused::Log { log: log.name(), path, error }
     })
 }
 
@@ -216,11 +224,12 @@ mod tests {
     fn with_running_as(snapshot: Snapshot, test: impl FnOnce(Running<'_>, &Plane)) {
         let hub = hub(snapshot);
         let (control, _events) = Control::start(hub.clone(), None).unwrap();
-        let log = LogWriter::start(hub.clone(), Sink::open(&AccessLog::Off).unwrap()).unwrap();
+        let start = |log| LogWriter::start(log, hub.clone(), Sink::open(&Target::Off).unwrap()).unwrap();
+        let (log, audit) = (start(Log::Access), start(Log::Audit));
         let plane = Plane::default();
-        test(Running { hub: &hub, data: &plane, control: &control, log: &log }, &plane);
+        test(Running { hub: &hub, data: &plane, control: &control, log: &log, audit: &audit }, &plane);
         control.stop();
-        assert!(log.finish(Duration::from_secs(5)));
+        assert!(log.finish(Duration::from_secs(5)) && audit.finish(Duration::from_secs(5)));
     }
 
     #[test]
@@ -263,13 +272,18 @@ mod tests {
             let mut new = snapshot();
             new.access_log = AccessLog::File("/no/such/directory/access.log".into());
             let refused = running.apply(new).unwrap_err().to_string();
-            assert!(refused.contains("cannot open /no/such/directory/access.log: "), "{refused}");
+            assert!(refused.starts_with("access log: cannot open /no/such/directory/access.log: "), "{refused}");
+
+            let mut new = snapshot();
+            new.audit_log = AuditLog::File("/no/such/directory/audit.log".into());
+            let refused = running.apply(new).unwrap_err().to_string();
+            assert!(refused.starts_with("audit log: cannot open /no/such/directory/audit.log: "), "{refused}");
             assert_eq!(running.hub.published().generation, 1);
         });
     }
 
     #[test]
-    fn the_admin_listener_and_the_log_follow() {
+    fn the_admin_listener_and_the_logs_follow() {
         with_running(|running, _| {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("access.log");
@@ -279,9 +293,11 @@ mod tests {
             let mut new = snapshot();
             new.admin = Some(Admin { address });
             new.access_log = AccessLog::File(path.clone());
+            let audit = dir.path().join("audit.log");
+            new.audit_log = AuditLog::File(audit.clone());
             running.apply(new).unwrap();
             std::net::TcpStream::connect(address).unwrap();
-            assert!(path.exists());
+            assert!(path.exists() && audit.exists());
         });
     }
 

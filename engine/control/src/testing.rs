@@ -44,6 +44,7 @@ pub(crate) fn snapshot() -> Snapshot {
         services: vec![Arc::new(service)],
         admin: None,
         access_log: AccessLog::Off,
+        audit_log: AuditLog::Off,
         drain: Drain { notice: second, timeout: second },
         limits: GlobalLimits { connections: 10, connections_per_ip: None },
         redacted: "listeners: []\n".into(),

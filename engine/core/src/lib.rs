@@ -7,7 +7,9 @@
 
 pub mod access;
 pub mod answer;
+pub mod audit_line;
 pub mod auth;
+pub mod auth_service;
 pub mod balance;
 mod byte_set;
 pub mod failure;

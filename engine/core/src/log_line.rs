@@ -88,7 +88,7 @@ impl Formatter {
 
     /// Up to the opening quote of the request's ID.
     #[inline]
-    fn write_start(&mut self, unix_ms: u64, out: &mut Vec<u8>) {
+    pub(crate) fn write_start(&mut self, unix_ms: u64, out: &mut Vec<u8>) {
         let (second, ms) = (unix_ms / 1000, (unix_ms % 1000) as u16);
         if second != self.second {
             self.second = second;
@@ -102,7 +102,7 @@ impl Formatter {
 }
 
 #[inline]
-fn write_string_or_null(value: Option<&[u8]>, bytes_max: usize, out: &mut Vec<u8>) {
+pub(crate) fn write_string_or_null(value: Option<&[u8]>, bytes_max: usize, out: &mut Vec<u8>) {
     match value {
         None => out.extend_from_slice(b"null"),
         Some(value) => {
@@ -122,7 +122,7 @@ fn write_or_null(value: Option<u64>, write: impl Fn(u64, &mut Vec<u8>), out: &mu
 }
 
 #[inline]
-fn write_integer(value: u64, out: &mut Vec<u8>) {
+pub(crate) fn write_integer(value: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 

@@ -32,7 +32,7 @@ impl LogQueue {
     ///
     /// Hot; watched by the benchmark `log_queue`.
     pub fn swap(&self, buffer: &mut Vec<u8>) -> bool {
-        let next = self.empty.pop().unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES));
+        let next = self.take_empty();
         match self.full.push(std::mem::replace(buffer, next)) {
             Ok(()) => true,
             Err(mut refused) => {
@@ -44,6 +44,16 @@ impl LogQueue {
                 false
             }
         }
+    }
+
+    /// Hands a full buffer over; gives it back where the writer is behind.
+    pub fn offer(&self, buffer: Vec<u8>) -> Result<(), Vec<u8>> {
+        self.full.push(buffer)
+    }
+
+    /// An empty buffer.
+    pub fn take_empty(&self) -> Vec<u8> {
+        self.empty.pop().unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES))
     }
 
     /// Whether anything waits for the writer.

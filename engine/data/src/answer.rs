@@ -16,7 +16,7 @@ use crate::respond::{write_answer_ops, write_connection, write_number};
 use crate::upstream::Upstream;
 
 /// Interim answers (1xx) that a service may send before its answer.
-const INTERIM_MAX: usize = 32;
+pub(crate) const INTERIM_MAX: usize = 32;
 
 /// How the relay ended once the answer had begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub(crate) async fn relay(
     mut length: usize,
     out: &mut Vec<u8>,
 ) -> Result<Relayed, Failure> {
-    let conn = attempt.conn;
+    let conn = attempt.outbound.conn;
     let mut interims = 0;
     let shape = loop {
         out.clear();
@@ -73,12 +73,12 @@ pub(crate) async fn relay(
         if !exchange.is_http10 && write_client(conn, out).await.is_err() {
             return Err(Failure::ClientGone);
         }
-        (buffer, length) = attempt.next_answer(upstream, buffer).await?;
+        (buffer, length) = attempt.outbound.next_answer(upstream, buffer).await?;
     };
     attempt.answered.set(true);
     conn.timers.clear(Slot::Service);
 
-    let idle = us(attempt.service.timeouts.idle);
+    let idle = us(attempt.outbound.service.timeouts.idle);
     let mut body = BodyDecoder::new(shape.framing);
     let mut has_head = true;
     let mut blocks = Blocks::default();
@@ -122,7 +122,10 @@ pub(crate) async fn relay(
                     break;
                 }
                 Ok(None) => upstream.ready().await,
-                Ok(Some(_)) if shape.framing == Framing::Close && attempt.late(Failure::AnswerIncomplete).is_none() => {
+                Ok(Some(_))
+                    if shape.framing == Framing::Close
+                        && attempt.outbound.late(Failure::AnswerIncomplete).is_none() =>
+                {
                     let end: &[u8] = if shape.delivery == Delivery::Chunked { b"0\r\n\r\n" } else { b"" };
                     let ended = end.is_empty() || write_client(conn, end).await.is_ok();
                     return Ok(if ended { Relayed::Whole { reusable: false } } else { Relayed::ClientGone });
@@ -161,7 +164,7 @@ fn write_answer_head(
     head: &[u8],
     out: &mut Vec<u8>,
 ) -> Result<Shape, Failure> {
-    let conn = attempt.conn;
+    let conn = attempt.outbound.conn;
     let mut storage = HeadStorage::new();
     let answer = ResponseHead::parse(head, exchange.is_head, &mut storage).map_err(|_| Failure::BadAnswer)?;
     let interim = answer.status < 200;

@@ -130,6 +130,12 @@ impl Timers {
         self.set(slot, NEVER);
     }
 
+    /// Clears a deadline, and that it has fired.
+    pub(crate) fn forget(&self, slot: Slot) {
+        self.clear(slot);
+        self.with(|entry| entry.fired &= !(1 << slot as u8));
+    }
+
     #[inline]
     pub(crate) fn has_fired(&self, slot: Slot) -> bool {
         self.with(|entry| entry.fired & (1 << slot as u8) != 0).unwrap_or(false)

@@ -2,16 +2,13 @@
 
 use std::cell::Cell;
 use std::pin::pin;
-use std::rc::Rc;
 use std::task::Poll;
 
-use ringway_config::snapshot::{Action, Forward, RouteTimeouts, Service};
+use ringway_config::snapshot::{Action, Forward, RouteTimeouts};
 use ringway_core::failure::Failure;
 use ringway_core::filter::Permit;
-use ringway_core::http::{
-    BodyDecoder, CHUNK_HEAD_MAX, Framing, HeadScan, HeadScanner, write_chunk_head, write_trailers,
-};
-use ringway_core::stats::{BackendError, ServiceCell};
+use ringway_core::http::{BodyDecoder, CHUNK_HEAD_MAX, Framing, write_chunk_head, write_trailers};
+use ringway_core::stats::BackendError;
 use ringway_core::template::HeaderOps;
 
 use crate::answer::{Relayed, relay};
@@ -20,37 +17,19 @@ use crate::clock::us;
 use crate::connection::Connection;
 use crate::deadline::Slot;
 use crate::io::{Blocks, write_service};
+use crate::outbound::{Broken, Outbound};
 use crate::request::Exchange;
-use crate::upstream::{EndpointPool, Upstream};
+use crate::upstream::Upstream;
 
 /// What stays the same over the tries of one request.
 pub(crate) struct Attempt<'a> {
-    pub(crate) conn: &'a Connection,
-    pub(crate) service: &'a Service,
-    pub(crate) cell: &'a ServiceCell,
-    pool: &'a Rc<EndpointPool>,
-    timeouts: RouteTimeouts,
-    /// When the current try must have the answer's head; `u64::MAX` where nothing says so.
-    try_until: Cell<u64>,
+    pub(crate) outbound: Outbound<'a>,
     /// The request's head as received.
     pub(crate) request: &'a [u8],
     /// The answer's head has come, an interim one does not count.
     pub(crate) answered: Cell<bool>,
     /// The request's body has come whole and was passed on.
     pub(crate) sent: Cell<bool>,
-}
-
-/// Why no answer came.
-enum Broken {
-    /// The connection ended without a byte of an answer: a pooled one may have been closed just before it was used.
-    Unanswered,
-    Failed(Failure),
-}
-
-impl From<Failure> for Broken {
-    fn from(failure: Failure) -> Self {
-        Self::Failed(failure)
-    }
 }
 
 /// Sends the request whose head is in `head` and relays the answer.
@@ -69,10 +48,7 @@ pub(crate) async fn forward(
     (service, endpoint): (usize, usize),
     _permit: Permit,
 ) -> Result<Option<Buffer>, Failure> {
-    let view = conn.view.services.get(service).ok_or(Failure::Internal)?;
-    let pool = view.pools.get(endpoint).ok_or(Failure::NoEndpoint)?;
-    let cell = conn.view.service_cell(service, conn.worker.id).ok_or(Failure::Internal)?;
-    let _in_flight = InFlight::new(pool);
+    let outbound = Outbound::new(conn, service, endpoint)?;
     let head_length = *used;
 
     // What of the body has come already leaves with the head.
@@ -83,28 +59,24 @@ pub(crate) async fn forward(
     let ops = conn.route(exchange).map(|route| &route.request_headers);
     write_body(exchange.framing, data, body, ops, head)?;
     *used += decoded.consumed;
+    let timeouts = timeouts(conn, exchange);
     let attempt = Attempt {
-        conn,
-        service: &view.service,
-        cell,
-        pool,
-        timeouts: timeouts(conn, exchange),
-        try_until: Cell::new(u64::MAX),
+        outbound,
         request: inbox.data().get(..head_length).unwrap_or_default(),
         answered: Cell::new(false),
         sent: Cell::new(false),
     };
-    if let Some(request) = attempt.timeouts.request {
+    if let Some(request) = timeouts.request {
         conn.timers.set(Slot::Request, exchange.started + us(request));
     }
 
-    let may_retry = attempt.service.retry_stale && body.is_done() && exchange.is_idempotent;
+    let may_retry = attempt.outbound.service.retry_stale && body.is_done() && exchange.is_idempotent;
     let mut fresh = false;
     loop {
-        if let Some(per_try) = attempt.timeouts.per_try {
-            attempt.try_until.set(conn.worker.clock.lately() + us(per_try));
+        if let Some(per_try) = timeouts.per_try {
+            attempt.outbound.try_until.set(conn.worker.clock.lately() + us(per_try));
         }
-        let (upstream, reused) = attempt.acquire(fresh).await?;
+        let (upstream, reused) = attempt.outbound.acquire(fresh).await?;
         match attempt.run(exchange, upstream, body, decoded.data.len() as u64, head).await {
             Ok(rest) => {
                 conn.timers.clear(Slot::Request);
@@ -121,7 +93,7 @@ pub(crate) async fn forward(
                     conn.timers.clear(Slot::Request);
                     return Err(Failure::ConnectionBroken);
                 }
-                cell.stale_retries.add(1);
+                attempt.outbound.cell.stale_retries.add(1);
                 fresh = true;
             }
         }
@@ -169,63 +141,7 @@ fn write_body(
     Ok(())
 }
 
-/// Counts a request at its endpoint for as long as it lives.
-struct InFlight<'a>(&'a EndpointPool);
-
-impl<'a> InFlight<'a> {
-    fn new(pool: &'a EndpointPool) -> Self {
-        pool.cell().in_flight.add(1);
-        pool.cell().requests.add(1);
-        Self(pool)
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.cell().in_flight.sub(1);
-    }
-}
-
 impl Attempt<'_> {
-    /// A connection to the endpoint, and whether it has been used before.
-    async fn acquire(&self, fresh: bool) -> Result<(Upstream, bool), Failure> {
-        let conn = self.conn;
-        if !fresh {
-            let now = conn.worker.clock.lately();
-            if let Some(upstream) = std::future::poll_fn(|cx| Poll::Ready(self.pool.take(now, cx))).await {
-                return Ok((upstream, true));
-            }
-        }
-        if !self.pool.may_connect() {
-            return Err(Failure::ConnectionCap);
-        }
-        let now = conn.worker.clock.lately();
-        let connected = self.pool.connect(now, |sock| {
-            conn.timers.service(Some(sock.clone()), now);
-            conn.timers.set(Slot::Service, self.try_until.get().min(now + us(self.service.timeouts.connect)));
-        });
-        match connected.await {
-            Ok(upstream) => Ok((upstream, false)),
-            Err(_) => {
-                let failure = self.late(Failure::ConnectTimeout).unwrap_or(Failure::ConnectFailed);
-                conn.timers.service(None, 0);
-                Err(failure)
-            }
-        }
-    }
-
-    /// Which deadline has passed, if one has.
-    pub(crate) fn late(&self, service: Failure) -> Option<Failure> {
-        if self.conn.timers.has_fired(Slot::ClientGone) {
-            return Some(Failure::ClientGone);
-        }
-        if self.conn.timers.has_fired(Slot::Request) {
-            return Some(Failure::RequestTimeout);
-        }
-        let fired = [Slot::Service, Slot::ServiceWrite].map(|slot| self.conn.timers.has_fired(slot));
-        fired.contains(&true).then_some(service)
-    }
-
     /// One try on one connection.
     async fn run(
         &self,
@@ -235,21 +151,15 @@ impl Attempt<'_> {
         received: u64,
         head: &mut Vec<u8>,
     ) -> Result<Option<Buffer>, Broken> {
-        let conn = self.conn;
+        let conn = self.outbound.conn;
         let begun = conn.worker.clock.lately();
-        conn.timers.service(Some(upstream.sock.clone()), begun);
-        conn.timers.set(Slot::Service, self.try_until.get());
-        // A service may answer early and close: a write that fails is no verdict, what can be read is.
-        let written = write_service(conn, &upstream.sock, head, us(self.service.timeouts.idle)).await;
-        if let (Err(_), Some(failure)) = (&written, self.late(Failure::AnswerTimeout)) {
-            return Err(failure.into());
-        }
+        let written = self.outbound.send(&upstream, head).await?;
 
-        if body.is_done() || written.is_err() {
+        if body.is_done() || !written {
             self.sent.set(body.is_done());
-            self.arm_answer();
+            self.outbound.arm_answer();
             let relayed = self.answer(exchange, &mut upstream, head, begun).await?;
-            self.settle(exchange, upstream, relayed, body.is_done() && written.is_ok());
+            self.settle(exchange, upstream, relayed, body.is_done() && written);
             return Ok(None);
         }
 
@@ -298,12 +208,6 @@ impl Attempt<'_> {
         }
     }
 
-    /// The time for the answer's head starts when the request has been sent.
-    fn arm_answer(&self) {
-        let answer = self.conn.worker.clock.lately() + us(self.service.timeouts.answer);
-        self.conn.timers.set(Slot::Service, answer.min(self.try_until.get()));
-    }
-
     /// Waits for the answer and relays it.
     async fn answer(
         &self,
@@ -312,63 +216,14 @@ impl Attempt<'_> {
         head: &mut Vec<u8>,
         begun: u64,
     ) -> Result<Relayed, Broken> {
-        let (buffer, length) = self.read_answer(upstream, None).await?;
-        exchange.service_us = Some(self.conn.worker.clock.now().saturating_sub(begun));
+        let (buffer, length) = self.outbound.read_answer(upstream, None).await?;
+        exchange.service_us = Some(self.outbound.conn.worker.clock.now().saturating_sub(begun));
         Ok(relay(self, exchange, upstream, buffer, length, head).await?)
-    }
-
-    /// Reads until the buffer holds a whole answer head; gives back its length too.
-    async fn read_answer(&self, upstream: &mut Upstream, buffer: Option<Buffer>) -> Result<(Buffer, usize), Broken> {
-        let limit = self.service.timeouts.head_bytes;
-        let mut scanner = HeadScanner::default();
-        let mut buffer = match buffer {
-            Some(buffer) => buffer,
-            None => {
-                upstream.ready().await;
-                self.conn.worker.take_answer()
-            }
-        };
-        loop {
-            if !buffer.is_empty() {
-                match scanner.scan(buffer.data()) {
-                    HeadScan::Complete(length) if length <= limit => return Ok((buffer, length)),
-                    HeadScan::Partial if buffer.len() < limit => {}
-                    HeadScan::Partial | HeadScan::Complete(_) => return Err(Failure::AnswerHeadTooLarge.into()),
-                    HeadScan::BareLineFeed | HeadScan::NotHttp => return Err(Failure::BadAnswer.into()),
-                }
-            }
-            if buffer.room().is_empty() {
-                buffer.make_room(limit.min(buffer.len() * 2).max(1));
-            }
-            match upstream.sock.recv(buffer.room()) {
-                Ok(Some(received)) if received > 0 => buffer.received(received),
-                Ok(None) => upstream.ready().await,
-                Ok(Some(_)) | Err(_) => {
-                    return Err(match self.late(Failure::AnswerTimeout) {
-                        Some(failure) => failure.into(),
-                        None if buffer.is_empty() => Broken::Unanswered,
-                        None => Failure::ConnectionBroken.into(),
-                    });
-                }
-            }
-        }
-    }
-
-    /// The head that follows an interim answer.
-    pub(crate) async fn next_answer(
-        &self,
-        upstream: &mut Upstream,
-        buffer: Buffer,
-    ) -> Result<(Buffer, usize), Failure> {
-        self.read_answer(upstream, Some(buffer)).await.map_err(|broken| match broken {
-            Broken::Unanswered => Failure::ConnectionBroken,
-            Broken::Failed(failure) => failure,
-        })
     }
 
     /// After the answer: the connection is kept, where both sides of the exchange are whole.
     fn settle(&self, exchange: &mut Exchange, upstream: Upstream, relayed: Relayed, sent: bool) {
-        let conn = self.conn;
+        let conn = self.outbound.conn;
         conn.timers.service(None, 0);
         match relayed {
             Relayed::Whole { reusable } => {
@@ -378,7 +233,7 @@ impl Attempt<'_> {
             }
             Relayed::ClientGone => exchange.keep_alive = false,
             Relayed::BrokenOff => {
-                self.cell.record_error(BackendError::Body);
+                self.outbound.cell.record_error(BackendError::Body);
                 self.break_off(exchange);
             }
         }
@@ -388,7 +243,7 @@ impl Attempt<'_> {
     fn break_off(&self, exchange: &mut Exchange) {
         exchange.keep_alive = false;
         exchange.broken_off = true;
-        self.conn.sock.reset_on_close();
+        self.outbound.conn.sock.reset_on_close();
     }
 
     /// Passes the rest of the request's body on. Gives back what followed it, if it did not end with a read.
@@ -398,10 +253,10 @@ impl Attempt<'_> {
         body: &mut BodyDecoder,
         sock: &ringway_io::Sock,
     ) -> Result<Option<Buffer>, Failure> {
-        let conn = self.conn;
+        let conn = self.outbound.conn;
         let clock = &conn.worker.clock;
         let times = &conn.listener.timeouts;
-        let idle = us(self.service.timeouts.idle);
+        let idle = us(self.outbound.service.timeouts.idle);
         let mut buffer = conn.worker.take_inbox();
         let mut out = conn.worker.take_head();
         let mut received = facts.received;
@@ -459,7 +314,7 @@ impl Attempt<'_> {
         conn.worker.give_head(out);
         self.sent.set(true);
         if !self.answered.get() {
-            self.arm_answer();
+            self.outbound.arm_answer();
         }
         Ok((!buffer.is_empty()).then_some(buffer))
     }

@@ -6,6 +6,8 @@
 
 mod accept;
 mod answer;
+#[cfg_attr(not(test), expect(dead_code, reason = "the gate records its refusals with it"))]
+mod audit;
 mod buffer;
 mod clock;
 mod connection;
@@ -13,12 +15,17 @@ mod deadline;
 mod forward;
 mod io;
 mod mailbox;
+mod outbound;
 mod places;
 mod record;
 mod request;
 mod respond;
 mod runtime;
 mod serve;
+#[cfg_attr(not(test), expect(dead_code, reason = "the gate asks with it"))]
+mod subrequest;
+#[cfg(test)]
+mod testing;
 mod upstream;
 mod view;
 mod worker;

@@ -33,7 +33,7 @@ impl Log {
             worker.hub.log.swap(&mut pending.lines);
         }
         if worker.hub.log.has_full() {
-            worker.hub.wake_log_writer();
+            worker.hub.log.wake();
         }
     }
 }
@@ -85,7 +85,7 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
         // The tick wakes the writer; in between it is woken only where much has gathered, since each wake may cost a
         // busy core two switches.
         if worker.hub.log.is_filling() {
-            worker.hub.wake_log_writer();
+            worker.hub.log.wake();
         }
     }
 }

@@ -76,7 +76,7 @@ pub(crate) fn write_answer_ops(
     route: &Route,
     out: &mut Vec<u8>,
 ) {
-    let conn = attempt.conn;
+    let conn = attempt.outbound.conn;
     let is_literal = ops.set.iter().chain(&ops.add).all(|(_, value)| value.as_literal().is_some());
     let mut storage = HeadStorage::new();
     let head = if is_literal { b"" } else { attempt.request };
@@ -107,7 +107,7 @@ pub(crate) fn write_answer_ops(
         query,
         scheme: b"http",
         route: &route.name,
-        service: &attempt.service.name,
+        service: &attempt.outbound.service.name,
         captures: &captures,
         headers,
     };

@@ -15,6 +15,7 @@ use ringway_core::forwarded::write_ip;
 use ringway_core::stats::WorkerCell;
 
 use crate::accept;
+use crate::audit::Audit;
 use crate::buffer::{Buffer, Buffers};
 use crate::clock::Clock;
 use crate::deadline::{Deadlines, SWEEP};
@@ -51,6 +52,7 @@ pub(crate) struct Worker {
     pub(crate) clock: Clock,
     pub(crate) deadlines: Rc<Deadlines>,
     pub(crate) log: Log,
+    pub(crate) audit: Audit,
     /// Room for the one path at a time that has to be rewritten.
     pub(crate) path: RefCell<Vec<u8>>,
     pub(crate) listeners: RefCell<HashMap<SocketAddr, accept::Accepting>>,
@@ -96,7 +98,7 @@ impl Drop for ActiveRequest<'_> {
 }
 
 impl Worker {
-    fn new(id: usize, shared: Arc<Shared>) -> Rc<Self> {
+    pub(crate) fn new(id: usize, shared: Arc<Shared>) -> Rc<Self> {
         let hub = Arc::clone(&shared.hub);
         let view = View::build(hub.published(), id, None);
         let seed = std::collections::hash_map::RandomState::new().build_hasher().finish();
@@ -105,6 +107,7 @@ impl Worker {
             clock: Clock::new(),
             deadlines: Rc::default(),
             log: Log::new(),
+            audit: Audit::new(),
             path: RefCell::new(Vec::with_capacity(1024)),
             listeners: RefCell::default(),
             view: RefCell::new(Rc::new(view)),
@@ -241,7 +244,7 @@ impl Worker {
         self.cell().connections.get() == 0 && self.shared.mailboxes.iter().all(Mailbox::is_empty)
     }
 
-    fn tick(&self, round: u64) {
+    pub(crate) fn tick(&self, round: u64) {
         self.clock.tick();
         let now = self.clock.now();
         let cell = self.cell();
@@ -250,6 +253,7 @@ impl Worker {
             self.view().pools().for_each(|pool| pool.sweep(now));
         }
         self.log.flush(self);
+        self.audit.flush(&self.hub);
         let LoopCounts { ring_ops, turns, sleeps } = LoopCounts::of_this_thread();
         cell.ring_ops.set(ring_ops);
         cell.loop_turns.set(turns);
@@ -285,6 +289,7 @@ pub(crate) async fn run(id: usize, shared: Arc<Shared>, up: impl FnOnce()) -> us
         worker.tick(round);
         if worker.has_drained(worker.clock.now()) || worker.shared.abort.load(Ordering::Acquire) {
             worker.log.flush(&worker);
+            worker.audit.end(&worker.hub);
             return worker.cell().connections.get() as usize;
         }
     }

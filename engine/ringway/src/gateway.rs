@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use ringway_config::Snapshot;
 use ringway_config::hub::{Hub, Phase};
 use ringway_config::snapshot::{DriverChoice, Listener};
-use ringway_control::access_log::LogWriter;
+use ringway_control::log_writer::{Log, LogWriter};
 use ringway_control::reload::{self, DataPlane, Running, Sockets};
 use ringway_control::watch::{POLL_EVERY, Watch};
 use ringway_control::{Control, Event};
@@ -19,7 +19,7 @@ use ringway_data::Workers;
 use crate::descriptors;
 use crate::failure::Failure;
 
-/// How long the last lines of the access log may take at the end.
+/// How long the last lines of a log may take at the end.
 const LOG_FLUSH_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// A gateway that runs.
@@ -28,6 +28,7 @@ struct Gateway {
     plane: Plane,
     control: Control,
     log: LogWriter,
+    audit: LogWriter,
     events: Receiver<Event>,
 }
 
@@ -57,16 +58,19 @@ impl Gateway {
         let listeners = snapshot.listeners.iter().map(AsRef::as_ref);
         let sockets = reload::bind_all(listeners, |listener| bind(listener, count))?;
         let admin = reload::bind_admin(snapshot.admin.as_ref())?;
-        let sink = reload::open_log(&snapshot.access_log)?;
+        let sink = reload::open_log(Log::Access, &snapshot.access_log)?;
+        let audit_sink = reload::open_log(Log::Audit, &snapshot.audit_log)?;
 
         let hub = Hub::new(snapshot, count);
         reload::record_start(&hub);
-        let log = LogWriter::start(hub.clone(), sink).map_err(|error| start_error("access-log", &error))?;
+        let start_log = |log, sink| LogWriter::start(log, hub.clone(), sink);
+        let log = start_log(Log::Access, sink).map_err(|error| start_error("access-log", &error))?;
+        let audit = start_log(Log::Audit, audit_sink).map_err(|error| start_error("audit-log", &error))?;
         let (control, events) = Control::start(hub.clone(), admin).map_err(|error| start_error("control", &error))?;
         ringway_data::set_allocation_counter(crate::alloc::allocations);
         let workers = Workers::start(hub.clone(), sockets).map_err(Failure::runtime)?;
         hub.set_phase(Phase::Running);
-        Ok(Self { hub, plane: Plane { workers, count }, control, log, events })
+        Ok(Self { hub, plane: Plane { workers, count }, control, log, audit, events })
     }
 
     fn announce(&self) {
@@ -91,14 +95,18 @@ impl Gateway {
 
     /// Acts on what the operator asks for until that is to stop.
     fn attend(&self, mut source: Option<Watch>) -> Result<(), Failure> {
-        let running = Running { hub: &self.hub, data: &self.plane, control: &self.control, log: &self.log };
+        let Self { hub, plane, control, log, audit, .. } = self;
+        let running = Running { hub, data: plane, control, log, audit };
         loop {
             match (self.events.recv_timeout(POLL_EVERY), &mut source) {
                 (Ok(Event::Stop(signal)), _) => {
                     tracing::info!("{signal}: draining");
                     return Ok(());
                 }
-                (Ok(Event::ReopenLog), _) => self.log.reopen(),
+                (Ok(Event::ReopenLogs), _) => {
+                    log.reopen();
+                    audit.reopen();
+                }
                 (Ok(Event::Reload), Some(watch)) => {
                     watch.loading();
                     running.reload(watch.path());
@@ -137,6 +145,9 @@ impl Gateway {
         }
         if !self.log.finish(LOG_FLUSH_TIME_MAX) {
             tracing::warn!("access log: nobody takes the last lines, they are lost");
+        }
+        if !self.audit.finish(LOG_FLUSH_TIME_MAX) {
+            tracing::error!("audit log: nobody takes the last records, they are lost");
         }
         self.control.stop();
         tracing::info!("ended");

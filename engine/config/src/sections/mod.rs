@@ -2,6 +2,7 @@
 
 mod access;
 mod action;
+mod audit;
 mod authorize;
 mod cors;
 mod deprecation;
@@ -17,6 +18,7 @@ mod service;
 mod validate;
 
 pub(crate) use access::DefaultsSection;
+pub(crate) use audit::AuditLog;
 pub(crate) use listener::Listener;
 pub(crate) use process::{AccessLog, AdminSection, DrainSection, LimitsSection, RuntimeSection};
 pub(crate) use route::{Compiler, Route};
@@ -36,6 +38,9 @@ shape! {
         admin: Lenient<OrOff<AdminSection>> = "{}",
         /// Where the access log goes, one JSON line per request.
         access_log: Lenient<AccessLog> = "stdout",
+        /// Where the audit log goes, one JSON line for each request that is refused by authentication, authorization
+        /// or a rate limit. No record is dropped: where it cannot be written, such requests wait for their answer.
+        audit_log: Lenient<AuditLog> = "stderr",
         /// How the process ends after SIGTERM or SIGINT.
         drain: Lenient<DrainSection> = "{}",
         /// Limits of the process as a whole.

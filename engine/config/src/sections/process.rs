@@ -56,7 +56,7 @@ shape! {
         connections_per_ip: OrOff<Int<1, 10_000_000>> = "1024",
     }
 
-    struct LogFile {
+    pub(crate) struct LogFile {
         /// Lines are appended; SIGUSR1 opens it anew.
         file: String,
     }

@@ -7,10 +7,10 @@
 mod algorithm;
 pub mod api_key;
 mod cache;
-mod claim;
+pub(crate) mod claim;
 pub mod credentials;
-mod encoding;
-mod headers;
+pub(crate) mod encoding;
+pub(crate) mod headers;
 pub mod jwt;
 mod key_set;
 mod live;

@@ -1,0 +1,177 @@
+//! An exchange with a service as far as it is the same for a client's request and for one of the gateway's own: a
+//! connection, the request sent, the answer's head.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::task::Poll;
+
+use ringway_config::snapshot::Service;
+use ringway_core::failure::Failure;
+use ringway_core::http::{HeadScan, HeadScanner};
+use ringway_core::stats::ServiceCell;
+
+use crate::buffer::Buffer;
+use crate::clock::us;
+use crate::connection::Connection;
+use crate::deadline::Slot;
+use crate::io::write_service;
+use crate::upstream::{EndpointPool, Upstream};
+
+/// A request on its way to an endpoint, over all tries. Counted in flight until it is dropped.
+pub(crate) struct Outbound<'a> {
+    /// The client on whose behalf; its row of deadlines is used.
+    pub(crate) conn: &'a Connection,
+    pub(crate) service: &'a Service,
+    pub(crate) cell: &'a ServiceCell,
+    /// When the current try must have the answer's head; `u64::MAX` where nothing says so.
+    pub(crate) try_until: Cell<u64>,
+    pool: &'a Rc<EndpointPool>,
+}
+
+/// Why no answer came.
+pub(crate) enum Broken {
+    /// The connection ended without a byte of an answer: a pooled one may have been closed just before it was used.
+    Unanswered,
+    Failed(Failure),
+}
+
+impl From<Failure> for Broken {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<Broken> for Failure {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Unanswered => Self::ConnectionBroken,
+            Broken::Failed(failure) => failure,
+        }
+    }
+}
+
+impl Drop for Outbound<'_> {
+    fn drop(&mut self) {
+        self.pool.cell().in_flight.sub(1);
+    }
+}
+
+impl<'a> Outbound<'a> {
+    /// To one of a service's endpoints, both as indices of the snapshot.
+    pub(crate) fn new(conn: &'a Connection, service: usize, endpoint: usize) -> Result<Self, Failure> {
+        let view = conn.view.services.get(service).ok_or(Failure::Internal)?;
+        let pool = view.pools.get(endpoint).ok_or(Failure::NoEndpoint)?;
+        let cell = conn.view.service_cell(service, conn.worker.id).ok_or(Failure::Internal)?;
+        pool.cell().in_flight.add(1);
+        pool.cell().requests.add(1);
+        Ok(Self { conn, service: &view.service, cell, try_until: Cell::new(u64::MAX), pool })
+    }
+
+    /// A connection to the endpoint, and whether it has been used before.
+    pub(crate) async fn acquire(&self, fresh: bool) -> Result<(Upstream, bool), Failure> {
+        let conn = self.conn;
+        if !fresh {
+            let now = conn.worker.clock.lately();
+            if let Some(upstream) = std::future::poll_fn(|cx| Poll::Ready(self.pool.take(now, cx))).await {
+                return Ok((upstream, true));
+            }
+        }
+        if !self.pool.may_connect() {
+            return Err(Failure::ConnectionCap);
+        }
+        let now = conn.worker.clock.lately();
+        let connected = self.pool.connect(now, |sock| {
+            conn.timers.service(Some(sock.clone()), now);
+            conn.timers.set(Slot::Service, self.try_until.get().min(now + us(self.service.timeouts.connect)));
+        });
+        match connected.await {
+            Ok(upstream) => Ok((upstream, false)),
+            Err(_) => {
+                let failure = self.late(Failure::ConnectTimeout).unwrap_or(Failure::ConnectFailed);
+                conn.timers.service(None, 0);
+                Err(failure)
+            }
+        }
+    }
+
+    /// Which deadline has passed, if one has.
+    pub(crate) fn late(&self, service: Failure) -> Option<Failure> {
+        if self.conn.timers.has_fired(Slot::ClientGone) {
+            return Some(Failure::ClientGone);
+        }
+        if self.conn.timers.has_fired(Slot::Request) {
+            return Some(Failure::RequestTimeout);
+        }
+        let fired = [Slot::Service, Slot::ServiceWrite].map(|slot| self.conn.timers.has_fired(slot));
+        fired.contains(&true).then_some(service)
+    }
+
+    /// Sends the start of a request, or all of it; whether the service took it. It may answer early and close: a write
+    /// that fails is no verdict, what can be read is.
+    pub(crate) async fn send(&self, upstream: &Upstream, bytes: &[u8]) -> Result<bool, Failure> {
+        let conn = self.conn;
+        conn.timers.service(Some(upstream.sock.clone()), conn.worker.clock.lately());
+        conn.timers.set(Slot::Service, self.try_until.get());
+        let taken = write_service(conn, &upstream.sock, bytes, us(self.service.timeouts.idle)).await.is_ok();
+        match self.late(Failure::AnswerTimeout) {
+            Some(failure) if !taken => Err(failure),
+            _ => Ok(taken),
+        }
+    }
+
+    /// The time for the answer's head starts when the request has been sent.
+    pub(crate) fn arm_answer(&self) {
+        let answer = self.conn.worker.clock.lately() + us(self.service.timeouts.answer);
+        self.conn.timers.set(Slot::Service, answer.min(self.try_until.get()));
+    }
+
+    /// Reads until the buffer holds a whole answer head; gives back its length too.
+    pub(crate) async fn read_answer(
+        &self,
+        upstream: &mut Upstream,
+        buffer: Option<Buffer>,
+    ) -> Result<(Buffer, usize), Broken> {
+        let limit = self.service.timeouts.head_bytes;
+        let mut scanner = HeadScanner::default();
+        let mut buffer = match buffer {
+            Some(buffer) => buffer,
+            None => {
+                upstream.ready().await;
+                self.conn.worker.take_answer()
+            }
+        };
+        loop {
+            if !buffer.is_empty() {
+                match scanner.scan(buffer.data()) {
+                    HeadScan::Complete(length) if length <= limit => return Ok((buffer, length)),
+                    HeadScan::Partial if buffer.len() < limit => {}
+                    HeadScan::Partial | HeadScan::Complete(_) => return Err(Failure::AnswerHeadTooLarge.into()),
+                    HeadScan::BareLineFeed | HeadScan::NotHttp => return Err(Failure::BadAnswer.into()),
+                }
+            }
+            if buffer.room().is_empty() {
+                buffer.make_room(limit.min(buffer.len() * 2).max(1));
+            }
+            match upstream.sock.recv(buffer.room()) {
+                Ok(Some(received)) if received > 0 => buffer.received(received),
+                Ok(None) => upstream.ready().await,
+                Ok(Some(_)) | Err(_) => {
+                    return Err(match self.late(Failure::AnswerTimeout) {
+                        Some(failure) => failure.into(),
+                        None if buffer.is_empty() => Broken::Unanswered,
+                        None => Failure::ConnectionBroken.into(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// The head that follows an interim answer.
+    pub(crate) async fn next_answer(
+        &self,
+        upstream: &mut Upstream,
+        buffer: Buffer,
+    ) -> Result<(Buffer, usize), Failure> {
+        Ok(self.read_answer(upstream, Some(buffer)).await?)
+    }
+}
