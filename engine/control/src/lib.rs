@@ -1,6 +1,6 @@
 //! The control plane: everything slow, on threads of its own, never on a request's path.
 //!
-//! The thread `control` serves the admin listener and takes the signals; the thread `access-log` writes lines; reloads
+//! The thread `control` serves the admin listener and takes the signals; the thread `redis` talks to Redis; `access-log` writes lines; reloads
 //! run on the thread that owns the workers. They meet the data plane in [`ringway_config::Hub`] only.
 #![forbid(unsafe_code)]
 
@@ -11,6 +11,7 @@ pub mod exposition;
 pub mod families;
 pub mod metrics;
 pub mod process;
+pub mod redis;
 pub mod reload;
 pub mod watch;
 

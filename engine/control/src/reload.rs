@@ -87,6 +87,7 @@ impl Running<'_> {
         if let Some(sink) = sink {
             self.log.redirect(sink);
         }
+        self.control.redis().set(snapshot.redis.clone());
         let generation = self.hub.publish(snapshot);
         self.data.reload(added);
         Ok(format!("generation {generation}, {summary}"))

@@ -46,6 +46,7 @@ pub(crate) fn snapshot() -> Snapshot {
         access_log: AccessLog::Off,
         drain: Drain { notice: second, timeout: second },
         limits: GlobalLimits { connections: 10, connections_per_ip: None },
+        redis: None,
         redacted: "listeners: []\n".into(),
     }
 }

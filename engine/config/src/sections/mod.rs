@@ -6,11 +6,13 @@ mod headers;
 mod listener;
 mod matching;
 mod process;
+mod redis;
 mod route;
 mod service;
 
 pub(crate) use listener::Listener;
 pub(crate) use process::{AccessLog, AdminSection, DrainSection, LimitsSection, RuntimeSection};
+pub(crate) use redis::{RedisSection, hide_password};
 pub(crate) use route::{Compiler, Route};
 pub use service::Lookup;
 pub(crate) use service::{Resolver, Service, system_lookup};
@@ -32,6 +34,8 @@ shape! {
         drain: Lenient<DrainSection> = "{}",
         /// Limits of the process as a whole.
         limits: Lenient<LimitsSection> = "{}",
+        /// The Redis that the gateways of a fleet share. `off`: each gateway stands alone.
+        redis: Lenient<OrOff<RedisSection>> = "off",
         /// Where clients connect. At least one.
         listeners: Items<Spanned<Listener>>,
         /// Where requests are forwarded to.
