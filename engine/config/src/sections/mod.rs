@@ -12,6 +12,7 @@ mod ip;
 mod listener;
 mod matching;
 mod process;
+mod redis;
 mod route;
 mod security_headers;
 mod service;
@@ -21,6 +22,7 @@ pub(crate) use access::DefaultsSection;
 pub(crate) use audit::AuditLog;
 pub(crate) use listener::Listener;
 pub(crate) use process::{AccessLog, AdminSection, DrainSection, LimitsSection, RuntimeSection};
+pub(crate) use redis::{RedisSection, hide_password};
 pub(crate) use route::{Compiler, Route};
 pub use service::Lookup;
 pub(crate) use service::{Resolver, Service, system_lookup};
@@ -45,6 +47,8 @@ shape! {
         drain: Lenient<DrainSection> = "{}",
         /// Limits of the process as a whole.
         limits: Lenient<LimitsSection> = "{}",
+        /// The Redis that the gateways of a fleet share. `off`: each gateway stands alone.
+        redis: Lenient<OrOff<RedisSection>> = "off",
         /// Where clients connect. At least one.
         listeners: Items<Spanned<Listener>>,
         /// Where requests are forwarded to.
