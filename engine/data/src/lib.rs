@@ -6,13 +6,13 @@
 
 mod accept;
 mod answer;
-#[cfg_attr(not(test), expect(dead_code, reason = "the gate records its refusals with it"))]
 mod audit;
 mod buffer;
 mod clock;
 mod connection;
 mod deadline;
 mod forward;
+mod gate;
 mod io;
 mod mailbox;
 mod outbound;

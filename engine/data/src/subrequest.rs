@@ -14,6 +14,7 @@ use crate::outbound::{Broken, Outbound};
 use crate::upstream::Upstream;
 
 /// Bytes of an answer's body, where nothing else is said.
+#[cfg_attr(test, expect(dead_code, reason = "the default of who asks"))]
 pub(crate) const REPLY_BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// How far a call may go.

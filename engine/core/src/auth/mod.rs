@@ -6,6 +6,7 @@
 
 mod algorithm;
 pub mod api_key;
+mod authenticator;
 mod cache;
 pub(crate) mod claim;
 pub mod credentials;
@@ -21,6 +22,7 @@ use std::fmt;
 use serde_json::{Map, Value};
 
 pub use algorithm::{Algorithm, Algorithms};
+pub use authenticator::{Authenticator, Finding, Flaw, Kind};
 pub use cache::TokenCache;
 pub use claim::{BadClaimPath, ClaimPath};
 pub use headers::{ClaimHeader, HEADER_LINES_BYTES_MAX, write_value};
