@@ -275,7 +275,7 @@ fn step_duration(text: &str) -> Result<Duration, String> {
 }
 
 fn rate_max(text: &str) -> Result<f64, String> {
-    let rate = text.strip_suffix("/s").unwrap_or(text).parse().ok().filter(|rate| (1.0..=RATE_LIMIT).contains(rate));
+    let rate = units::or_plain(text, "/s", units::rate).ok().filter(|rate| (1.0..=RATE_LIMIT).contains(rate));
     rate.ok_or_else(|| format!("'{text}' is no number from 1 to {RATE_LIMIT}"))
 }
 

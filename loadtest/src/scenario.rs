@@ -8,7 +8,6 @@ mod read;
 mod requests;
 mod target;
 mod text;
-mod units;
 mod variables;
 
 use std::path::Path;

@@ -185,7 +185,7 @@ fn values_that_are_wrong_are_told_with_their_place() {
         (
             "closed",
             "timeout: 5",
-            "3:10: expected a duration from 1ms to 24h, found `5`\n    hint: give it a unit: `5s`, `5ms`",
+            "3:10: expected a duration from 1ms to 24h, found `5`\n    hint: give it a unit: `5ms`, `5s`",
         ),
         ("closed", "duration: 25h", "3:11: expected a duration from 1ms to 24h, found `25h`"),
         ("closed", "connections: 0", "3:14: expected a whole number from 1 to 1000000, found `0`"),
