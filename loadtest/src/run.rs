@@ -312,3 +312,37 @@ fn generator(scenario: &Scenario, outcomes: &[Outcome], record: &Record, measure
         warnings,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use ringway_tests::{Backend, eventually};
+
+    use super::*;
+
+    /// Rings, timers and threads of generators in this process.
+    fn held() -> (usize, usize) {
+        let files = fs::read_dir("/proc/self/fd").unwrap().filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+        let rings = files.filter(|file| file.to_string_lossy().starts_with("anon_inode:")).count();
+        let tasks = fs::read_dir("/proc/self/task").unwrap().filter_map(Result::ok);
+        let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+        (rings, names.filter(|name| name.starts_with("loadtest-")).count())
+    }
+
+    #[test]
+    fn a_run_leaves_nothing_behind() {
+        let backend = Backend::ok();
+        let url = format!("http://{}/", backend.endpoint());
+        let before = held();
+        for no_keep_alive in [false, true] {
+            let request = RequestFlags { no_keep_alive, threads: Some("2".into()), ..RequestFlags::default() };
+            let load = LoadFlags { rate: Some("1000".into()), duration: Some("100ms".into()), ..LoadFlags::default() };
+            let scenario = Scenario::open(&url, &request, &load).unwrap();
+            let results = execute(&scenario, &mut |_| {}).unwrap();
+            assert_eq!((results.counts.answered, results.counts.failed), (100, 0), "{:?}", results.errors);
+            backend.expect_all_closed();
+            eventually(ringway_tests::PATIENCE, || held() == before);
+        }
+    }
+}
