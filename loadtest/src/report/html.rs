@@ -152,7 +152,7 @@ fn classes(results: &Results) -> Option<Section> {
     let mut rows = Vec::new();
     for class in &results.classes {
         rows.push(row(class.name.clone(), &class.latency));
-        rows.extend(class.statuses.iter().map(|status| row(format!("    {}", status.status), &status.latency)));
+        rows.extend(class.statuses.iter().map(|status| row(format!("    {}", status.name()), &status.latency)));
         if class.failed > 0 {
             rows.push(vec!["    no answer".to_owned(), count(class.failed)]);
         }
