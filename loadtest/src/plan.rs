@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use crate::failure::Failure;
 use crate::measured::Measured;
-use crate::report::File;
+use crate::report::{File, file};
 use arithmetic::{Inputs, plan};
 use limiter::Demand;
 use quantity::Limit;
@@ -91,13 +91,11 @@ pub(crate) struct Args {
 const INSTANCES_MAX: f64 = 1e9;
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    args.json.iter().try_for_each(File::check)?;
+    file::check(&[("--json", &args.json)])?;
     let inputs = inputs(args)?;
     let plan = plan(&inputs);
-    if args.json != Some(File::Stdout) {
-        File::Stdout.write(&show::table(&inputs, &plan))?;
-    }
-    args.json.iter().try_for_each(|file| file.write(&show::json(&inputs, &plan)))
+    let json = || Ok(show::json(&inputs, &plan));
+    file::write(&|| show::table(&inputs, &plan), &[(&args.json, &json)])
 }
 
 fn inputs(args: &Args) -> Result<Inputs, Failure> {
