@@ -40,14 +40,19 @@ fn json(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).expect("a file")).expect("JSON")
 }
 
-/// The corrected p99 of a run, in microseconds.
+/// The corrected p99 of a run in which the generator kept its schedule, in microseconds.
 fn p99_at(url: &str, rate: f64) -> u64 {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("run.json");
     let (rate, file_name) = (format!("--rate={rate:.1}/s"), format!("--json={}", file.display()));
-    let output = loadtest(&["run", url, &rate, "--poisson", "--connections=4", "--duration=3s", &file_name]);
-    assert!(output.status.success(), "{output:?}");
-    json(&file)["latency"]["p99"].as_u64().expect("a number")
+    let mut runs = (0..5).map(|_| {
+        let output = loadtest(&["run", url, &rate, "--poisson", "--connections=4", "--duration=3s", &file_name]);
+        assert!(output.status.success(), "{output:?}");
+        json(&file)
+    });
+    let undisturbed = runs.find(|run| run["generator"]["warnings"] == Value::Array(Vec::new()));
+    let undisturbed = undisturbed.expect("a machine with time for the generator, in one of five tries");
+    undisturbed["latency"]["p99"].as_u64().expect("a number")
 }
 
 /// Four connections and 10 ms for an answer carry 400 requests per second on any machine.
@@ -129,5 +134,5 @@ fn a_target_that_never_holds_is_a_failure() {
     let output = loadtest(&[&["capacity", &origin.url, "--slo=p50<20ms"], &steps[..]].concat());
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("does not hold p50 < 20 ms even at 1/s: at 1/s: p50 is 3"), "{stderr}");
+    assert!(stderr.contains("does not hold p50 < 20 ms even at 1/s: at 1/s: p50 is "), "{stderr}");
 }
