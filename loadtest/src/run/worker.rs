@@ -271,6 +271,7 @@ impl Worker {
         let mut out = self.outbox.borrow_mut();
         out.clear();
         let issued = self.mix.borrow_mut().write_picked(job.pick, &mut out);
+        slot.carried.set(true);
         slot.reader.borrow_mut().reset();
         slot.exchange.set(Some(Exchange { job, sent: now, to_head: issued.method_is_head }));
         slot.deadline.set(job.due.saturating_add(self.timeout_ns));
@@ -336,6 +337,7 @@ impl Worker {
         self.open.set(self.open.get() + 1);
         self.record.borrow_mut().counts.connections_opened += 1;
         self.last_fault.set(Fault::NoConnection);
+        slot.carried.set(false);
         slot.deadline.set(NEVER);
         match slot.job.take() {
             Some(job) => self.start(id, job, self.now()),
