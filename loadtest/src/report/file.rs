@@ -14,6 +14,9 @@ pub(crate) enum File {
     Path(PathBuf),
 }
 
+/// A file, if it was asked for, and what makes its text.
+pub(crate) type Wanted<'a> = (&'a Option<File>, &'a dyn Fn() -> Result<String, Failure>);
+
 impl FromStr for File {
     type Err = String;
 
@@ -40,10 +43,7 @@ pub(crate) fn check(files: &[(&str, &Option<File>)]) -> Result<(), Failure> {
 
 /// Writes texts to the files that were asked for, and the table to standard output unless one of the files goes there.
 /// What cannot be written keeps none of the others back; the first error is given.
-pub(crate) fn write(
-    table: &dyn Fn() -> String,
-    files: &[(&Option<File>, &dyn Fn() -> Result<String, Failure>)],
-) -> Result<(), Failure> {
+pub(crate) fn write(table: &dyn Fn() -> String, files: &[Wanted<'_>]) -> Result<(), Failure> {
     let takes_stdout = files.iter().any(|(file, _)| **file == Some(File::Stdout));
     let table = if takes_stdout { Ok(()) } else { File::Stdout.write(&table()) };
     let files = files.iter().filter_map(|(file, text)| Some((file.as_ref()?, text)));
