@@ -9,6 +9,7 @@ pub mod admin;
 pub mod control;
 pub mod exposition;
 pub mod families;
+pub mod keys;
 pub mod metrics;
 pub mod process;
 pub mod reload;

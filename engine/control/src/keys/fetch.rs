@@ -1,0 +1,133 @@
+//! One GET, over a connection of its own: seldom enough that there is nothing to keep.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
+use hyper::header::{ACCEPT, CONNECTION, HOST, USER_AGENT};
+use hyper::{HeaderMap, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use ringway_core::auth::{HttpUrl, LoadError};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+
+/// Bytes of an answer's body; a longer answer is refused.
+pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// Why keys could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    #[error("cannot connect to {host}: {error}")]
+    Connect { host: String, error: io::Error },
+    #[error("TLS with {host}: {error}")]
+    Tls { host: String, error: io::Error },
+    #[error("no certificates to trust: {0}")]
+    Trust(String),
+    #[error("{0}")]
+    Http(#[from] hyper::Error),
+    #[error("{url} answered with status {status}")]
+    Status { url: HttpUrl, status: u16 },
+    #[error("{url} answered with a redirect (status {status}), which is not followed; name the address it leads to")]
+    Redirect { url: HttpUrl, status: u16 },
+    #[error("the answer has more than 1 MiB")]
+    TooLarge,
+    #[error("no whole answer within {0:?}")]
+    Timeout(std::time::Duration),
+    #[error("the issuer's metadata {0}")]
+    Metadata(&'static str),
+    #[error("{0}")]
+    Load(#[from] LoadError),
+}
+
+/// A whole answer of status 200.
+pub(super) struct Fetched {
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+/// Fetches with one idea of whom to trust.
+pub(super) struct Client {
+    tls: TlsConnector,
+}
+
+impl Client {
+    /// Trusts the certificates in `ca`, or else those of the system. Reads files.
+    pub(super) fn new(ca: Option<&Path>) -> Result<Self, FetchError> {
+        let trust = |error: &dyn ToString| FetchError::Trust(error.to_string());
+        let mut roots = RootCertStore::empty();
+        match ca {
+            Some(path) => {
+                let named = |error: &dyn ToString| trust(&format!("{}: {}", path.display(), error.to_string()));
+                for certificate in CertificateDer::pem_file_iter(path).map_err(|error| named(&error))? {
+                    roots.add(certificate.map_err(|error| named(&error))?).map_err(|error| named(&error))?;
+                }
+            }
+            None => {
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            }
+        }
+        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| trust(&error))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self { tls: TlsConnector::from(Arc::new(config)) })
+    }
+
+    pub(super) async fn get(&self, url: &HttpUrl) -> Result<Fetched, FetchError> {
+        let host = || url.authority().to_owned();
+        let stream = TcpStream::connect((url.host(), url.port()))
+            .await
+            .map_err(|error| FetchError::Connect { host: host(), error })?;
+        if !url.is_https() {
+            return exchange(stream, url).await;
+        }
+        let name = ServerName::try_from(url.host().to_owned()).map_err(io::Error::other);
+        let stream = match name {
+            Ok(name) => self.tls.connect(name, stream).await,
+            Err(error) => Err(error),
+        };
+        exchange(stream.map_err(|error| FetchError::Tls { host: host(), error })?, url).await
+    }
+}
+
+async fn exchange<S>(stream: S, url: &HttpUrl) -> Result<Fetched, FetchError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // Ends with this future, however that ends.
+    let mut task = JoinSet::new();
+    task.spawn(connection);
+    let request = Request::get(url.target())
+        .header(HOST, url.authority())
+        .header(ACCEPT, "application/json, application/jwk-set+json")
+        .header(USER_AGENT, "ringway")
+        .header(CONNECTION, "close")
+        .body(Empty::<Bytes>::new());
+    // A URL that was parsed has a target and an authority without blanks or controls.
+    let Ok(request) = request else { return Err(FetchError::Metadata("names an address that is no URL")) };
+    let (head, body) = sender.send_request(request).await?.into_parts();
+    let status = head.status.as_u16();
+    if head.status.is_redirection() {
+        return Err(FetchError::Redirect { url: url.clone(), status });
+    }
+    if head.status != StatusCode::OK {
+        return Err(FetchError::Status { url: url.clone(), status });
+    }
+    match Limited::new(body, BODY_BYTES_MAX).collect().await {
+        Ok(body) => Ok(Fetched { headers: head.headers, body: body.to_bytes() }),
+        Err(error) if error.is::<LengthLimitError>() => Err(FetchError::TooLarge),
+        Err(error) => match error.downcast::<hyper::Error>() {
+            Ok(error) => Err(FetchError::Http(*error)),
+            Err(_) => Err(FetchError::TooLarge),
+        },
+    }
+}
