@@ -89,9 +89,25 @@ fn trace() {
 }
 
 #[test]
+fn token() {
+    fuzz("token");
+}
+
+#[test]
+fn jwks() {
+    fuzz("jwks");
+}
+
+#[test]
+fn api_keys() {
+    fuzz("api_keys");
+}
+
+#[test]
 fn every_target_has_a_test_and_a_corpus() {
     let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
-    assert_eq!(names, ["request_head", "response_head", "chunked", "path", "config", "template", "trace"]);
+    let tested = "request_head response_head chunked path config template trace token jwks api_keys";
+    assert_eq!(names.join(" "), tested);
     let folders = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus")).unwrap();
     assert_eq!(folders.count(), TARGETS.len());
 }

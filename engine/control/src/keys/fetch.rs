@@ -1,7 +1,7 @@
 //! One GET, over a connection of its own: seldom enough that there is nothing to keep.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio_rustls::TlsConnector;
 
 /// Bytes of an answer's body; a longer answer is refused.
@@ -54,34 +54,33 @@ pub(super) struct Fetched {
 
 /// Fetches with one idea of whom to trust.
 pub(super) struct Client {
-    tls: TlsConnector,
+    ca: Option<PathBuf>,
+    /// Made when it is first needed, since that reads files.
+    tls: Option<TlsConnector>,
 }
 
 impl Client {
-    /// Trusts the certificates in `ca`, or else those of the system. Reads files.
-    pub(super) fn new(ca: Option<&Path>) -> Result<Self, FetchError> {
-        let trust = |error: &dyn ToString| FetchError::Trust(error.to_string());
-        let mut roots = RootCertStore::empty();
-        match ca {
-            Some(path) => {
-                let named = |error: &dyn ToString| trust(&format!("{}: {}", path.display(), error.to_string()));
-                for certificate in CertificateDer::pem_file_iter(path).map_err(|error| named(&error))? {
-                    roots.add(certificate.map_err(|error| named(&error))?).map_err(|error| named(&error))?;
-                }
-            }
-            None => {
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            }
-        }
-        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| trust(&error))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)) })
+    /// Trusts the certificates in `ca`, or else those of the system.
+    pub(super) fn new(ca: Option<PathBuf>) -> Self {
+        Self { ca, tls: None }
     }
 
-    pub(super) async fn get(&self, url: &HttpUrl) -> Result<Fetched, FetchError> {
+    /// Reads the certificates again before the next use, so that new ones count.
+    pub(super) fn forget_trust(&mut self) {
+        self.tls = None;
+    }
+
+    async fn tls(&mut self) -> Result<TlsConnector, FetchError> {
+        if let Some(tls) = &self.tls {
+            return Ok(tls.clone());
+        }
+        let ca = self.ca.clone();
+        let made = spawn_blocking(move || connector(ca.as_deref())).await;
+        let tls = made.map_err(|error| FetchError::Trust(error.to_string()))??;
+        Ok(self.tls.insert(tls).clone())
+    }
+
+    pub(super) async fn get(&mut self, url: &HttpUrl) -> Result<Fetched, FetchError> {
         let host = || url.authority().to_owned();
         let stream = TcpStream::connect((url.host(), url.port()))
             .await
@@ -91,11 +90,36 @@ impl Client {
         }
         let name = ServerName::try_from(url.host().to_owned()).map_err(io::Error::other);
         let stream = match name {
-            Ok(name) => self.tls.connect(name, stream).await,
+            Ok(name) => self.tls().await?.connect(name, stream).await,
             Err(error) => Err(error),
         };
         exchange(stream.map_err(|error| FetchError::Tls { host: host(), error })?, url).await
     }
+}
+
+fn connector(ca: Option<&Path>) -> Result<TlsConnector, FetchError> {
+    let trust = |error: &dyn ToString| FetchError::Trust(error.to_string());
+    let mut roots = RootCertStore::empty();
+    match ca {
+        Some(path) => {
+            let named = |error: &dyn ToString| trust(&format!("{}: {}", path.display(), error.to_string()));
+            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| named(&error))? {
+                roots.add(certificate.map_err(|error| named(&error))?).map_err(|error| named(&error))?;
+            }
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    if roots.is_empty() {
+        return Err(trust(&"none were found"));
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| trust(&error))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 async fn exchange<S>(stream: S, url: &HttpUrl) -> Result<Fetched, FetchError>

@@ -24,12 +24,14 @@ pub(super) async fn keep(live: Arc<Live>, source: Source, from: From, fetching: 
     let asked = Arc::new(Notify::new());
     let wake = asked.clone();
     live.on_ask(Box::new(move || wake.notify_one()));
-    let mut keeping = Keeping { live, source, from, fetching, client: None, failures: 0, missing: VecDeque::new() };
-    let mut kids = Vec::new();
-    let mut is_asked = false;
+    let client = Client::new(fetching.ca.clone());
+    let mut keeping = Keeping { live, source, from, fetching, client, failures: 0, missing: VecDeque::new() };
+    // What the fetch is for; empty if it is due anyway.
+    let mut kids: Vec<Box<str>> = Vec::new();
     loop {
         keeping.live.set_looking(Looking::Now);
         let started = Instant::now();
+        let is_asked = !kids.is_empty();
         kids.extend(keeping.asked());
         let (next, is_good) = match keeping.refresh().await {
             Ok(after) => (Instant::now() + after, true),
@@ -40,16 +42,15 @@ pub(super) async fn keep(live: Arc<Live>, source: Source, from: From, fetching: 
             kids.retain(|kid| keeping.is_missing(kid));
             if !is_asked && !late.is_empty() {
                 // The issuer may have answered before it had the key that was asked for meanwhile.
-                keeping.note_missing(kids.drain(..));
-                (kids, is_asked) = (late, true);
+                keeping.note_missing(kids.into_iter());
+                kids = late;
                 continue;
             }
-            keeping.note_missing(kids.drain(..).chain(late));
+            keeping.note_missing(kids.into_iter().chain(late));
         }
-        kids.clear();
         keeping.live.set_looking(Looking::No);
         done();
-        is_asked = keeping.wait(next, started + keeping.fetching.ask_interval, &asked, &done).await;
+        kids = keeping.wait(next, started + keeping.fetching.ask_interval, &asked, &done).await;
     }
 }
 
@@ -58,8 +59,7 @@ struct Keeping {
     source: Source,
     from: From,
     fetching: Fetching,
-    /// Made with the first fetch, since it reads files; made again after a failure, so that new certificates count.
-    client: Option<Client>,
+    client: Client,
     /// In a row.
     failures: u32,
     /// Keys that were looked for in vain, and when to look again; at most [`KIDS_MISSING_MAX`].
@@ -108,18 +108,14 @@ impl Keeping {
                     if self.live.keys().is_empty() { "there are no keys yet" } else { "the last good keys stay" };
                 tracing::warn!("authenticator `{name}`: {error}; {what}, next try in {:.1} s", after.as_secs_f32());
                 self.failures += 1;
-                self.client = None;
+                self.client.forget_trust();
                 Err(after)
             }
         }
     }
 
     async fn fetch(&mut self) -> Result<Fetched, FetchError> {
-        let client = match self.client.take() {
-            Some(client) => client,
-            None => Client::new(self.fetching.ca.as_deref())?,
-        };
-        let client = self.client.insert(client);
+        let client = &mut self.client;
         match &self.from {
             From::KeySet(url) => client.get(url).await,
             From::Issuer(issuer) => {
@@ -153,13 +149,13 @@ impl Keeping {
         self.live.set_missing(self.missing.iter().map(|(kid, _)| kid.clone()).collect());
     }
 
-    /// Until the next fetch is due, or somebody asks for a key and `open`, the end of the interval, is over: true then.
-    async fn wait(&mut self, next: Instant, open: Instant, asked: &Notify, done: &Done) -> bool {
+    /// Until the next fetch is due, or keys are asked for after `open`, the end of the interval: gives those back.
+    async fn wait(&mut self, next: Instant, open: Instant, asked: &Notify, done: &Done) -> Vec<Box<str>> {
         let mut is_open = false;
         loop {
             let now = Instant::now();
             if now >= next {
-                return false;
+                return Vec::new();
             }
             if !is_open && now >= open {
                 is_open = true;
@@ -169,12 +165,12 @@ impl Keeping {
             let forgets = self.missing.front().map_or(next, |(_, until)| *until);
             tokio::select! {
                 () = asked.notified() => {
-                    if is_open {
-                        return true;
-                    }
-                    // Asked just before it was too late to: there will be no fetch, so nobody waits for one.
-                    if self.asked().count() > 0 {
-                        done();
+                    let kids: Vec<_> = self.asked().collect();
+                    match (kids.is_empty(), is_open) {
+                        (true, _) => {}
+                        (false, true) => return kids,
+                        // Asked when it was just too late: no fetch will come, so nobody shall wait for one.
+                        (false, false) => done(),
                     }
                 }
                 () = sleep_until(next.min(opens).min(forgets)) => self.publish_missing(),
