@@ -16,6 +16,7 @@ pub mod jwt;
 mod key_set;
 mod live;
 mod revoked;
+mod url;
 
 use std::fmt;
 
@@ -29,6 +30,7 @@ pub use headers::{ClaimHeader, HEADER_LINES_BYTES_MAX, write_value};
 pub use key_set::{KEYS_MAX, KeySet, KeySetError};
 pub use live::{Asked, KIDS_ASKED_MAX, KIDS_MISSING_MAX, Live, LoadError, Loaded, Looking, Source, Stats};
 pub use revoked::{REVOKED_MAX, Revoked, RevokedError, TOKEN_ID_BYTES_MAX};
+pub use url::{BadUrl, HttpUrl};
 
 /// How a request proved who it comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
