@@ -114,6 +114,8 @@ impl Validation {
 
     /// Looks at all but the body. `has_body`: whether there is one; a chunked body counts as one.
     ///
+    /// Hot; watched by the benchmark `validate`.
+    ///
     /// # Errors
     /// The first thing that is wrong.
     pub fn check_head(&self, request: &RouteRequest<'_>, captures: &Captures, has_body: bool) -> Result<(), Invalid> {
