@@ -10,6 +10,7 @@ mod headers;
 mod ip;
 mod listener;
 mod matching;
+mod parameter;
 mod process;
 mod route;
 mod security_headers;
