@@ -12,6 +12,7 @@ mod headers;
 mod ip;
 mod listener;
 mod matching;
+mod parameter;
 mod process;
 mod redis;
 mod route;
