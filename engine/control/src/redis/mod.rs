@@ -6,6 +6,7 @@
 mod connect;
 mod heartbeat;
 mod link;
+mod poll;
 mod script;
 mod stats;
 
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 
 use self::heartbeat::Heartbeat;
 use self::link::Link;
+pub use self::poll::{Content, Kind, Poll};
 use self::script::Script;
 pub use self::stats::RedisStats;
 
@@ -29,6 +31,7 @@ const SCRIPTS: &[&Script] = &[&heartbeat::SCRIPT];
 #[derive(Debug)]
 pub struct Redis {
     settings: watch::Sender<Option<Settings>>,
+    polls: watch::Sender<Vec<Poll>>,
     stats: Arc<RedisStats>,
     thread: JoinHandle<()>,
 }
@@ -40,13 +43,14 @@ impl Redis {
     /// When the thread cannot be made.
     pub fn start(settings: Option<Settings>) -> io::Result<Self> {
         let stats = Arc::new(RedisStats::default());
-        let (sender, receiver) = watch::channel(settings);
+        let (settings, settings_seen) = watch::channel(settings);
+        let (polls, polls_seen) = watch::channel(Vec::new());
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("redis".into()).spawn({
             let stats = stats.clone();
-            move || runtime.block_on(run(receiver, stats))
+            move || runtime.block_on(run(settings_seen, polls_seen, stats))
         })?;
-        Ok(Self { settings: sender, stats, thread })
+        Ok(Self { settings, polls, stats, thread })
     }
 
     /// Goes on with another Redis, or none; where nothing differs, with the same connection.
@@ -56,6 +60,11 @@ impl Redis {
             *current = settings;
             differs
         });
+    }
+
+    /// Reads these from now on, in place of those before.
+    pub fn poll(&self, polls: Vec<Poll>) {
+        self.polls.send_replace(polls);
     }
 
     pub fn stats(&self) -> &Arc<RedisStats> {
@@ -69,7 +78,11 @@ impl Redis {
     }
 }
 
-async fn run(mut settings: watch::Receiver<Option<Settings>>, stats: Arc<RedisStats>) {
+async fn run(
+    mut settings: watch::Receiver<Option<Settings>>,
+    polls: watch::Receiver<Vec<Poll>>,
+    stats: Arc<RedisStats>,
+) {
     let instance = heartbeat::random_instance();
     loop {
         let current = settings.borrow_and_update().clone();
@@ -81,7 +94,7 @@ async fn run(mut settings: watch::Receiver<Option<Settings>>, stats: Arc<RedisSt
         let work = async {
             match &link {
                 Some(link) => {
-                    tokio::join!(link.maintain(), link.beat());
+                    tokio::join!(link.maintain(), link.beat(), poll::run(link, polls.clone()));
                 }
                 None => std::future::pending().await,
             }
