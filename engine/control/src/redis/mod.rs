@@ -24,6 +24,9 @@ pub use self::poll::{Content, Kind, Poll};
 use self::script::Script;
 pub use self::stats::RedisStats;
 
+/// What a rate limit asks Redis.
+pub const LIMIT_SCRIPT: &str = include_str!("limit.lua");
+
 /// What every connection has loaded.
 const SCRIPTS: &[&Script] = &[&heartbeat::SCRIPT];
 
