@@ -1,62 +1,19 @@
-//! Rate limits against a real Redis: the script's arithmetic.
+//! Rate limits against a real Redis: the script's arithmetic; four instances of two workers that keep one limit together,
+//! in good times and in bad ones.
 
-use std::time::Instant;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 use redis::{Connection, RedisResult};
-use ringway_control::redis::LIMIT_SCRIPT;
-use ringway_tests::redis::Redis;
-
-/// What a call says, in the order of the script's arguments.
-#[derive(Debug, Clone, Copy)]
-struct Call {
-    /// P, L, B
-    policy: [i64; 3],
-    divisor: i64,
-    debt: i64,
-    must: i64,
-    extra: i64,
-    held: i64,
-    back: i64,
-    hint_us: i64,
-    max_wait_us: i64,
-}
-
-impl Call {
-    fn greedy(policy: [i64; 3], must: i64) -> Self {
-        Self { policy, divisor: 0, debt: 0, must, extra: 0, held: 0, back: 0, hint_us: 0, max_wait_us: 0 }
-    }
-
-    fn args(&self) -> [i64; 11] {
-        let Self { policy: [p, l, b], divisor, debt, must, extra, held, back, hint_us, max_wait_us } = *self;
-        [p, l, b, divisor, debt, must, extra, held, back, hint_us, max_wait_us]
-    }
-}
-
-/// What is stored (microseconds and units) and what is answered, in whole numbers that cannot overflow.
-fn expected(stored: Option<(i128, i128)>, now: i128, call: &Call) -> (Option<(i128, i128)>, [i128; 7]) {
-    let [p, l, b, divisor, debt, must, extra, held, back, hint, max_wait] = call.args().map(i128::from);
-    let ceil = |a: i128, b: i128| -(-a).div_euclid(b);
-    let full = b * p;
-    let mut d = stored.map_or(0, |(s, f)| ((s - now) * l + f).max(0));
-    if d > 3 * full {
-        d = full;
-    }
-    d = d.max((hint * l).min(full));
-    d = (d - back * p).max(0) + debt * p;
-    let mut level = (full - d).div_euclid(p);
-    let granted = must.min(level.max(0));
-    d += granted * p;
-    level -= granted;
-    let late = (full + max_wait * l - d).div_euclid(p).min(must - granted).max(0);
-    let first = ceil(d + p - full, l).max(0);
-    d += late * p;
-    level -= late;
-    let lease = if divisor > 0 { extra.min(level.max(0) / divisor - held).max(0) } else { 0 };
-    d += lease * p;
-    level -= lease;
-    let retry = if level < 1 { ceil(d + p - full, l).max(0) } else { 0 };
-    ((d > 0).then(|| (now + d / l, d % l)), [granted, late, first, lease, level, retry, ceil(d, l)])
-}
+use ringway_config::{Source, compile};
+use ringway_control::redis::{Redis as Link, Requests};
+use ringway_core::limit::script::{self, Reply, Request, Stored};
+use ringway_core::limit::{Decision, Fallback, HOLD_US, Limiter, Policy, Spec, WAIT_US_MAX, Wake};
+use ringway_tests::redis::{Redis, Slow};
+use ringway_tests::{PATIENCE, eventually};
 
 struct Script {
     hash: String,
@@ -70,18 +27,19 @@ impl Script {
         Self { hash, connection }
     }
 
-    fn call(&mut self, key: &str, call: &Call, more: &[i128]) -> [i128; 7] {
+    fn call(&mut self, key: &str, request: &Request, more: &[u64]) -> Reply {
         let mut command = redis::cmd("EVALSHA");
-        command.arg(&self.hash).arg(1).arg(key).arg(&call.args());
+        command.arg(&self.hash).arg(1).arg(key).arg(&request.arguments());
         for more in more {
-            command.arg(more.to_string());
+            command.arg(more);
         }
-        let answer: RedisResult<[i64; 7]> = command.query(&mut self.connection);
-        answer.unwrap_or_else(|error| panic!("{error}: {call:?}")).map(i128::from)
+        let answer: RedisResult<Vec<i64>> = command.query(&mut self.connection);
+        let numbers = answer.unwrap_or_else(|error| panic!("{error}: {request:?}"));
+        Reply::from_numbers(&numbers).unwrap_or_else(|| panic!("{numbers:?}: {request:?}"))
     }
 
-    fn time_us(&mut self) -> i64 {
-        let [seconds, us]: [i64; 2] = redis::cmd("TIME").query(&mut self.connection).unwrap();
+    fn time_us(&mut self) -> u64 {
+        let [seconds, us]: [u64; 2] = redis::cmd("TIME").query(&mut self.connection).unwrap();
         seconds * 1_000_000 + us
     }
 }
@@ -90,7 +48,7 @@ impl Script {
 fn the_script_computes_exactly() {
     let server = Redis::start();
     // On a clock of the test; the server's own must not end a key's life in between.
-    let mut text = LIMIT_SCRIPT.to_owned();
+    let mut text = script::SOURCE.to_owned();
     for (theirs, ours) in [
         ("redis.call('TIME')", "{ ARGV[12], ARGV[13] }"),
         ("'PX', string.format('%.0f', ceil(d / L / 1000) + 1)", "'KEEPTTL'"),
@@ -115,36 +73,39 @@ fn the_script_computes_exactly() {
         (86_400_000_000, 1),
     ];
     for round in 0..400 {
-        let (p, l) = random.choice(rates).unwrap();
-        let most = ((1_i64 << 51) / p).min(1 << 30);
+        let (token, per_us) = random.choice(rates).unwrap();
+        let most = ((1_u64 << 51) / token).min(1 << 30);
         // Bursts of all orders of magnitude.
-        let b = random.i64(1..=most).min(1 << random.u32(0..=30)).max(1);
-        let (key, mut now, mut stored) = (format!("{{key{round}}}"), 1_790_000_000_000_000_i128, None);
-        let empty_us = b * p / l;
+        let burst = random.u64(1..=most).min(1 << random.u32(0..=30)).max(1);
+        let (key, mut now_us, mut stored) = (format!("{{key{round}}}"), 1_790_000_000_000_000_u64, None::<Stored>);
+        let empty_us = burst * token / per_us;
         for _ in 0..25 {
-            let few = |random: &mut fastrand::Rng| if random.bool() { 0 } else { random.i64(0..=b / 4 + 2) };
-            let call = Call {
-                policy: [p, l, b],
-                divisor: if random.bool() { 0 } else { 12 * random.i64(1..=16) },
+            let few = |random: &mut fastrand::Rng| if random.bool() { 0 } else { random.u64(0..=burst / 4 + 2) };
+            let request = Request {
+                token,
+                per_us,
+                burst,
+                divisor: if random.bool() { 0 } else { 12 * random.u64(1..=16) },
                 debt: few(&mut random),
                 must: few(&mut random),
                 extra: few(&mut random),
                 held: few(&mut random),
                 back: few(&mut random),
-                hint_us: if random.bool() { 0 } else { random.i64(0..=empty_us * 2 + 1) },
-                max_wait_us: random.choice([0, 2_000]).unwrap(),
+                hint_us: if random.bool() { 0 } else { random.u64(0..=empty_us * 2 + 1) },
+                wait_us_max: random.choice([0, WAIT_US_MAX]).unwrap(),
             };
-            let (next, answer) = expected(stored, now, &call);
-            let time = [now / 1_000_000, now % 1_000_000];
-            assert_eq!(script.call(&key, &call, &time), answer, "seed {seed}, stored {stored:?}, {call:?}");
+            let (reply, next) = script::run(stored, &request, now_us);
+            let time = [now_us / 1_000_000, now_us % 1_000_000];
+            assert_eq!(script.call(&key, &request, &time), reply, "seed {seed}, stored {stored:?}, {request:?}");
             let kept: Option<String> = redis::cmd("GET").arg(&key).query(&mut script.connection).unwrap();
-            assert_eq!(kept, next.map(|(s, f)| format!("{s}:{f}")), "seed {seed}, stored {stored:?}, {call:?}");
+            let expected = next.map(|at| format!("{}:{}", at.us, at.units));
+            assert_eq!(kept, expected, "seed {seed}, stored {stored:?}, {request:?}");
             stored = next;
             // Forward mostly; sometimes the clock leaps.
-            now += match random.u32(0..10) {
-                0 => -10_000_000,
-                1 => 10_000_000,
-                _ => i128::from(random.i64(0..=empty_us / 10 + 1)),
+            now_us = match random.u32(0..10) {
+                0 => now_us - 10_000_000,
+                1 => now_us + 10_000_000,
+                _ => now_us + random.u64(0..=empty_us / 10 + 1),
             };
         }
     }
@@ -153,31 +114,244 @@ fn the_script_computes_exactly() {
 #[test]
 fn the_script_alone_grants_burst_and_rate_and_no_more() {
     let server = Redis::start();
-    let mut script = Script::new(&server, LIMIT_SCRIPT);
+    let mut script = Script::new(&server, script::SOURCE);
     for (rate, p, l, b) in
         [(333, 1_000_000, 333, 10), (7_777, 1_000_000, 7_777, 777), (700_000, 10, 7, 7_000), (3_000_000, 1, 3, 30_000)]
     {
         let key = format!("ringway:{{greedy:{rate}}}");
-        let call = Call::greedy([p, l, b], 1_000_000);
+        let request = Request { token: p, per_us: l, burst: b, must: 1_000_000, ..Request::default() };
         let (mut granted, mut calls, mut gap_us) = (0, 0, 0);
         let first = script.time_us();
         let (mut last, start) = (first, Instant::now());
         let mut full_in_us = 0;
         while start.elapsed().as_millis() < 700 {
-            let answer = script.call(&key, &call, &[]);
-            (granted, full_in_us) = (granted + answer[0], answer[6]);
+            let reply = script.call(&key, &request, &[]);
+            (granted, full_in_us) = (granted + reply.granted, reply.full_after_us);
             calls += 1;
             let now = script.time_us();
             gap_us = gap_us.max(now - last);
             last = now;
         }
-        let life_ms: i128 = redis::cmd("PTTL").arg(&key).query::<i64>(&mut script.connection).unwrap().into();
-        assert!(life_ms <= full_in_us / 1000 + 2, "{life_ms} ms, full in {full_in_us} us");
-        let tokens = |us: i64| i128::from(rate * us / 1_000_000);
-        let most = i128::from(b) + tokens(last - first);
+        let life_ms: i64 = redis::cmd("PTTL").arg(&key).query(&mut script.connection).unwrap();
+        assert!(life_ms <= full_in_us as i64 / 1000 + 2, "{life_ms} ms, full in {full_in_us} us");
+        let tokens = |us: u64| rate * us / 1_000_000;
+        let most = b + tokens(last - first);
         // The bucket was asked for the last time, and for the first, within a gap of these times.
         let least = most - 2 - 3 * tokens(gap_us) - 1;
         println!("{rate}/s: {granted} of {most} in {calls} calls, at most {gap_us} us apart");
         assert!((least..=most).contains(&granted), "{rate}/s: {granted} is not within {least} and {most}");
+    }
+}
+
+const INSTANCES: usize = 4;
+const WORKERS: usize = 2;
+/// What a busy machine may add to a wait.
+const BUSY: Duration = Duration::from_millis(100);
+
+/// One gateway, as far as limits go.
+struct Instance {
+    link: Link,
+    limiter: Arc<Limiter>,
+    requests: Requests,
+    workers: Arc<Mutex<HashMap<u32, Thread>>>,
+}
+
+impl Instance {
+    fn start(url: &str, spec: &Spec, epoch: Instant) -> Self {
+        let text = format!("listeners: [{{ name: a, address: \"127.0.0.1:1\" }}]\nredis: {{ url: \"{url}\" }}\n");
+        let source = Source { name: "f".into(), text };
+        let settings = compile(&[source], &|_| None).unwrap_or_else(|errors| panic!("{errors}")).redis;
+        let workers: Arc<Mutex<HashMap<u32, Thread>>> = Arc::default();
+        let wake = {
+            let workers = workers.clone();
+            move |wake: Wake| {
+                if let Some(worker) = workers.lock().unwrap().get(&wake.worker) {
+                    worker.unpark();
+                }
+            }
+        };
+        let requests = Requests::new(epoch, Arc::new(wake));
+        let limiter = Arc::new(Limiter::shared(Policy::new(spec).unwrap()));
+        let link = Link::start(settings).unwrap();
+        link.limit(vec![limiter.clone()], requests.clone());
+        Self { link, limiter, requests, workers }
+    }
+
+    fn is_degraded(&self) -> bool {
+        self.link.stats().degraded.get() == 1
+    }
+
+    /// One request, on a thread that stands for a worker. Whether it was admitted, and how long it was held.
+    fn ask(&self, worker: u32, key: &[u8]) -> (bool, Duration) {
+        let mut decision = self.limiter.check(key, 1, self.requests.now_us());
+        if self.limiter.take_bell() {
+            self.requests.ring();
+        }
+        let start = Instant::now();
+        loop {
+            let held = match decision {
+                Decision::Admitted(_) => return (true, start.elapsed()),
+                Decision::Refused(_) | Decision::Unavailable => return (false, start.elapsed()),
+                Decision::Hold(held) => held,
+            };
+            self.workers.lock().unwrap().entry(worker).or_insert_with(thread::current);
+            held.wake(Wake { worker, ticket: 0 });
+            decision = loop {
+                let now_us = self.requests.now_us();
+                if let Some(decision) = self.limiter.outcome(&held, now_us) {
+                    break decision;
+                }
+                assert!(start.elapsed() < PATIENCE, "held for good");
+                let until_us = held.since_us() + HOLD_US;
+                // At the end of the hold there may be a grant that begins a little later; then somebody wakes.
+                thread::park_timeout(Duration::from_micros(until_us.saturating_sub(now_us).max(500)));
+            };
+        }
+    }
+}
+
+/// Gateways that share a limit, and their clients.
+struct Fleet {
+    instances: Vec<Instance>,
+    spec: Spec,
+    epoch: Instant,
+}
+
+/// What became of the requests of a while.
+#[derive(Debug, Default)]
+struct Outcome {
+    /// When each one was admitted, in order.
+    admitted: Vec<Duration>,
+    refused: usize,
+    held_longest: Duration,
+}
+
+fn per(limit: u64, seconds: u64) -> Spec {
+    Spec {
+        name: format!("{limit}-in-{seconds}s").into(),
+        limit,
+        period: Duration::from_secs(seconds),
+        burst: limit,
+        strict: false,
+        without_redis: Fallback::FairShare,
+        keys_max: 1_000,
+    }
+}
+
+impl Fleet {
+    #[track_caller]
+    fn start(url: &str, spec: Spec) -> Self {
+        let epoch = Instant::now();
+        let instances: Vec<Instance> = (0..INSTANCES).map(|_| Instance::start(url, &spec, epoch)).collect();
+        let fleet = Self { instances, spec, epoch };
+        eventually(PATIENCE, || {
+            fleet.instances.iter().all(|instance| {
+                let knows = || instance.link.stats().instances.get() == INSTANCES as u64;
+                knows() && !instance.is_degraded() && instance.link.stats().connected.get() == 1
+            })
+        });
+        // The limiters hear of it at the next turn.
+        thread::sleep(Duration::from_millis(250));
+        fleet
+    }
+
+    fn rate(&self) -> f64 {
+        self.spec.limit as f64 / self.spec.period.as_secs_f64()
+    }
+
+    fn bound(&self) -> u64 {
+        self.instances[0].limiter.policy().bound(INSTANCES as u32)
+    }
+
+    /// Every worker of every instance asks `per_second / 8` times a second, until `end` says so; 0: as fast as it can, its
+    /// share of `count`.
+    fn load(&self, key: &str, per_second: f64, end: impl Fn(usize) -> bool + Sync) -> Outcome {
+        let outcomes = Mutex::new(Outcome::default());
+        thread::scope(|scope| {
+            for place in 0..INSTANCES * WORKERS {
+                let (outcomes, end) = (&outcomes, &end);
+                let instance = &self.instances[place % INSTANCES];
+                scope.spawn(move || {
+                    let mut seen = Outcome::default();
+                    let start = Instant::now();
+                    for number in 0.. {
+                        if end(number * INSTANCES * WORKERS + place) {
+                            break;
+                        }
+                        if per_second > 0.0 {
+                            // Workers take turns.
+                            let turns = (number * INSTANCES * WORKERS + place) as f64;
+                            let due = start + Duration::from_secs_f64(turns / per_second);
+                            thread::sleep(due.saturating_duration_since(Instant::now()));
+                        }
+                        let (is_admitted, held) = instance.ask(place as u32, key.as_bytes());
+                        seen.held_longest = seen.held_longest.max(held);
+                        match is_admitted {
+                            true => seen.admitted.push(self.epoch.elapsed()),
+                            false => seen.refused += 1,
+                        }
+                    }
+                    let mut all = outcomes.lock().unwrap();
+                    all.admitted.extend(seen.admitted);
+                    all.refused += seen.refused;
+                    all.held_longest = all.held_longest.max(seen.held_longest);
+                });
+            }
+        });
+        let mut outcome = outcomes.into_inner().unwrap();
+        outcome.admitted.sort_unstable();
+        outcome
+    }
+
+    /// The lowest level of a bucket that may go into debt, under these requests.
+    fn lowest(&self, admitted: &[Duration]) -> f64 {
+        let (mut level, mut last, mut lowest) = (self.spec.burst as f64, Duration::ZERO, f64::MAX);
+        for at in admitted {
+            level = (level + self.rate() * (*at - last).as_secs_f64()).min(self.spec.burst as f64) - 1.0;
+            last = *at;
+            lowest = lowest.min(level);
+        }
+        lowest
+    }
+
+    fn stop(self) {
+        self.instances.into_iter().for_each(|instance| instance.link.stop());
+    }
+}
+
+#[test]
+fn a_burst_within_the_limit_passes_and_more_than_the_bound_never() {
+    let server = Redis::start();
+    for (spec, time) in [(per(100, 60), 4), (per(50, 1), 4), (per(5_000, 1), 4)] {
+        let fleet = Fleet::start(&server.url(), spec);
+        let burst = fleet.spec.burst as usize * 9 / 10;
+        let outcome = fleet.load("burst", 0.0, |number| number >= burst);
+        assert_eq!((outcome.admitted.len(), outcome.refused), (burst, 0), "{}", fleet.spec.name);
+        assert!(outcome.held_longest < Duration::from_micros(HOLD_US + WAIT_US_MAX) + BUSY, "{outcome:?}");
+
+        // From a full bucket at one and a half times the rate, at 60 a second at least.
+        let end = Instant::now() + Duration::from_secs(time);
+        let begin = fleet.epoch.elapsed();
+        let outcome = fleet.load("steady", (fleet.rate() * 1.5).max(60.0), |_| Instant::now() > end);
+        let tokens = fleet.rate() * (fleet.epoch.elapsed() - begin).as_secs_f64();
+        let (lowest, bound) = (fleet.lowest(&outcome.admitted), fleet.bound() as f64);
+        let admitted = outcome.admitted.len() as f64;
+        let (least, most) = (fleet.spec.burst as f64 + 0.0_f64.max(tokens), 0.0);
+        let _ = (least, most);
+        println!(
+            "{}: admitted {admitted} of {:.0}, refused {}, lowest {lowest:.1} of -{bound}, held {:?} at most",
+            fleet.spec.name,
+            fleet.spec.burst as f64 + tokens,
+            outcome.refused,
+            outcome.held_longest
+        );
+        // A worker may be late with noting the time of its request.
+        assert!(lowest >= -bound - (INSTANCES * WORKERS) as f64, "{}: {lowest} {bound}", fleet.spec.name);
+        assert!(
+            outcome.held_longest < Duration::from_micros(HOLD_US + WAIT_US_MAX) + BUSY,
+            "{:?}",
+            outcome.held_longest
+        );
+        fleet.stop();
     }
 }
