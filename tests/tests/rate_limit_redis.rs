@@ -263,8 +263,8 @@ impl Fleet {
         self.instances[0].limiter.policy().bound(INSTANCES as u32)
     }
 
-    /// Every worker of every instance asks `per_second / 8` times a second, until `end` says so; 0: as fast as it can, its
-    /// share of `count`.
+    /// Every worker of every instance asks its share of `per_second` times a second (0: as fast as it can) until `end`
+    /// says so, which gets the number of the request.
     fn load(&self, key: &str, per_second: f64, end: impl Fn(usize) -> bool + Sync) -> Outcome {
         let outcomes = Mutex::new(Outcome::default());
         thread::scope(|scope| {
@@ -314,6 +314,37 @@ impl Fleet {
         lowest
     }
 
+    /// Load at so many times the rate, 60 a second at least, for as long as `act` takes.
+    fn under_load(&self, times: f64, act: impl FnOnce()) -> Outcome {
+        let is_over = AtomicBool::new(false);
+        let per_second = (self.rate() * times).max(60.0);
+        thread::scope(|scope| {
+            let load = scope.spawn(|| self.load("steady", per_second, |_| is_over.load(Ordering::Relaxed)));
+            let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
+            is_over.store(true, Ordering::Relaxed);
+            let outcome = load.join().unwrap();
+            acted.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            outcome
+        })
+    }
+
+    fn is_degraded_anywhere(&self) -> bool {
+        self.instances.iter().any(Instance::is_degraded)
+    }
+
+    #[track_caller]
+    fn expect_above(&self, outcome: &Outcome, level: f64) {
+        // A worker may be late with noting the time of its request.
+        let (lowest, slack) = (self.lowest(&outcome.admitted), (INSTANCES * WORKERS) as f64);
+        assert!(lowest >= level - slack, "{}: {lowest} is below {level}", self.spec.name);
+    }
+
+    #[track_caller]
+    fn expect_short_holds(&self, outcome: &Outcome) {
+        let longest = Duration::from_micros(HOLD_US + WAIT_US_MAX) + BUSY;
+        assert!(outcome.held_longest < longest, "{}: held for {:?}", self.spec.name, outcome.held_longest);
+    }
+
     fn stop(self) {
         self.instances.into_iter().for_each(|instance| instance.link.stop());
     }
@@ -322,36 +353,120 @@ impl Fleet {
 #[test]
 fn a_burst_within_the_limit_passes_and_more_than_the_bound_never() {
     let server = Redis::start();
-    for (spec, time) in [(per(100, 60), 4), (per(50, 1), 4), (per(5_000, 1), 4)] {
+    for spec in [per(100, 60), per(50, 1), per(5_000, 1)] {
         let fleet = Fleet::start(&server.url(), spec);
         let burst = fleet.spec.burst as usize * 9 / 10;
         let outcome = fleet.load("burst", 0.0, |number| number >= burst);
-        assert_eq!((outcome.admitted.len(), outcome.refused), (burst, 0), "{}", fleet.spec.name);
-        assert!(outcome.held_longest < Duration::from_micros(HOLD_US + WAIT_US_MAX) + BUSY, "{outcome:?}");
+        // Eight workers on few cores: one that does not run for longer than the hold may find its request refused.
+        let leases = fleet.instances[0].limiter.policy().shares(INSTANCES as u32).leases;
+        let unlucky = if leases { burst / 200 } else { 0 };
+        assert!(outcome.refused <= unlucky, "{}: {} of {burst} refused", fleet.spec.name, outcome.refused);
+        fleet.expect_short_holds(&outcome);
 
         // From a full bucket at one and a half times the rate, at 60 a second at least.
-        let end = Instant::now() + Duration::from_secs(time);
         let begin = fleet.epoch.elapsed();
-        let outcome = fleet.load("steady", (fleet.rate() * 1.5).max(60.0), |_| Instant::now() > end);
-        let tokens = fleet.rate() * (fleet.epoch.elapsed() - begin).as_secs_f64();
-        let (lowest, bound) = (fleet.lowest(&outcome.admitted), fleet.bound() as f64);
-        let admitted = outcome.admitted.len() as f64;
-        let (least, most) = (fleet.spec.burst as f64 + 0.0_f64.max(tokens), 0.0);
-        let _ = (least, most);
+        let outcome = fleet.under_load(1.5, || thread::sleep(Duration::from_secs(4)));
+        let time = (fleet.epoch.elapsed() - begin).as_secs_f64();
+        let demand = time * (fleet.rate() * 1.5).max(60.0);
+        let (tokens, bound) = (fleet.spec.burst as f64 + fleet.rate() * time, fleet.bound() as f64);
+        let (admitted, lowest) = (outcome.admitted.len() as f64, fleet.lowest(&outcome.admitted));
         println!(
-            "{}: admitted {admitted} of {:.0}, refused {}, lowest {lowest:.1} of -{bound}, held {:?} at most",
-            fleet.spec.name,
-            fleet.spec.burst as f64 + tokens,
-            outcome.refused,
-            outcome.held_longest
+            "{}: admitted {admitted} of {tokens:.0} (and {bound} at most), lowest {lowest:.1}, refused {}, held {:?}",
+            fleet.spec.name, outcome.refused, outcome.held_longest
         );
-        // A worker may be late with noting the time of its request.
-        assert!(lowest >= -bound - (INSTANCES * WORKERS) as f64, "{}: {lowest} {bound}", fleet.spec.name);
-        assert!(
-            outcome.held_longest < Duration::from_micros(HOLD_US + WAIT_US_MAX) + BUSY,
-            "{:?}",
-            outcome.held_longest
-        );
+        fleet.expect_above(&outcome, -bound);
+        assert!(admitted <= tokens + bound, "{admitted} {tokens} {bound}");
+        assert!(admitted >= 0.97 * tokens.min(demand) - 10.0, "{}: {admitted} of {tokens}", fleet.spec.name);
+        fleet.expect_short_holds(&outcome);
         fleet.stop();
     }
+}
+
+/// What happens to Redis, and what the limits make of it.
+struct Fault {
+    /// Begins it, waits, and ends it. Gets to see the fleet.
+    strike: fn(&mut Redis, &Slow, &Fleet),
+    is_outage: bool,
+}
+
+/// Under 1.2 times the rate, for a slow and a fast policy.
+fn survive(fault: Fault) {
+    for spec in [per(50, 1), per(5_000, 1)] {
+        let mut server = Redis::start();
+        let slow = Slow::before(server.address());
+        let fleet = Fleet::start(&format!("redis://{}", slow.address()), spec);
+        let outcome = fleet.under_load(1.2, || {
+            thread::sleep(Duration::from_millis(700));
+            (fault.strike)(&mut server, &slow, &fleet);
+            let end = Instant::now();
+            eventually(Duration::from_secs(2), || !fleet.is_degraded_anywhere());
+            println!("{}: recovered after {:?}", fleet.spec.name, end.elapsed());
+            thread::sleep(Duration::from_millis(700));
+        });
+        let (burst, bound) = (fleet.spec.burst as f64, fleet.bound() as f64);
+        println!(
+            "{}: admitted {}, refused {}, lowest {:.1} of -{bound}, held {:?} at most",
+            fleet.spec.name,
+            outcome.admitted.len(),
+            outcome.refused,
+            fleet.lowest(&outcome.admitted),
+            outcome.held_longest
+        );
+        fleet.expect_short_holds(&outcome);
+        // Without Redis each instance begins with a bucket of its own: a burst in all. When Redis forgets, what was leased
+        // and what the freshest view of the bucket lacks.
+        let more = if fault.is_outage { burst } else { burst / 12.0 + fleet.rate() * 0.15 };
+        fleet.expect_above(&outcome, -bound - more);
+        // Nobody had to wait for Redis to be served.
+        let pause = outcome.admitted.windows(2).map(|pair| pair[1] - pair[0]).max();
+        assert!(pause < Some(Duration::from_secs(1)), "nobody was admitted for {pause:?}");
+        fleet.stop();
+    }
+}
+
+#[track_caller]
+fn expect_degraded(fleet: &Fleet) {
+    eventually(Duration::from_secs(2), || fleet.instances.iter().all(Instance::is_degraded));
+    thread::sleep(Duration::from_millis(700));
+}
+
+#[test]
+fn redis_frozen() {
+    survive(Fault {
+        strike: |server, _, fleet| {
+            server.stop();
+            expect_degraded(fleet);
+            server.cont();
+        },
+        is_outage: true,
+    });
+}
+
+#[test]
+fn redis_killed_and_restarted() {
+    survive(Fault {
+        strike: |server, _, fleet| {
+            server.kill();
+            expect_degraded(fleet);
+            server.restart();
+        },
+        is_outage: true,
+    });
+}
+
+#[test]
+fn redis_slow() {
+    survive(Fault {
+        strike: |_, slow, fleet| {
+            slow.set_delay(Duration::from_millis(200));
+            expect_degraded(fleet);
+            slow.set_delay(Duration::ZERO);
+        },
+        is_outage: true,
+    });
+}
+
+#[test]
+fn redis_flushed() {
+    survive(Fault { strike: |server, _, _| server.flush(), is_outage: false });
 }
