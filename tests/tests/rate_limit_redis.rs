@@ -395,7 +395,9 @@ fn survive(fault: Fault) {
         let mut server = Redis::start();
         let slow = Slow::before(server.address());
         let fleet = Fleet::start(&format!("redis://{}", slow.address()), spec);
-        let outcome = fleet.under_load(1.2, || {
+        // The bucket is empty from the start, so that what is too much shows.
+        let mut admitted = fleet.load("steady", 0.0, |number| number >= fleet.spec.burst as usize).admitted;
+        let mut outcome = fleet.under_load(1.2, || {
             thread::sleep(Duration::from_millis(700));
             (fault.strike)(&mut server, &slow, &fleet);
             let end = Instant::now();
@@ -403,6 +405,8 @@ fn survive(fault: Fault) {
             println!("{}: recovered after {:?}", fleet.spec.name, end.elapsed());
             thread::sleep(Duration::from_millis(700));
         });
+        admitted.append(&mut outcome.admitted);
+        outcome.admitted = admitted;
         let (burst, bound) = (fleet.spec.burst as f64, fleet.bound() as f64);
         println!(
             "{}: admitted {}, refused {}, lowest {:.1} of -{bound}, held {:?} at most",

@@ -71,9 +71,13 @@ impl Health {
         self.silent_since_us = (self.in_flight > 0).then_some(now_us);
     }
 
+    /// How long there has been no sign of life while something is unanswered.
+    pub(super) fn silent_us(&self, now_us: u64) -> u64 {
+        self.silent_since_us.map_or(0, |since| now_us.saturating_sub(since))
+    }
+
     pub(super) fn is_degraded(&self, now_us: u64) -> bool {
-        let silent = self.silent_since_us.is_some_and(|since| now_us.saturating_sub(since) >= SILENCE_US_MAX);
-        silent || self.is_refused || self.average_us > self.allowed_us as f64
+        self.silent_us(now_us) >= SILENCE_US_MAX || self.is_refused || self.average_us > self.allowed_us as f64
     }
 }
 

@@ -10,7 +10,7 @@ use futures_util::future::{FutureExt, LocalBoxFuture};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use redis::{Cmd, Value};
 use ringway_core::limit::script::{self, Reply};
-use ringway_core::limit::{Call, Exchange, HOLD_US, Limiter, Token, Wake};
+use ringway_core::limit::{Call, Exchange, HOLD_US, LOST_US, Limiter, Token, Wake};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
@@ -232,7 +232,8 @@ impl<'l> Limits<'l> {
         if self.is_degraded {
             return self.probe();
         }
-        if calls.is_empty() {
+        // What a stalled server is sent it carries out later, leases included, when it has been given up as lost here.
+        if calls.is_empty() || self.health.silent_us(self.now_us()) >= LOST_US {
             return;
         }
         let commands: Vec<Cmd> = calls.iter().map(|(limiter, call)| self.command(limiter, call)).collect();
