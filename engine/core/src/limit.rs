@@ -32,7 +32,7 @@ pub use policy::{
     WAIT_US_MAX,
 };
 pub use rules::Mode;
-pub use sync::{CALLS_MAX, Call, Exchange, Token};
+pub use sync::{CALLS_MAX, Call, Exchange, Holding, Token};
 
 /// Whether a request may pass, as far as one policy goes.
 #[derive(Debug)]

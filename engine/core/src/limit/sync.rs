@@ -49,6 +49,15 @@ pub struct Token {
     sequence: u64,
 }
 
+/// What an instance holds of a key's bucket, in tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holding {
+    /// Taken from the bucket, and not used yet.
+    pub leased: u64,
+    /// Used, and not known to be taken from the bucket.
+    pub owed: u64,
+}
+
 /// The cells that have something to say.
 #[derive(Debug, Default)]
 pub(super) struct Reconciler {
@@ -187,6 +196,18 @@ impl Limiter {
     /// Calls asked for since the start.
     pub fn calls_total(&self) -> u64 {
         self.desks().map_or(0, |desks| desks.calls_total)
+    }
+
+    /// What this instance holds of the bucket of `key` in Redis; `None`: the key has no cell.
+    pub fn holding(&self, key: &[u8]) -> Option<Holding> {
+        let desks = self.desks()?;
+        self.table.peek(key, |cell| {
+            let balance = cell.account()?.balance;
+            let desk = cell.place().and_then(|place| desks.get(place));
+            let reported = desk.and_then(|desk| desk.flight.as_ref()).map_or(0, |flight| flight.debt);
+            let owed = u64::from(balance.min(0).unsigned_abs());
+            Some(Holding { leased: u64::from(balance.max(0).unsigned_abs()), owed: owed.saturating_add(reported) })
+        })
     }
 
     fn desks(&self) -> Option<MutexGuard<'_, Reconciler>> {
