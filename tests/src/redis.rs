@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -154,7 +154,7 @@ impl Redis {
     /// `None`: the server does not answer.
     pub fn try_ask(&self, command: &[&str]) -> Option<String> {
         let mut cli = Command::new("redis-cli");
-        cli.args(["-p", &self.port.to_string(), "-t", "2"]);
+        cli.args(["-p", &self.port.to_string()]);
         if let Some(password) = &self.password {
             cli.env("REDISCLI_AUTH", password);
         }
@@ -238,6 +238,8 @@ fn spawn(directory: &Path, sentinel: bool) -> Child {
 /// An authority and a certificate of 127.0.0.1 from it.
 fn write_certificates(directory: &Path) {
     let mut authority = CertificateParams::new(Vec::new()).expect("parameters");
+    // The same name for both would look like a certificate that signs itself.
+    authority.distinguished_name.push(DnType::CommonName, "authority");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let issuer = CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key")).expect("an authority");
     let key = KeyPair::generate().expect("a key");

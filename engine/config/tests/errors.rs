@@ -261,6 +261,33 @@ fn messages_keep_secrets() {
 }
 
 #[test]
+fn redis() {
+    said(
+        "redis: { url: \"redis://me:hunter2@cache/x\", prefix: \"a{b}\", connect_timeout: 1 }\n",
+        "\
+f:5:15: expected the URL of a Redis, found `redis://me:[redacted]@cache/x`
+    hint: a database is a number from 0 to 65535: `redis://host:port/0`
+f:5:53: expected a word of letters, digits and `-._:`, found `a{b}`
+    hint: from 1 to 64 of them
+f:5:78: expected a duration from 10ms to 1m, found `1`
+    hint: give it a unit: `1s`, `1ms`",
+    );
+    said(
+        "redis: { url: \"${env:SECRET}\" }\n",
+        "f:5:15: expected the URL of a Redis, found `${env:SECRET}`\n    hint: such as `redis://127.0.0.1:6379`",
+    );
+    said(
+        "redis: { url: redis://a, tls: { ca: no.pem } }\n",
+        "\
+f:5:37: `ca` has no effect without TLS
+    hint: `rediss://` in place of `redis://`
+f:5:37: `no.pem` cannot be used: No such file or directory (os error 2)
+    hint: a file of PEM certificates",
+    );
+    said("redis: {}\n", "f:5:8: the key `url` is missing: the URL of a Redis");
+}
+
+#[test]
 fn files_that_cannot_be_read() {
     let directory = std::env::temp_dir().join(format!("ringway-config-unreadable-{}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();

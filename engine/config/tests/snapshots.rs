@@ -197,6 +197,26 @@ fn a_secret_is_not_a_template() {
 }
 
 #[test]
+fn redis_and_its_password() {
+    assert!(compiled(&with_basics("")).unwrap().redis.is_none());
+    let snapshot = compiled(&with_basics(
+        "redis: { url: \"redis+sentinel://:${env:SECRET}@a,b:7/main/2\", response_timeout: 250ms }\n",
+    ))
+    .unwrap();
+    let redis = snapshot.redis.as_ref().unwrap();
+    assert_eq!((&*redis.label, &*redis.prefix), ("redis+sentinel://a:26379,b:7/main/2", "ringway"));
+    assert_eq!((redis.user.as_deref(), redis.password.as_deref()), (None, Some("hunter2")));
+    assert_eq!((redis.connect_timeout, redis.response_timeout), (Duration::from_secs(1), Duration::from_millis(250)));
+    assert!(!format!("{snapshot:?}").contains("hunter2"));
+
+    // Written out, it is hidden too.
+    let snapshot = compiled(&with_basics("redis:\n  url: redis://me:hunter2@cache\n")).unwrap();
+    assert_eq!(snapshot.redis.as_ref().unwrap().password.as_deref(), Some("hunter2"));
+    assert!(snapshot.redacted.contains("url: \"redis://me:[redacted]@cache\""), "{}", snapshot.redacted);
+    assert!(!format!("{snapshot:?}").contains("hunter2"));
+}
+
+#[test]
 fn a_directory_is_one_configuration() {
     let directory = std::env::temp_dir().join(format!("ringway-config-directory-{}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();

@@ -18,6 +18,7 @@ pub mod forwarded;
 mod hex;
 pub mod http;
 mod json;
+pub mod limit;
 pub mod log_line;
 pub mod log_queue;
 pub mod path;

@@ -204,6 +204,11 @@ impl Link {
         Ok(answers)
     }
 
+    /// Tries whether the server takes writes.
+    pub(super) async fn probe(&self) -> Result<Vec<Answer>, Lost> {
+        self.eval(&heartbeat::SCRIPT, &[self.heartbeat.beat()]).await
+    }
+
     /// Tells the others every second that this instance lives, and learns how many there are; never ends.
     pub(super) async fn beat(&self) {
         loop {

@@ -5,7 +5,10 @@
 
 mod connect;
 mod heartbeat;
+mod health;
+mod limits;
 mod link;
+mod poll;
 mod script;
 mod stats;
 
@@ -14,21 +17,27 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use ringway_config::snapshot::Redis as Settings;
+use ringway_core::limit::Limiter;
 use tokio::runtime::Builder;
 use tokio::sync::watch;
 
 use self::heartbeat::Heartbeat;
 use self::link::Link;
+use self::limits::Limited;
+pub use self::limits::Requests;
+pub use self::poll::{Content, Kind, Poll};
 use self::script::Script;
 pub use self::stats::RedisStats;
 
 /// What every connection has loaded.
-const SCRIPTS: &[&Script] = &[&heartbeat::SCRIPT];
+const SCRIPTS: &[&Script] = &[&heartbeat::SCRIPT, &limits::SCRIPT];
 
 /// The handle of the thread `redis`.
 #[derive(Debug)]
 pub struct Redis {
     settings: watch::Sender<Option<Settings>>,
+    polls: watch::Sender<Vec<Poll>>,
+    limited: watch::Sender<Option<Limited>>,
     stats: Arc<RedisStats>,
     thread: JoinHandle<()>,
 }
@@ -40,13 +49,15 @@ impl Redis {
     /// When the thread cannot be made.
     pub fn start(settings: Option<Settings>) -> io::Result<Self> {
         let stats = Arc::new(RedisStats::default());
-        let (sender, receiver) = watch::channel(settings);
+        let (settings, settings_seen) = watch::channel(settings);
+        let (polls, polls_seen) = watch::channel(Vec::new());
+        let (limited, limited_seen) = watch::channel(None);
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("redis".into()).spawn({
             let stats = stats.clone();
-            move || runtime.block_on(run(receiver, stats))
+            move || runtime.block_on(run(settings_seen, polls_seen, limited_seen, stats))
         })?;
-        Ok(Self { settings: sender, stats, thread })
+        Ok(Self { settings, polls, limited, stats, thread })
     }
 
     /// Goes on with another Redis, or none; where nothing differs, with the same connection.
@@ -56,6 +67,16 @@ impl Redis {
             *current = settings;
             differs
         });
+    }
+
+    /// Keeps these limiters, made with [`Limiter::shared`], in agreement with Redis from now on, in place of those before.
+    pub fn limit(&self, limiters: Vec<Arc<Limiter>>, requests: Requests) {
+        self.limited.send_replace(Some(Limited { limiters, requests }));
+    }
+
+    /// Reads these from now on, in place of those before.
+    pub fn poll(&self, polls: Vec<Poll>) {
+        self.polls.send_replace(polls);
     }
 
     pub fn stats(&self) -> &Arc<RedisStats> {
@@ -69,7 +90,12 @@ impl Redis {
     }
 }
 
-async fn run(mut settings: watch::Receiver<Option<Settings>>, stats: Arc<RedisStats>) {
+async fn run(
+    mut settings: watch::Receiver<Option<Settings>>,
+    polls: watch::Receiver<Vec<Poll>>,
+    limited: watch::Receiver<Option<Limited>>,
+    stats: Arc<RedisStats>,
+) {
     let instance = heartbeat::random_instance();
     loop {
         let current = settings.borrow_and_update().clone();
@@ -81,7 +107,12 @@ async fn run(mut settings: watch::Receiver<Option<Settings>>, stats: Arc<RedisSt
         let work = async {
             match &link {
                 Some(link) => {
-                    tokio::join!(link.maintain(), link.beat());
+                    tokio::join!(
+                        link.maintain(),
+                        link.beat(),
+                        poll::run(link, polls.clone()),
+                        limits::run(link, &stats, limited.clone()),
+                    );
                 }
                 None => std::future::pending().await,
             }
