@@ -3,6 +3,7 @@
 //! The benchmarks take their time (`benches/functions`), the guard counts their instructions (`tests/instructions.rs`).
 
 mod access;
+mod auth;
 mod codec;
 mod policy;
 mod record;
@@ -76,7 +77,8 @@ impl Case {
 
 /// All of them, those of a group side by side, in the order in which a request meets them.
 pub fn all() -> Vec<Case> {
-    codec::cases().into_iter().chain(policy::cases()).chain(access::cases()).chain(record::cases()).collect()
+    let groups = [codec::cases(), policy::cases(), auth::cases(), access::cases(), record::cases()];
+    groups.into_iter().flatten().collect()
 }
 
 /// Bytes as they stand in a receive buffer: at the start of a cache line. Functions that look at whole words cost more or
