@@ -8,6 +8,8 @@ mod accept;
 mod answer;
 #[cfg_attr(not(test), expect(dead_code, reason = "the gate records its refusals with it"))]
 mod audit;
+#[cfg_attr(not(test), expect(dead_code, reason = "the gate asks with it"))]
+mod auth_service;
 mod buffer;
 mod clock;
 mod connection;

@@ -120,6 +120,11 @@ impl AuthService {
         }
     }
 
+    /// Whether the service has something to say of a request without credentials, such as where to log in.
+    pub fn answers_without_credentials(&self) -> bool {
+        matches!(self.mode, Mode::Check(_))
+    }
+
     /// Whether the service may get this request twice, when the connection broke before an answer came.
     pub fn may_repeat(request: &[u8], mode: &Mode) -> bool {
         // To look a token up changes nothing, whatever the method.
