@@ -10,6 +10,7 @@ mod gateway;
 mod load;
 mod message;
 mod process;
+pub mod redis;
 mod strace;
 mod wire;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::decode::{Cx, Decode, Names, Spanned};
 use crate::error::{Errors, Sink, Span};
-use crate::sections::{Compiler, File, Listener, Lookup, Resolver, system_lookup};
+use crate::sections::{Compiler, File, Listener, Lookup, Resolver, hide_password, system_lookup};
 use crate::tree::{self, Node, Value};
 use crate::{Snapshot, emit, expand, snapshot};
 
@@ -47,6 +47,7 @@ pub fn compile_with(
     let Some(parts) = parts.into_iter().collect::<Option<Vec<Node>>>() else { return Err(sink.into_errors()) };
     let Some(mut root) = merge(parts, &mut sink) else { return Err(sink.into_errors()) };
     expand::expand(&mut root, env, &mut sink);
+    hide_password(&mut root);
     let names = Names::scan(&root, &mut sink);
     let mut cx = Cx::new(sink, names);
     let snapshot = File::decode(&root, &mut cx).and_then(|file| build(file, &root, lookup, &mut cx));
@@ -99,7 +100,8 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
     }
     check_addresses(&listeners, admin.as_ref().and_then(Option::as_ref), cx);
 
-    let mut compiler = Compiler::new(written.map_or(0, |list| list.items().len()), &routes, cx);
+    let defaults = file.defaults.0.map(|section| section.compile(cx)).unwrap_or_default();
+    let mut compiler = Compiler::new(written.map_or(0, |list| list.items().len()), &routes, defaults, cx);
     let routes = routes.into_iter().filter_map(|route| compiler.route(route, cx)).map(Arc::new).collect();
     let routers = compiler.finish();
 
@@ -107,6 +109,7 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
     let services = file.services.0.into_iter();
     let services = services.map(|service| Arc::new(service.value.compile(&mut resolver, cx))).collect();
 
+    let redis = file.redis.0.map(|redis| redis.0.and_then(|section| section.compile(cx)));
     let runtime = file.runtime.0.map(|section| section.compile(cx));
     let listeners = listeners.into_iter().zip(routers);
     Some(Snapshot {
@@ -119,6 +122,7 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
         audit_log: file.audit_log.0?.0,
         drain: file.drain.0?.compile(),
         limits: file.limits.0?.compile(),
+        redis: redis?,
         redacted: emit::redacted(root),
     })
 }

@@ -139,6 +139,20 @@ impl<T: Decode> Decode for Option<T> {
     }
 }
 
+impl<T: Decode> Decode for Box<T> {
+    fn kind() -> String {
+        T::kind()
+    }
+
+    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
+        T::decode(node, cx).map(Self::new)
+    }
+
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        T::schema(generator)
+    }
+}
+
 impl<T: Decode> Decode for Vec<T> {
     fn kind() -> String {
         format!("a list, each {}", T::kind())

@@ -1,11 +1,13 @@
 //! The runtime shape of a configuration: checked, resolved, immutable. The data plane reads nothing else.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use ringway_core::access::Access;
 use ringway_core::path::PathPolicy;
 use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
@@ -22,6 +24,8 @@ pub struct Snapshot {
     pub audit_log: AuditLog,
     pub drain: Drain,
     pub limits: GlobalLimits,
+    /// What the gateways of a fleet share; `None`: this one stands alone.
+    pub redis: Option<Redis>,
     /// The file as read, secrets redacted, as YAML: what `/config` shows.
     pub redacted: String,
 }
@@ -136,6 +140,8 @@ pub struct Route {
     pub action: Action,
     pub request_headers: HeaderOps,
     pub response_headers: HeaderOps,
+    /// What the gate asks besides authentication and rate limits, and what the answer gets of it.
+    pub access: Access,
     /// Request body; 413 above, before anything of it is forwarded where `Content-Length` tells, else as soon as it
     /// is known. `None`: no limit.
     pub body_bytes: Option<u64>,
@@ -286,4 +292,73 @@ pub struct Drain {
     pub notice: Duration,
     /// How long requests in flight may take after that.
     pub timeout: Duration,
+}
+
+/// A Redis and how to reach it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Redis {
+    /// The URL without user and password: for logs and `/health`.
+    pub label: Arc<str>,
+    pub servers: RedisServers,
+    pub user: Option<Arc<str>>,
+    pub password: Option<Arc<str>>,
+    /// `None`: in the clear.
+    pub tls: Option<RedisTls>,
+    /// In front of every key, without the colon that follows it.
+    pub prefix: Arc<str>,
+    pub connect_timeout: Duration,
+    /// A connection without an answer for this time is given up.
+    pub response_timeout: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RedisServers {
+    One {
+        node: RedisNode,
+        database: u16,
+    },
+    /// The sentinels say which server is the master of this name.
+    Sentinel {
+        nodes: Vec<RedisNode>,
+        master: Arc<str>,
+        database: u16,
+    },
+    /// Some of the nodes; they tell the others.
+    Cluster {
+        nodes: Vec<RedisNode>,
+    },
+}
+
+/// A host name or IP address, and a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedisNode {
+    pub host: Arc<str>,
+    pub port: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedisTls {
+    /// Authorities to trust (PEM); `None`: those of the system.
+    pub ca: Option<Arc<[u8]>>,
+}
+
+impl fmt::Display for RedisNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// Without user and password.
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis")
+            .field("label", &self.label)
+            .field("prefix", &self.prefix)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("response_timeout", &self.response_timeout)
+            .finish_non_exhaustive()
+    }
 }

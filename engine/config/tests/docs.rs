@@ -52,17 +52,22 @@ fn default_of(schema: &Value, required: bool) -> String {
     }
 }
 
-/// A key, then the keys of its section.
-fn rows(path: &str, schema: &Value, required: bool, root: &Value, out: &mut String) {
+/// A key, then the keys of its section, unless it is one of those `above`: a section may have itself within.
+fn rows<'s>(path: &str, schema: &'s Value, required: bool, above: &[&'s Value], out: &mut String) {
+    let Some(root) = above.first() else { return };
     let cell = |text: &str| text.replace('|', "\\|");
     let (title, text) = (schema["title"].as_str().unwrap(), schema["description"].as_str().unwrap());
     let default = default_of(schema, required);
     writeln!(out, "| `{path}` | {} | {} | {} |", cell(title), cell(&default), cell(text)).unwrap();
     let mut path = path.to_owned();
-    let Some(inner) = section(schema, root, &mut path) else { return };
+    let Some(inner) = section(schema, root, &mut path).filter(|inner| !is_in(above, inner)) else { return };
     for (key, schema) in inner["properties"].as_object().unwrap() {
-        rows(&format!("{path}.{key}"), schema, needs(inner, key), root, out);
+        rows(&format!("{path}.{key}"), schema, needs(inner, key), &[above, &[inner]].concat(), out);
     }
+}
+
+fn is_in(above: &[&Value], section: &Value) -> bool {
+    above.iter().any(|above| std::ptr::eq(*above, section))
 }
 
 fn needs(section: &Value, key: &str) -> bool {
@@ -74,7 +79,7 @@ fn tables() -> String {
     let (root, mut out) = (schema(), String::new());
     for (key, schema) in root["properties"].as_object().unwrap() {
         writeln!(out, "\n### `{key}`\n\n| key | value | default | meaning |\n|---|---|---|---|").unwrap();
-        rows(key, schema, needs(&root, key), &root, &mut out);
+        rows(key, schema, needs(&root, key), &[&root], &mut out);
     }
     out.push('\n');
     out
@@ -95,13 +100,14 @@ fn the_tables_of_the_documentation_are_those_of_the_schema() {
 }
 
 /// Every key of the schema, with its path.
-fn keys(path: &str, schema: &Value, root: &Value, out: &mut Vec<String>) {
+fn keys<'s>(path: &str, schema: &'s Value, above: &[&'s Value], out: &mut Vec<String>) {
+    let Some(root) = above.first() else { return };
     let mut here = path.to_owned();
-    let Some(inner) = section(schema, root, &mut here) else { return };
+    let Some(inner) = section(schema, root, &mut here).filter(|inner| !is_in(&above[1..], inner)) else { return };
     for (key, schema) in inner["properties"].as_object().unwrap() {
         let path = format!("{here}.{key}");
         out.push(key.clone());
-        keys(&path, schema, root, out);
+        keys(&path, schema, &[above, &[inner]].concat(), out);
     }
 }
 
@@ -109,7 +115,7 @@ fn keys(path: &str, schema: &Value, root: &Value, out: &mut Vec<String>) {
 fn the_reference_shows_every_key() {
     let root = schema();
     let mut all = Vec::new();
-    keys("", &root, &root, &mut all);
+    keys("", &root, &[&root], &mut all);
     assert!(all.len() > 90, "{}", all.len());
     let text = std::fs::read_to_string(repository().join("configs/reference.yaml")).unwrap();
     for key in all {

@@ -22,6 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::exposition::Format;
+use crate::redis::RedisStats;
 use crate::{metrics, process::unix_ms};
 
 /// Connections at the same time; more wait in the kernel's queue.
@@ -55,6 +56,7 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 #[derive(Debug)]
 pub(crate) struct Admin {
     pub(crate) hub: Arc<Hub>,
+    pub(crate) redis: Arc<RedisStats>,
     pub(crate) started: SystemTime,
 }
 
@@ -69,12 +71,22 @@ struct Health<'a> {
     version: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     degraded: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis: Option<RedisHealth>,
     workers: Vec<Worker<'a>>,
 }
 
 #[derive(Serialize)]
 struct Worker<'a> {
     driver: &'a str,
+}
+
+#[derive(Serialize)]
+struct RedisHealth {
+    server: String,
+    connected: bool,
+    /// Gateways that share it; 0 as long as that is not known.
+    instances: u64,
 }
 
 #[derive(Serialize)]
@@ -161,6 +173,11 @@ impl Admin {
             timestamp: now(),
             version: metrics::VERSION,
             degraded,
+            redis: self.redis.server().map(|server| RedisHealth {
+                server,
+                connected: self.redis.connected.get() == 1,
+                instances: self.redis.instances.get(),
+            }),
             workers: workers.iter().map(|cell| Worker { driver: metrics::driver_name(cell) }).collect(),
         };
         json(StatusCode::OK, &health)
@@ -179,7 +196,7 @@ impl Admin {
     fn metrics(&self, headers: &HeaderMap) -> Response<Full<Bytes>> {
         let accept: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
         let format = Format::of_accept(&accept.join(","));
-        page(StatusCode::OK, format.content_type(), metrics::render(&self.hub, self.started, format))
+        page(StatusCode::OK, format.content_type(), metrics::render(&self.hub, &self.redis, self.started, format))
     }
 }
 
@@ -220,7 +237,7 @@ mod tests {
     use crate::testing::{hub, snapshot};
 
     fn admin() -> Admin {
-        Admin { hub: hub(snapshot()), started: SystemTime::now() }
+        Admin { hub: hub(snapshot()), redis: Default::default(), started: SystemTime::now() }
     }
 
     /// (status, content type, body)
@@ -254,7 +271,7 @@ mod tests {
     fn an_epoll_that_was_asked_for_is_no_fallback() {
         let mut snapshot = snapshot();
         snapshot.runtime.driver = DriverChoice::Epoll;
-        let admin = Admin { hub: hub(snapshot), started: SystemTime::now() };
+        let admin = Admin { hub: hub(snapshot), redis: Default::default(), started: SystemTime::now() };
         admin.hub.workers.workers[0].driver.set(Driver::Epoll as u64);
         assert!(!ask(&admin, Method::GET, "/health", "*/*").2.contains("degraded"));
     }

@@ -15,6 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::admin::{Admin, Places, accept_one};
+use crate::redis::Redis;
 
 /// What an operator asks for. The thread that owns the workers acts on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,7 @@ pub struct Control {
     /// Dropped: the thread ends.
     admin: UnboundedSender<Option<TcpListener>>,
     handle: tokio::runtime::Handle,
+    redis: Redis,
     thread: JoinHandle<()>,
 }
 
@@ -46,13 +48,14 @@ impl Control {
         let listener = admin.map(TcpListener::from_std).transpose()?;
         let (events, receiver) = channel();
         let (sender, swaps) = unbounded_channel();
-        let admin = Arc::new(Admin { hub: hub.clone(), started: SystemTime::now() });
+        let redis = Redis::start(hub.published().snapshot.redis.clone())?;
+        let admin = Arc::new(Admin { hub: hub.clone(), redis: redis.stats().clone(), started: SystemTime::now() });
         let thread = thread::Builder::new().name("control".into()).spawn(move || {
             runtime.spawn(signals.forward(hub, events));
             runtime.block_on(serve(admin, listener, swaps));
         })?;
         drop(_context);
-        Ok((Self { admin: sender, handle, thread }, receiver))
+        Ok((Self { admin: sender, handle, redis, thread }, receiver))
     }
 
     /// Goes on with another admin listener, or none. Connections of the old one are served to their end.
@@ -64,8 +67,14 @@ impl Control {
         Ok(())
     }
 
-    /// Ends the thread. Signals have their default effect again only in a new process.
+    /// The thread that talks to Redis.
+    pub fn redis(&self) -> &Redis {
+        &self.redis
+    }
+
+    /// Ends the threads. Signals have their default effect again only in a new process.
     pub fn stop(self) {
+        self.redis.stop();
         drop(self.admin);
         let _ = self.thread.join();
     }

@@ -87,6 +87,22 @@ families! {
         "Unix time of the last successful load of the configuration, the start included."
     GENERATION = Gauge "gateway_config_generation" "" []
         "Generation of the running configuration; 1 at the start, one more with each reload."
+    REDIS_CONNECTED = Gauge "gateway_redis_connected" "" []
+        "1 while the connection to Redis stands. None of these where no Redis is configured."
+    REDIS_RECONNECTS = Counter "gateway_redis_reconnects_total" "" []
+        "Connections to Redis made after the first."
+    REDIS_CONNECT_ERRORS = Counter "gateway_redis_connect_errors_total" "" []
+        "Failed tries to connect to Redis."
+    REDIS_CALLS = Counter "gateway_redis_calls_total" "" []
+        "Commands sent to Redis."
+    REDIS_ERRORS = Counter "gateway_redis_errors_total" "" []
+        "Commands that Redis did not answer, or answered with an error."
+    REDIS_INSTANCES = Gauge "gateway_redis_instances" "" []
+        "Gateways that share the Redis, this one included; 0 as long as that is not known."
+    REDIS_DEGRADED = Gauge "gateway_redis_degraded" "" []
+        "1 while rate limits are kept without Redis because it does not answer in time."
+    REDIS_ROUND_TRIP = Histogram "gateway_redis_round_trip_seconds" "seconds" []
+        "From commands sent to Redis to their answers."
     BUILD = Info "gateway_build_info" "" ["version", "commit"]
         "What is running; commit only where the build was told it."
     START_TIME = Gauge "gateway_start_time_seconds" "seconds" []

@@ -1,7 +1,8 @@
 //! The control plane: everything slow, on threads of its own, never on a request's path.
 //!
-//! The thread `control` serves the admin listener and takes the signals; the threads `access-log` and `audit-log` write
-//! lines; reloads run on the thread that owns the workers. They meet the data plane in [`ringway_config::Hub`] only.
+//! The thread `control` serves the admin listener and takes the signals; the thread `redis` talks to Redis; the threads
+//! `access-log` and `audit-log` write lines; reloads run on the thread that owns the workers. They meet the data plane in
+//! [`ringway_config::Hub`] only.
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -11,6 +12,7 @@ pub mod families;
 pub mod log_writer;
 pub mod metrics;
 pub mod process;
+pub mod redis;
 pub mod reload;
 pub mod watch;
 

@@ -9,6 +9,7 @@ use ringway_config::hub::Published;
 use ringway_core::stats::{Counter, EndpointCell, Histogram, RouteStats, WorkerCell};
 
 use crate::exposition::{Buckets, Exposition, Family, Format};
+use crate::redis::RedisStats;
 use crate::{families as f, process};
 
 /// The version that `gateway_build_info`, `/health` and `--version` tell.
@@ -20,7 +21,7 @@ pub const COMMIT: Option<&str> = option_env!("RINGWAY_COMMIT");
 type CounterOf<Cell> = fn(&Cell) -> &Counter;
 
 /// Everything in [`crate::families::ALL`], in that order.
-pub fn render(hub: &Hub, started: SystemTime, format: Format) -> String {
+pub fn render(hub: &Hub, redis: &RedisStats, started: SystemTime, format: Format) -> String {
     let published = hub.published();
     let mut out = Exposition::new(format);
     requests(&mut out, &published, hub);
@@ -28,6 +29,7 @@ pub fn render(hub: &Hub, started: SystemTime, format: Format) -> String {
     endpoints(&mut out, &published);
     workers(&mut out, hub);
     configuration(&mut out, hub, &published);
+    of_redis(&mut out, redis);
     this_process(&mut out, started);
     out.finish()
 }
@@ -147,6 +149,31 @@ fn configuration(out: &mut Exposition, hub: &Hub, published: &Published) {
     out.family(&f::GENERATION).count(&[], published.generation);
 }
 
+/// Without samples where no Redis is configured.
+fn of_redis(out: &mut Exposition, redis: &RedisStats) {
+    let configured = redis.server().is_some();
+    let (buckets, sum_us) = (redis.round_trip.buckets(), redis.round_trip.sum_us());
+    let counts = [
+        (&f::REDIS_CONNECTED, &redis.connected),
+        (&f::REDIS_RECONNECTS, &redis.reconnects),
+        (&f::REDIS_CONNECT_ERRORS, &redis.connect_errors),
+        (&f::REDIS_CALLS, &redis.calls),
+        (&f::REDIS_ERRORS, &redis.errors),
+        (&f::REDIS_INSTANCES, &redis.instances),
+        (&f::REDIS_DEGRADED, &redis.degraded),
+    ];
+    for (family, counter) in counts {
+        let mut samples = out.family(family);
+        if configured {
+            samples.count(&[], counter.get());
+        }
+    }
+    let mut samples = out.family(&f::REDIS_ROUND_TRIP);
+    if configured {
+        samples.histogram(&[], &buckets, sum_us);
+    }
+}
+
 fn this_process(out: &mut Exposition, started: SystemTime) {
     out.family(&f::BUILD).count(&[VERSION, COMMIT.unwrap_or_default()], 1);
     out.family(&f::START_TIME).value(&[], process::unix_ms(started) as f64 / 1e3);
@@ -215,9 +242,17 @@ mod tests {
         hub
     }
 
+    fn redis() -> RedisStats {
+        let stats = RedisStats::default();
+        stats.set_server(Some("redis://127.0.0.1:6379"));
+        stats.instances.set(4);
+        stats.round_trip.record_us(300);
+        stats
+    }
+
     #[test]
     fn workers_are_merged_and_told_apart() {
-        let text = render(&busy_hub(), SystemTime::now(), Format::Text);
+        let text = render(&busy_hub(), &redis(), SystemTime::now(), Format::Text);
         for line in [
             r#"gateway_requests_total{route="unmatched",status="404"} 1"#,
             r#"gateway_requests_total{route="products \"old\"",status="200"} 2"#,
@@ -232,6 +267,8 @@ mod tests {
             r#"gateway_worker_driver_info{worker="0",driver="io_uring"} 1"#,
             r#"gateway_worker_driver_info{worker="1",driver="epoll"} 1"#,
             r#"gateway_config_generation 1"#,
+            r#"gateway_redis_instances 4"#,
+            r#"gateway_redis_round_trip_seconds_bucket{le="0.0005"} 1"#,
         ] {
             assert!(text.lines().any(|seen| seen == line), "{line}\nis not in\n{text}");
         }
@@ -239,11 +276,17 @@ mod tests {
 
     #[test]
     fn every_family_is_exposed_once_and_in_order() {
-        let text = render(&busy_hub(), SystemTime::now(), Format::Text);
+        let text = render(&busy_hub(), &redis(), SystemTime::now(), Format::Text);
         let exposed: Vec<&str> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
         let described: Vec<&str> = families::ALL.iter().map(|family| family.name).collect();
         assert_eq!(exposed, described);
+    }
+
+    #[test]
+    fn without_redis_its_families_are_empty() {
+        let text = render(&busy_hub(), &RedisStats::default(), SystemTime::now(), Format::Text);
+        assert!(text.contains("# TYPE gateway_redis_connected gauge\n# HELP"), "{text}");
     }
 
     #[test]
@@ -263,7 +306,7 @@ mod tests {
             .stderr(Stdio::piped())
             .spawn()
             .expect("promtool is needed: apt-get install prometheus");
-        let text = render(&busy_hub(), SystemTime::now(), Format::Text);
+        let text = render(&busy_hub(), &redis(), SystemTime::now(), Format::Text);
         promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
         let output = promtool.wait_with_output().unwrap();
         let said = [output.stdout, output.stderr].concat();

@@ -93,6 +93,7 @@ impl Running<'_> {
         if let Some(sink) = audit_sink {
             self.audit.redirect(sink);
         }
+        self.control.redis().set(snapshot.redis.clone());
         let generation = self.hub.publish(snapshot);
         self.data.reload(added);
         Ok(format!("generation {generation}, {summary}"))

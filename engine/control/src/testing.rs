@@ -47,6 +47,7 @@ pub(crate) fn snapshot() -> Snapshot {
         audit_log: AuditLog::Off,
         drain: Drain { notice: second, timeout: second },
         limits: GlobalLimits { connections: 10, connections_per_ip: None },
+        redis: None,
         redacted: "listeners: []\n".into(),
     }
 }

@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use candidate::{Allowed, Best, Candidate};
 use conditions::{Conditions, Methods};
+pub(crate) use conditions::{decoded, pairs};
 use host::{Host, Hosts};
 use pattern::{Parsed, Pattern};
 use trie::{FixedState, Trie, Visitor};

@@ -7,6 +7,8 @@
 
 pub mod chunked;
 pub mod config;
+pub mod cors;
+pub mod json_body;
 pub mod path;
 pub mod request_head;
 pub mod response_head;
@@ -24,7 +26,7 @@ pub struct Target {
     pub dictionary: &'static [&'static str],
 }
 
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "request_head", run: request_head::target, dictionary: request_head::DICTIONARY },
     Target { name: "response_head", run: response_head::target, dictionary: response_head::DICTIONARY },
     Target { name: "chunked", run: chunked::target, dictionary: chunked::DICTIONARY },
@@ -32,4 +34,6 @@ pub const TARGETS: [Target; 7] = [
     Target { name: "config", run: config::target, dictionary: config::DICTIONARY },
     Target { name: "template", run: template::target, dictionary: template::DICTIONARY },
     Target { name: "trace", run: trace::target, dictionary: trace::DICTIONARY },
+    Target { name: "cors", run: cors::target, dictionary: cors::DICTIONARY },
+    Target { name: "json_body", run: json_body::target, dictionary: json_body::DICTIONARY },
 ];

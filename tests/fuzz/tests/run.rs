@@ -89,9 +89,21 @@ fn trace() {
 }
 
 #[test]
+fn cors() {
+    fuzz("cors");
+}
+
+#[test]
+fn json_body() {
+    fuzz("json_body");
+}
+
+#[test]
 fn every_target_has_a_test_and_a_corpus() {
     let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
-    assert_eq!(names, ["request_head", "response_head", "chunked", "path", "config", "template", "trace"]);
+    let expected =
+        ["request_head", "response_head", "chunked", "path", "config", "template", "trace", "cors", "json_body"];
+    assert_eq!(names, expected);
     let folders = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus")).unwrap();
     assert_eq!(folders.count(), TARGETS.len());
 }

@@ -104,7 +104,7 @@ fn is_authority(text: &str) -> bool {
 
 /// Any value, as JSON.
 #[derive(Debug, Clone)]
-pub(crate) struct JsonBody(Json);
+pub(crate) struct JsonBody(pub(super) Json);
 
 impl Decode for JsonBody {
     fn kind() -> String {

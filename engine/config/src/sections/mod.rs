@@ -1,18 +1,28 @@
 //! The shapes of the file, section by section, each with its way into the snapshot.
 
+mod access;
 mod action;
 mod audit;
+mod authorize;
+mod cors;
+mod deprecation;
 mod endpoint;
 mod headers;
+mod ip;
 mod listener;
 mod matching;
 mod process;
+mod redis;
 mod route;
+mod security_headers;
 mod service;
+mod validate;
 
+pub(crate) use access::DefaultsSection;
 pub(crate) use audit::AuditLog;
 pub(crate) use listener::Listener;
 pub(crate) use process::{AccessLog, AdminSection, DrainSection, LimitsSection, RuntimeSection};
+pub(crate) use redis::{RedisSection, hide_password};
 pub(crate) use route::{Compiler, Route};
 pub use service::Lookup;
 pub(crate) use service::{Resolver, Service, system_lookup};
@@ -37,10 +47,14 @@ shape! {
         drain: Lenient<DrainSection> = "{}",
         /// Limits of the process as a whole.
         limits: Lenient<LimitsSection> = "{}",
+        /// The Redis that the gateways of a fleet share. `off`: each gateway stands alone.
+        redis: Lenient<OrOff<RedisSection>> = "off",
         /// Where clients connect. At least one.
         listeners: Items<Spanned<Listener>>,
         /// Where requests are forwarded to.
         services: Items<Spanned<Service>> = "[]",
+        /// What routes get that have no such key of their own.
+        defaults: Lenient<DefaultsSection> = "{}",
         /// Which requests go where.
         routes: Items<Spanned<Route>> = "[]",
     }

@@ -6,9 +6,16 @@ use std::sync::Arc;
 use ringway_core::router::{RouteError, Router, RouterBuilder};
 use schemars::{Schema, SchemaGenerator, json_schema};
 
+use super::access::{self, Defaults};
 use super::action::{HostChoice, RedirectSection, RespondSection, RewriteSection};
+use super::authorize::AuthorizeSection;
+use super::cors::CorsSection;
+use super::deprecation::DeprecationSection;
 use super::headers::HeaderSection;
+use super::ip::IpSection;
 use super::matching::MatchSection;
+use super::security_headers::SecurityHeadersChoice;
+use super::validate::ValidateSection;
 use crate::decode::{Cx, Decode, OneOrMore, Spanned};
 use crate::error::Span;
 use crate::hub::UNMATCHED;
@@ -49,6 +56,18 @@ shape! {
         timeouts: Option<Spanned<RouteTimeouts>>,
         /// Limits of a request.
         limits: RouteLimits = "{}",
+        /// Which client addresses may ask; 403 for others. Without it: `defaults.ip`.
+        ip: Option<OrOff<Spanned<IpSection>>>,
+        /// Who may ask, once it is known who does; 403 for others.
+        authorize: Option<Spanned<AuthorizeSection>>,
+        /// Which scripts of other origins may read the answers. Without it: `defaults.cors`.
+        cors: Option<OrOff<Spanned<CorsSection>>>,
+        /// Headers that tell browsers to be careful. Without it: `defaults.security_headers`.
+        security_headers: Option<SecurityHeadersChoice>,
+        /// Tells clients that the route is going away.
+        deprecation: Option<Spanned<DeprecationSection>>,
+        /// What requests must look like; 400 or 415 for others.
+        validate: Option<Spanned<ValidateSection>>,
         /// Write its requests to the access log.
         log: bool = "true",
     }
@@ -109,6 +128,7 @@ reference! {
 /// Compiles routes, one after the other, into the routers of the listeners.
 pub(crate) struct Compiler {
     routers: Vec<RouterBuilder>,
+    defaults: Defaults,
     /// Where the routes so far stand.
     spans: Vec<Span>,
     names: HashSet<String>,
@@ -118,7 +138,7 @@ pub(crate) struct Compiler {
 
 impl Compiler {
     /// `listeners`: how many there are. Reports names that two of `routes` have.
-    pub(crate) fn new(listeners: usize, routes: &[Spanned<Route>], cx: &mut Cx) -> Self {
+    pub(crate) fn new(listeners: usize, routes: &[Spanned<Route>], defaults: Defaults, cx: &mut Cx) -> Self {
         let mut first: HashMap<&str, Span> = HashMap::new();
         for name in routes.iter().filter_map(|route| route.value.name.as_ref()) {
             let text = name.value.0.as_str();
@@ -138,6 +158,7 @@ impl Compiler {
         let names = first.into_keys().map(str::to_owned).collect();
         Self {
             routers: (0..listeners).map(|_| RouterBuilder::new()).collect(),
+            defaults,
             spans: Vec::new(),
             names,
             alike: HashMap::new(),
@@ -151,18 +172,20 @@ impl Compiler {
 
     /// `None` after an error, which is reported.
     pub(crate) fn route(&mut self, route: Spanned<Route>, cx: &mut Cx) -> Option<snapshot::Route> {
-        let Spanned { value: route, span } = route;
+        let Spanned { value: mut route, span } = route;
         let parameters = self.add(&route, span, cx);
         let name = match &route.name {
             Some(name) => name.value.0.clone(),
             None => self.derive_name(&route),
         };
         let parameters = parameters?;
+        let access = access::compile(&mut route, &parameters, &self.defaults, cx);
         let request_headers = route.request_headers.as_ref();
         Some(snapshot::Route {
             name: Arc::from(name),
             body_bytes: route.limits.body.0.map(|size| size.0),
             log: route.log,
+            access,
             request_headers: request_headers.map(|ops| ops.value.compile(true, &parameters, cx)).unwrap_or_default(),
             response_headers: route.response_headers.compile(false, &parameters, cx),
             action: action(route, span, &parameters, cx)?,

@@ -131,7 +131,7 @@ fn any_holds<V: Iterator<Item = u8>>(want: &ValueMatch, mut values: impl Iterato
 }
 
 /// The (key, value) pairs of a query, still encoded. A key without `=` has an empty value.
-fn pairs(query: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+pub(crate) fn pairs(query: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     query.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()).map(|pair| {
         match memchr::memchr(b'=', pair).and_then(|at| pair.split_at_checked(at)) {
             Some((key, value)) => (key, value.get(1..).unwrap_or_default()),
@@ -141,7 +141,7 @@ fn pairs(query: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
 }
 
 /// `application/x-www-form-urlencoded` (WHATWG URL section 5.1): `+` is a space, an invalid escape stands for itself.
-fn decoded(text: &[u8]) -> impl Iterator<Item = u8> {
+pub(crate) fn decoded(text: &[u8]) -> impl Iterator<Item = u8> {
     let mut rest = text;
     std::iter::from_fn(move || {
         if let [b'%', high, low, tail @ ..] = rest

@@ -1,0 +1,328 @@
+//! Real Redis servers: alone, with a password, with TLS, under sentinels, as a cluster; and a proxy that slows one down.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::{PATIENCE, free_port};
+
+/// What a server is started with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RedisSetup<'a> {
+    pub password: Option<&'a str>,
+    pub tls: bool,
+    /// More lines of `redis.conf`.
+    pub config: &'a str,
+}
+
+/// A `redis-server` that keeps nothing on disk. Killed when dropped.
+pub struct Redis {
+    child: Child,
+    directory: TempDir,
+    port: u16,
+    password: Option<String>,
+    tls: bool,
+    sentinel: bool,
+}
+
+impl Redis {
+    /// Without password and TLS.
+    #[track_caller]
+    pub fn start() -> Self {
+        Self::start_with(RedisSetup::default())
+    }
+
+    #[track_caller]
+    pub fn start_with(setup: RedisSetup<'_>) -> Self {
+        Self::start_as(setup, false)
+    }
+
+    /// A sentinel that watches the server on `port` under the name `main` and takes it for dead after half a second.
+    #[track_caller]
+    pub fn sentinel_of(port: u16) -> Self {
+        let config = format!(
+            "sentinel monitor main 127.0.0.1 {port} 1\nsentinel down-after-milliseconds main 500\n\
+             sentinel failover-timeout main 2000\n"
+        );
+        Self::start_as(RedisSetup { config: &config, ..RedisSetup::default() }, true)
+    }
+
+    /// A server that copies the one on `port`.
+    #[track_caller]
+    pub fn replica_of(port: u16) -> Self {
+        Self::start_with(RedisSetup { config: &format!("replicaof 127.0.0.1 {port}\n"), ..RedisSetup::default() })
+    }
+
+    /// Three masters that share the keys.
+    #[track_caller]
+    pub fn cluster() -> Vec<Self> {
+        let node = |_| {
+            Self::start_with(RedisSetup {
+                config: "cluster-enabled yes\ncluster-node-timeout 1000\n",
+                ..RedisSetup::default()
+            })
+        };
+        let nodes: Vec<Self> = (0..3).map(node).collect();
+        for (index, node) in nodes.iter().enumerate() {
+            let (first, last) = (index * 16384 / 3, (index + 1) * 16384 / 3 - 1);
+            node.ask(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()]);
+            node.ask(&["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()]);
+        }
+        for other in &nodes[1..] {
+            nodes[0].ask(&["CLUSTER", "MEET", "127.0.0.1", &other.port.to_string()]);
+        }
+        crate::eventually(PATIENCE, || {
+            nodes.iter().all(|node| node.ask(&["CLUSTER", "INFO"]).contains("cluster_state:ok"))
+        });
+        nodes
+    }
+
+    fn start_as(setup: RedisSetup<'_>, sentinel: bool) -> Self {
+        let mut log = String::new();
+        // A port may be taken between the question and the start.
+        for _ in 0..5 {
+            let directory = tempfile::tempdir().expect("a directory");
+            if setup.tls {
+                write_certificates(directory.path());
+            }
+            let port = free_port();
+            fs::write(directory.path().join("redis.conf"), config(setup, port, directory.path())).expect("a file");
+            let child = spawn(directory.path(), sentinel);
+            let password = setup.password.map(str::to_owned);
+            let mut redis = Self { child, directory, port, password, tls: setup.tls, sentinel };
+            if redis.comes_up() {
+                return redis;
+            }
+            log = fs::read_to_string(redis.directory.path().join("log")).unwrap_or_default();
+        }
+        panic!("redis-server does not start:\n{log}");
+    }
+
+    fn comes_up(&mut self) -> bool {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            if self.child.try_wait().expect("a child").is_some() {
+                return false;
+            }
+            if self.try_ask(&["PING"]).is_some_and(|answer| answer.trim() == "PONG") {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        false
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
+    /// As the configuration of a gateway has it, the password included.
+    pub fn url(&self) -> String {
+        let scheme = if self.tls { "rediss" } else { "redis" };
+        let login = self.password.as_ref().map_or(String::new(), |password| format!(":{password}@"));
+        format!("{scheme}://{login}127.0.0.1:{}", self.port)
+    }
+
+    /// The file with the certificate of the authority; only with TLS.
+    pub fn ca(&self) -> std::path::PathBuf {
+        self.directory.path().join("ca.pem")
+    }
+
+    /// The answer of `redis-cli` to a command.
+    ///
+    /// # Panics
+    /// When the server does not answer.
+    #[track_caller]
+    pub fn ask(&self, command: &[&str]) -> String {
+        self.try_ask(command).unwrap_or_else(|| panic!("redis-server does not answer {command:?}"))
+    }
+
+    /// `None`: the server does not answer.
+    pub fn try_ask(&self, command: &[&str]) -> Option<String> {
+        let mut cli = Command::new("redis-cli");
+        cli.args(["-p", &self.port.to_string(), "-t", "2"]);
+        if let Some(password) = &self.password {
+            cli.env("REDISCLI_AUTH", password);
+        }
+        if self.tls {
+            cli.arg("--tls").arg("--cacert").arg(self.ca());
+        }
+        let output = cli.args(command).stdin(Stdio::null()).output().expect("redis-cli runs");
+        let text = String::from_utf8_lossy(&output.stdout).trim_end().to_owned();
+        output.status.success().then_some(text)
+    }
+
+    /// Freezes the server: connections stand, and nothing is answered.
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Ends what [`Redis::stop`] began.
+    pub fn cont(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Ends the server at once. Nothing listens on its port until [`Redis::restart`].
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts the server again on the same port, empty.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.kill();
+        self.child = spawn(self.directory.path(), self.sentinel);
+        assert!(self.comes_up(), "redis-server does not start again");
+    }
+
+    /// Forgets all keys, and all scripts.
+    #[track_caller]
+    pub fn flush(&self) {
+        assert_eq!(self.ask(&["FLUSHALL"]), "OK");
+        assert_eq!(self.ask(&["SCRIPT", "FLUSH"]), "OK");
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id() as i32).expect("a process");
+        kill_process(pid, signal).expect("a signal");
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn config(setup: RedisSetup<'_>, port: u16, directory: &Path) -> String {
+    let directory = directory.display();
+    let mut text = format!("bind 127.0.0.1\nsave \"\"\nappendonly no\nprotected-mode no\ndir {directory}\n");
+    match setup.tls {
+        true => text.push_str(&format!(
+            "port 0\ntls-port {port}\ntls-auth-clients no\ntls-cert-file {directory}/cert.pem\n\
+             tls-key-file {directory}/key.pem\ntls-ca-cert-file {directory}/ca.pem\n"
+        )),
+        false => text.push_str(&format!("port {port}\n")),
+    }
+    if let Some(password) = setup.password {
+        text.push_str(&format!("requirepass {password}\n"));
+    }
+    text + setup.config
+}
+
+fn spawn(directory: &Path, sentinel: bool) -> Child {
+    let log = File::create(directory.join("log")).expect("a log");
+    let mut command = Command::new("redis-server");
+    command.arg(directory.join("redis.conf")).current_dir(directory).stdin(Stdio::null()).stdout(log);
+    if sentinel {
+        command.arg("--sentinel");
+    }
+    command.spawn().expect("redis-server is needed: apt-get install redis-server")
+}
+
+/// An authority and a certificate of 127.0.0.1 from it.
+fn write_certificates(directory: &Path) {
+    let mut authority = CertificateParams::new(Vec::new()).expect("parameters");
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer = CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key")).expect("an authority");
+    let key = KeyPair::generate().expect("a key");
+    let server = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).expect("parameters");
+    let certificate = server.signed_by(&key, &issuer).expect("a certificate");
+    for (name, text) in [("ca.pem", issuer.pem()), ("cert.pem", certificate.pem()), ("key.pem", key.serialize_pem())] {
+        fs::write(directory.join(name), text).expect("a file");
+    }
+}
+
+/// A proxy in front of a server that lets answers wait.
+pub struct Slow {
+    address: SocketAddr,
+    delay_us: Arc<AtomicU64>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Slow {
+    /// Without delay at first.
+    pub fn before(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (delay_us, ended) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        thread::spawn({
+            let (delay_us, ended) = (delay_us.clone(), ended.clone());
+            move || {
+                for client in listener.incoming().flatten() {
+                    if ended.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let Ok(server) = TcpStream::connect(server) else { continue };
+                    relay(client, server, &delay_us);
+                }
+            }
+        });
+        Self { address, delay_us, ended }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How long each answer waits from now on.
+    pub fn set_delay(&self, delay: Duration) {
+        self.delay_us.store(delay.as_micros() as u64, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        // Wakes the thread that accepts.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+/// Both directions of a connection; the one to the client is late, however much comes.
+fn relay(client: TcpStream, server: TcpStream, delay_us: &Arc<AtomicU64>) {
+    for stream in [&client, &server] {
+        stream.set_nodelay(true).expect("an option");
+    }
+    let (mut from_client, mut to_server) = (client.try_clone().expect("a clone"), server.try_clone().expect("a clone"));
+    thread::spawn(move || {
+        let _ = std::io::copy(&mut from_client, &mut to_server);
+        let _ = to_server.shutdown(Shutdown::Both);
+    });
+    let (late, due) = std::sync::mpsc::channel::<(Instant, Vec<u8>)>();
+    let mut to_client = client.try_clone().expect("a clone");
+    thread::spawn(move || {
+        while let Ok((at, bytes)) = due.recv() {
+            thread::sleep(at.saturating_duration_since(Instant::now()));
+            if to_client.write_all(&bytes).is_err() {
+                break;
+            }
+        }
+        let _ = to_client.shutdown(Shutdown::Both);
+    });
+    let (mut server, delay_us) = (server, delay_us.clone());
+    thread::spawn(move || {
+        let mut chunk = [0; 16 * 1024];
+        while let Ok(read @ 1..) = server.read(&mut chunk) {
+            let at = Instant::now() + Duration::from_micros(delay_us.load(Ordering::Relaxed));
+            if late.send((at, chunk[..read].to_vec())).is_err() {
+                break;
+            }
+        }
+    });
+}
