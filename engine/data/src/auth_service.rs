@@ -76,8 +76,8 @@ impl AuthState {
         insists: bool,
     ) -> Result<Known, CredentialsError> {
         let mut key = worker.take_head();
-        let found = settings.key(asking, &mut key);
-        if !found? && !(insists && settings.answers_without_credentials()) {
+        let is_asked = settings.key(asking, &mut key)? || (insists && settings.answers_without_credentials());
+        if !is_asked {
             worker.give_head(key);
             return Ok(Known::Nothing);
         }

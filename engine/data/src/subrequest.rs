@@ -13,9 +13,6 @@ use crate::io::Blocks;
 use crate::outbound::{Broken, Outbound};
 use crate::upstream::Upstream;
 
-/// Bytes of an answer's body, where nothing else is said.
-pub(crate) const REPLY_BODY_BYTES_MAX: usize = 64 * 1024;
-
 /// How far a call may go.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
