@@ -2,6 +2,7 @@
 //!
 //! The benchmarks take their time (`benches/functions`), the guard counts their instructions (`tests/instructions.rs`).
 
+mod access;
 mod codec;
 mod policy;
 mod record;
@@ -75,7 +76,7 @@ impl Case {
 
 /// All of them, those of a group side by side, in the order in which a request meets them.
 pub fn all() -> Vec<Case> {
-    codec::cases().into_iter().chain(policy::cases()).chain(record::cases()).collect()
+    codec::cases().into_iter().chain(policy::cases()).chain(access::cases()).chain(record::cases()).collect()
 }
 
 /// Bytes as they stand in a receive buffer: at the start of a cache line. Functions that look at whole words cost more or

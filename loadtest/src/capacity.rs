@@ -19,9 +19,9 @@ use serde::Serialize;
 use crate::environment::Environment;
 use crate::failure::Failure;
 use crate::measured::Measured;
-use crate::report::File;
 use crate::report::units::{rate as shown_rate, share, time_us};
-use crate::scenario::{Load, LoadFlags, RequestFlags, Scenario, Target};
+use crate::report::{File, file};
+use crate::scenario::{Load, LoadFlags, RequestFlags, Scenario};
 use crate::schedule::Process;
 use crate::units;
 use observe::Observed;
@@ -69,7 +69,7 @@ pub(crate) struct Args {
     /// The same by its name
     #[arg(long, value_name = "NAME")]
     process: Option<String>,
-    /// Takes requests and clients from a scenario file and sends them to TARGET, which is `http://host:port` then
+    /// Takes requests and clients from a scenario file and sends them to TARGET, in place of the file's own
     #[arg(long, value_name = "FILE")]
     scenario: Option<PathBuf>,
     /// Measured part of a run at one rate, after a short warm-up
@@ -132,7 +132,7 @@ struct Percentiles {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    [&args.json, &args.html].into_iter().flatten().try_for_each(File::check)?;
+    file::check(&[("--json", &args.json), ("--html", &args.html)])?;
     let scenario = scenario(args)?;
     let mut target = match (&args.pid, &args.process) {
         (Some(pid), _) => Some(Observed::by_pid(*pid)?),
@@ -208,19 +208,18 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         memory_bytes_at_capacity: at_capacity,
         points,
     };
-    curve::write(args.json.as_ref(), args.html.as_ref(), &capacity)
+    let json = || serde_json::to_string_pretty(&capacity).map(|text| text + "\n").map_err(Failure::runtime);
+    let html = || Ok(curve::page(&capacity));
+    file::write(&|| curve::table(&capacity), &[(&args.json, &json), (&args.html, &html)])
 }
 
 fn scenario(args: &Args) -> Result<Scenario, Failure> {
     // The load is the search's; a URL alone must say something about it all the same.
     let closed = LoadFlags { closed: true, ..LoadFlags::default() };
-    let Some(path) = &args.scenario else { return Scenario::open(&args.target, &args.request, &closed) };
-    let mut scenario = Scenario::open(&path.to_string_lossy(), &args.request, &LoadFlags::default())?;
-    scenario.target = Target::parse(&args.target).map_err(|(message, hint)| {
-        let hint = hint.map_or(String::new(), |hint| format!(" ({hint})"));
-        Failure::usage(format!("TARGET with --scenario: {message}{hint}"))
-    })?;
-    Ok(scenario)
+    match &args.scenario {
+        None => Scenario::open(&args.target, &args.request, &closed),
+        Some(path) => Scenario::from_file(path, Some(&args.target), &args.request, &LoadFlags::default()),
+    }
 }
 
 /// Warms the target up in a closed loop, which also says where to start. An error where nothing is answered well.
@@ -237,7 +236,7 @@ fn warm_up(scenario: &Scenario, args: &Args, target: &mut Option<Observed>) -> R
             .classes
             .iter()
             .flat_map(|class| &class.statuses)
-            .map(|status| format!("status {}", status.status))
+            .map(|status| format!("status {}", status.name()))
             .chain(results.errors.iter().map(|error| format!("{} ({})", error.kind, error.count)))
             .take(3)
             .collect();
@@ -275,7 +274,7 @@ fn step_duration(text: &str) -> Result<Duration, String> {
 }
 
 fn rate_max(text: &str) -> Result<f64, String> {
-    let rate = text.strip_suffix("/s").unwrap_or(text).parse().ok().filter(|rate| (1.0..=RATE_LIMIT).contains(rate));
+    let rate = units::or_plain(text, "/s", units::rate).ok().filter(|rate| (1.0..=RATE_LIMIT).contains(rate));
     rate.ok_or_else(|| format!("'{text}' is no number from 1 to {RATE_LIMIT}"))
 }
 

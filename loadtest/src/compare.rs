@@ -12,7 +12,6 @@ mod summary;
 mod table;
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,7 +21,7 @@ use serde::Serialize;
 use crate::capacity::observe::Observed;
 use crate::environment::Environment;
 use crate::failure::Failure;
-use crate::report::File;
+use crate::report::{File, file};
 use case::Case;
 use child::{Program, Running};
 use measure::{Run, Stage};
@@ -115,8 +114,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
     // From here on Ctrl-C ends the comparison in order: children first, then their files.
     stop_if_interrupted()?;
-    let files = [&args.json, &args.html];
-    files.into_iter().flatten().try_for_each(File::check)?;
+    file::check(&[("--json", &args.json), ("--html", &args.html)])?;
     let mut warnings = Vec::new();
     let proxies = find(args, &mut warnings)?;
     let (proxy_core, load_core) = cores()?;
@@ -275,17 +273,9 @@ fn doubts(rows: &[Row]) -> Vec<String> {
 }
 
 fn write(args: &Args, comparison: &Comparison) -> Result<(), Failure> {
-    let to_stdout = [&args.json, &args.html].into_iter().any(|file| file == &Some(File::Stdout));
-    if !to_stdout {
-        let text = table::table(comparison);
-        let written = std::io::stdout().write_all(text.as_bytes());
-        written.map_err(|error| Failure::runtime(format!("cannot write to standard output: {error}")))?;
-    }
-    if let Some(file) = &args.json {
-        let text = serde_json::to_string_pretty(comparison).map_err(Failure::runtime)?;
-        file.write(&(text + "\n"))?;
-    }
-    args.html.as_ref().map_or(Ok(()), |file| file.write(&page::page(comparison)))
+    let json = || serde_json::to_string_pretty(comparison).map(|text| text + "\n").map_err(Failure::runtime);
+    let html = || Ok(page::page(comparison));
+    file::write(&|| table::table(comparison), &[(&args.json, &json), (&args.html, &html)])
 }
 
 #[cfg(test)]

@@ -262,11 +262,14 @@ fn parse_threads(text: &str) -> Result<usize, String> {
 }
 
 fn parse_body(text: &str) -> Result<usize, String> {
-    let bytes = units::bytes(text)?;
-    if bytes > BODY_BYTES_MAX {
-        return Err(format!("a body has {}MiB at most", BODY_BYTES_MAX >> 20));
+    body_bytes(units::bytes(text))
+}
+
+fn body_bytes(read: Result<u64, units::Wrong>) -> Result<usize, String> {
+    match read? {
+        bytes if bytes > BODY_BYTES_MAX => Err(format!("a body has {}MiB at most", BODY_BYTES_MAX >> 20)),
+        bytes => Ok(bytes as usize),
     }
-    Ok(bytes as usize)
 }
 
 fn parse_status(text: &str) -> Result<u16, String> {

@@ -6,7 +6,7 @@
 
 mod axis;
 mod columns;
-mod file;
+pub(crate) mod file;
 mod hgrm;
 mod html;
 mod output;

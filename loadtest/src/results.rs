@@ -101,8 +101,15 @@ pub(crate) struct Class {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Status {
+    /// 0: all others, of a target that sends more statuses than are told apart.
     pub(crate) status: u16,
     pub(crate) latency: Latency,
+}
+
+impl Status {
+    pub(crate) fn name(&self) -> String {
+        if self.status == 0 { "others".to_owned() } else { self.status.to_string() }
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -106,7 +106,7 @@ pub(crate) fn execute(scenario: &Scenario, watch: &mut dyn FnMut(&Live)) -> Resu
         scenario::Load::Closed => Vec::new(),
     }
     .into_iter();
-    let (ready, all_ready) = mpsc::channel();
+    let (alive, all_ended) = mpsc::channel();
     let mut threads = Vec::new();
     for (number, mix) in mixes.into_iter().enumerate() {
         let connections =
@@ -114,13 +114,10 @@ pub(crate) fn execute(scenario: &Scenario, watch: &mut dyn FnMut(&Live)) -> Resu
         let arrivals = arrivals.next();
         let share = Share { scenario: scenario.clone(), address, connections, mix, arrivals, clock };
         let core = (!scenario.cores.is_empty()).then(|| scenario.cores[number % scenario.cores.len()]);
-        threads.push(Thread::start(number, share, core, ready.clone(), &interrupted)?);
+        threads.push(Thread::start(number, share, core, alive.clone(), &interrupted)?);
     }
-    drop(ready);
-    for _ in &threads {
-        let started = all_ready.recv().unwrap_or_else(|_| Err(std::io::Error::other("it ended at once")));
-        started.map_err(|error| Failure::runtime(format!("a thread of the generator cannot start: {error}")))?;
-    }
+    drop(alive);
+    threads.iter().try_for_each(Thread::wait_until_ready)?;
 
     let started = SystemTime::now() + LEAD;
     let start = clock.elapsed() + LEAD;
@@ -128,7 +125,7 @@ pub(crate) fn execute(scenario: &Scenario, watch: &mut dyn FnMut(&Live)) -> Resu
         // A thread that has failed since is found when it is joined.
         let _ = thread.start.send(start.as_nanos() as u64);
     }
-    watch_until_done(scenario, &threads, &all_ready, (clock, start), watch);
+    watch_until_done(scenario, &threads, &all_ended, (clock, start), watch);
     let outcomes: Option<Vec<Outcome>> = threads.into_iter().map(Thread::join).collect();
     let outcomes = outcomes.ok_or_else(|| Failure::runtime("a thread of the generator has failed"))?;
     Ok(gather(scenario, outcomes, start, started))
@@ -153,6 +150,7 @@ static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(|| {
 
 struct Thread {
     handle: JoinHandle<Option<Outcome>>,
+    ready: mpsc::Receiver<std::io::Result<()>>,
     start: mpsc::Sender<u64>,
     published: Arc<Mutex<Published>>,
 }
@@ -162,14 +160,17 @@ impl Thread {
         number: usize,
         share: Share,
         core: Option<usize>,
-        ready: mpsc::Sender<std::io::Result<()>>,
+        alive: mpsc::Sender<()>,
         interrupted: &Arc<AtomicBool>,
     ) -> Result<Self, Failure> {
         let published = Arc::new(Mutex::new(Published::default()));
+        let (ready, is_ready) = mpsc::channel();
         let (start, begin) = mpsc::channel();
         let interrupted = Arc::clone(interrupted);
         let link = Link { ready, start: begin, published: Arc::clone(&published), interrupted };
         let body = move || {
+            // Dropped when the thread ends, however it does.
+            let _alive = alive;
             if let Some(core) = core
                 && !core_affinity::set_for_current(core_affinity::CoreId { id: core })
             {
@@ -181,7 +182,12 @@ impl Thread {
         };
         let thread = std::thread::Builder::new().name(format!("loadtest-{number}")).spawn(body);
         let handle = thread.map_err(|error| Failure::runtime(format!("cannot start a thread: {error}")))?;
-        Ok(Self { handle, start, published })
+        Ok(Self { handle, ready: is_ready, start, published })
+    }
+
+    fn wait_until_ready(&self) -> Result<(), Failure> {
+        let ready = self.ready.recv().unwrap_or_else(|_| Err(std::io::Error::other("it ended at once")));
+        ready.map_err(|error| Failure::runtime(format!("a thread of the generator cannot start: {error}")))
     }
 
     fn join(self) -> Option<Outcome> {
@@ -189,16 +195,16 @@ impl Thread {
     }
 }
 
-/// `threads` hold the sending side of `done` for as long as they live.
+/// `threads` hold the sending side of `ended` for as long as they live.
 fn watch_until_done(
     scenario: &Scenario,
     threads: &[Thread],
-    done: &mpsc::Receiver<std::io::Result<()>>,
+    ended: &mpsc::Receiver<()>,
     (clock, start): (Instant, Duration),
     watch: &mut dyn FnMut(&Live),
 ) {
     let (mut answered, mut looked) = (0, clock.elapsed());
-    while let Err(RecvTimeoutError::Timeout) = done.recv_timeout(LOOK) {
+    while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(LOOK) {
         let mut all = Published::default();
         for thread in threads {
             if let Ok(published) = thread.published.lock() {
@@ -310,5 +316,56 @@ fn generator(scenario: &Scenario, outcomes: &[Outcome], record: &Record, measure
         on_schedule,
         late_max_us: record.late_max_us(),
         warnings,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use ringway_tests::{Backend, eventually};
+
+    use super::*;
+
+    /// Rings, timers and threads of generators in this process.
+    fn held() -> (usize, usize) {
+        let files = fs::read_dir("/proc/self/fd").unwrap().filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+        let rings = files.filter(|file| file.to_string_lossy().starts_with("anon_inode:")).count();
+        let tasks = fs::read_dir("/proc/self/task").unwrap().filter_map(Result::ok);
+        let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+        (rings, names.filter(|name| name.starts_with("loadtest-")).count())
+    }
+
+    #[test]
+    fn a_thread_that_fails_before_it_is_ready_is_not_waited_for() {
+        let load = LoadFlags { closed: true, ..LoadFlags::default() };
+        let scenario = Scenario::open("http://127.0.0.1:1/", &RequestFlags::default(), &load).unwrap();
+        let (mix, address) = (scenario.mixes().remove(0), "127.0.0.1:1".parse().unwrap());
+        // More than there is memory for.
+        let connections = usize::MAX / 2;
+        let share = Share { scenario, address, connections, mix, arrivals: None, clock: Instant::now() };
+        let (alive, ended) = mpsc::channel();
+        let thread = Thread::start(0, share, None, alive.clone(), &Arc::default()).unwrap();
+        let told = thread.wait_until_ready().unwrap_err().to_string();
+        assert_eq!(told, "a thread of the generator cannot start: it ended at once");
+        assert!(thread.join().is_none());
+        drop(alive);
+        assert_eq!(ended.recv_timeout(LOOK), Err(RecvTimeoutError::Disconnected));
+    }
+
+    #[test]
+    fn a_run_leaves_nothing_behind() {
+        let backend = Backend::ok();
+        let url = format!("http://{}/", backend.endpoint());
+        let before = held();
+        for no_keep_alive in [false, true] {
+            let request = RequestFlags { no_keep_alive, threads: Some("2".into()), ..RequestFlags::default() };
+            let load = LoadFlags { rate: Some("1000".into()), duration: Some("100ms".into()), ..LoadFlags::default() };
+            let scenario = Scenario::open(&url, &request, &load).unwrap();
+            let results = execute(&scenario, &mut |_| {}).unwrap();
+            assert_eq!((results.counts.answered, results.counts.failed), (100, 0), "{:?}", results.errors);
+            backend.expect_all_closed();
+            eventually(ringway_tests::PATIENCE, || held() == before);
+        }
     }
 }

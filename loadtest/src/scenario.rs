@@ -8,7 +8,6 @@ mod read;
 mod requests;
 mod target;
 mod text;
-mod units;
 mod variables;
 
 use std::path::Path;
@@ -20,8 +19,9 @@ use crate::request::{Class, Mix, Requests};
 use crate::results;
 use crate::schedule::{Arrivals, Process, Segment};
 
+use target::Target;
+
 pub(crate) use flags::{LoadFlags, RequestFlags};
-pub(crate) use target::Target;
 
 /// Everything that the generator needs to know. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -59,9 +59,22 @@ impl Scenario {
         if file_or_url.contains("://") {
             return flags::from_url(file_or_url, request, load);
         }
-        let path = Path::new(file_or_url);
-        let mut reader = text::Reader::new(file_or_url.into(), path.parent().unwrap_or(Path::new("")).into());
+        Self::from_file(Path::new(file_or_url), None, request, load)
+    }
+
+    /// A scenario file. Its requests go to `target`, where that is given, as if the file said so.
+    pub(crate) fn from_file(
+        path: &Path,
+        target: Option<&str>,
+        request: &RequestFlags,
+        load: &LoadFlags,
+    ) -> Result<Self, Failure> {
+        let directory = path.parent().unwrap_or(Path::new(""));
+        let mut reader = text::Reader::new(path.display().to_string(), directory.into());
         let mut file = read::file(path, &mut reader)?;
+        if let Some(target) = target {
+            file.target = text::Text::flag("TARGET", target);
+        }
         flags::replace(&mut file, request, load, &mut reader);
         read::compile(&file, reader)
     }

@@ -40,14 +40,20 @@ fn json(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).expect("a file")).expect("JSON")
 }
 
-/// The corrected p99 of a run, in microseconds.
-fn p99_at(url: &str, rate: f64) -> u64 {
+/// Whether the corrected p99 is below 60 ms. A run that holds this does so however late the generator was; one that does
+/// not is taken again where the generator says that it was kept from its schedule.
+fn holds_at(url: &str, rate: f64) -> bool {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("run.json");
     let (rate, file_name) = (format!("--rate={rate:.1}/s"), format!("--json={}", file.display()));
-    let output = loadtest(&["run", url, &rate, "--poisson", "--connections=4", "--duration=3s", &file_name]);
-    assert!(output.status.success(), "{output:?}");
-    json(&file)["latency"]["p99"].as_u64().expect("a number")
+    let mut runs = (0..5).map(|_| {
+        let output = loadtest(&["run", url, &rate, "--poisson", "--connections=4", "--duration=3s", &file_name]);
+        assert!(output.status.success(), "{output:?}");
+        let run = json(&file);
+        let holds = run["latency"]["p99"].as_u64().expect("a number") < 60_000;
+        (holds, run["generator"]["warnings"] == Value::Array(Vec::new()))
+    });
+    runs.find(|(holds, undisturbed)| *holds || *undisturbed).is_some_and(|(holds, _)| holds)
 }
 
 /// Four connections and 10 ms for an answer carry 400 requests per second on any machine.
@@ -95,8 +101,8 @@ fn the_capacity_of_a_slow_service_is_found_and_feeds_a_plan() {
     assert!(table.contains("p99 < 60 ms, errors < 1 %") && table.contains(" us/request, "), "{table}");
     assert!(std::fs::read_to_string(&page).expect("a page").contains("Latency against rate"));
 
-    assert!(p99_at(&origin.url, qps * 0.8) < 60_000, "80 % of {qps} does not hold");
-    assert!(p99_at(&origin.url, qps * 1.2) >= 60_000, "120 % of {qps} holds");
+    assert!(holds_at(&origin.url, qps * 0.8), "80 % of {qps} does not hold");
+    assert!(!holds_at(&origin.url, qps * 1.2), "120 % of {qps} holds");
 
     let plan = loadtest(&["plan", "--peak=1000/s", &format!("--from={}", file.display())]);
     assert!(plan.status.success(), "{plan:?}");
@@ -129,5 +135,5 @@ fn a_target_that_never_holds_is_a_failure() {
     let output = loadtest(&[&["capacity", &origin.url, "--slo=p50<20ms"], &steps[..]].concat());
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("does not hold p50 < 20 ms even at 1/s: at 1/s: p50 is 3"), "{stderr}");
+    assert!(stderr.contains("does not hold p50 < 20 ms even at 1/s: at 1/s: p50 is "), "{stderr}");
 }

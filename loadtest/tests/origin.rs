@@ -239,24 +239,26 @@ fn latencies_are_distributed_as_they_should_be() {
     for (latency, p10, p50, p90) in [("exp:20ms", 2.1, 13.9, 46.1), ("lognormal:20ms,0.5", 10.5, 20.0, 38.0)] {
         let origin = Origin::start(&["--body=100B", "--seed=5", "--latency", latency]);
         let address = origin.address;
-        let threads: Vec<_> = (0..40)
-            .map(|_| {
-                std::thread::spawn(move || {
-                    let mut client = Client::connect(address);
-                    (0..50).map(|_| client.time("/")).collect::<Vec<f64>>()
+        let measure = || -> Vec<f64> {
+            let threads: Vec<_> = (0..40)
+                .map(|_| {
+                    std::thread::spawn(move || {
+                        let mut client = Client::connect(address);
+                        (0..50).map(|_| client.time("/")).collect::<Vec<f64>>()
+                    })
                 })
+                .collect();
+            threads.into_iter().flat_map(|thread| thread.join().expect("a client")).collect()
+        };
+        // Whatever else the machine does makes latencies longer only, so that they are measured again.
+        eventually(PATIENCE, || {
+            let mut ms = measure();
+            ms.sort_by(f64::total_cmp);
+            [(200, p10), (1000, p50), (1800, p90)].into_iter().all(|(index, expected)| {
+                assert!(ms[index] > expected * 0.85, "{latency}: {index}: {} ms", ms[index]);
+                ms[index] < expected * 1.15 + 5.0
             })
-            .collect();
-        let mut ms: Vec<f64> = threads.into_iter().flat_map(|thread| thread.join().expect("a client")).collect();
-        ms.sort_by(f64::total_cmp);
-        for (index, expected) in [(200, p10), (1000, p50), (1800, p90)] {
-            // Whatever else the machine does makes latencies longer only.
-            let measured = ms[index];
-            assert!(
-                measured > expected * 0.85 && measured < expected * 1.15 + 5.0,
-                "{latency}: {index}: {measured} ms"
-            );
-        }
+        });
     }
 }
 
@@ -264,11 +266,13 @@ fn latencies_are_distributed_as_they_should_be() {
 fn a_fixed_latency_is_exact_to_a_part_of_a_millisecond() {
     let origin = Origin::start(&["--body=100B", "--latency=5ms"]);
     let mut client = Client::connect(origin.address);
-    let mut ms: Vec<f64> = (0..100).map(|_| client.time("/")).collect();
-    ms.sort_by(f64::total_cmp);
-    assert!(ms[0] >= 5.0, "{} ms", ms[0]);
-    // Not the median: the machine may be busy with other things.
-    assert!(ms[10] < 5.5, "{} ms", ms[10]);
+    // Not the median, and again where it is not so: the machine may be busy with other things.
+    eventually(PATIENCE, || {
+        let mut ms: Vec<f64> = (0..100).map(|_| client.time("/")).collect();
+        ms.sort_by(f64::total_cmp);
+        assert!(ms[0] >= 5.0, "{} ms", ms[0]);
+        ms[10] < 5.5
+    });
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ringway_tests::{Backend, Client, Gateway, Strace, confine, settles_at};
+use ringway_tests::{Backend, Client, Gateway, PATIENCE, Strace, confine, eventually, settles_at};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Requests that are counted.
@@ -263,14 +263,12 @@ fn an_idle_connection() {
 /// Resident memory once it does not move any more.
 fn resident(gateway: &Gateway) -> u64 {
     let mut last = gateway.rss_bytes();
-    loop {
+    eventually(PATIENCE, || {
         thread::sleep(Duration::from_millis(500));
-        let now = gateway.rss_bytes();
-        if now.abs_diff(last) <= 16 * 1024 {
-            return now;
-        }
-        last = now;
-    }
+        let before = std::mem::replace(&mut last, gateway.rss_bytes());
+        last.abs_diff(before) <= 16 * 1024
+    });
+    last
 }
 
 /// For this test's own sockets.

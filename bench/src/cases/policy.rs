@@ -1,11 +1,14 @@
 //! What is decided about a request, and what is written because of it: path, route, permit, endpoint, header values.
 
+use std::cell::RefCell;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ringway_core::access::Access;
 use ringway_core::answer::{Format, negotiate, status_line, write_error_body};
+use ringway_core::auth::TokenCache;
 use ringway_core::balance::{Balancer, Kind};
-use ringway_core::filter::{Facts, admit};
+use ringway_core::filter::{Gate, Policy, Progress, Verdict, admit};
 use ringway_core::forwarded::{client_ip, is_trusted, write_forwarded_element, write_ip};
 use ringway_core::http::{Framing, HeadStorage, RequestHead};
 use ringway_core::path::{PathPolicy, normalize};
@@ -147,7 +150,25 @@ fn balancers() -> Vec<Case> {
 
 fn filters() -> Vec<Case> {
     vec![Case::new("admit", "body_of_2KiB", || {
-        || admit(black_box(&Facts { framing: Framing::Length(2048), body_bytes_max: Some(1 << 20) })).is_ok()
+        let (policy, access) = (Policy::default(), Access::default());
+        let tokens = RefCell::new(TokenCache::new(8, 1 << 20, 60, [1, 2, 3, 4]));
+        move || {
+            let gate = Gate {
+                policy: &policy,
+                access: &access,
+                authenticators: &[],
+                live: &[],
+                tokens: &tokens,
+                request: &RouteRequest { host: b"a", method: b"POST", path: b"/a", query: None, headers: &[] },
+                captures: &Captures::default(),
+                client_ip: CLIENT,
+                framing: Framing::Length(2048),
+                body_bytes_max: Some(1 << 20),
+                now_unix_s: 1,
+                may_wait: true,
+            };
+            matches!(admit(black_box(&gate), &mut Progress::default()), Verdict::Continue(_))
+        }
     })]
 }
 

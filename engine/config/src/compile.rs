@@ -110,6 +110,13 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
     let services = services.map(|service| Arc::new(service.value.compile(&mut resolver, cx))).collect();
 
     let redis = file.redis.0.map(|redis| redis.0.and_then(|section| section.compile(cx)));
+    let (mut authenticators, mut keys) = (Vec::new(), Vec::new());
+    for authenticator in file.authenticators.0 {
+        if let Some((authenticator, sources)) = authenticator.value.compile(cx) {
+            authenticators.push(Arc::new(authenticator));
+            keys.push(sources);
+        }
+    }
     let runtime = file.runtime.0.map(|section| section.compile(cx));
     let listeners = listeners.into_iter().zip(routers);
     Some(Snapshot {
@@ -117,6 +124,9 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
         listeners: listeners.map(|(listener, router)| Arc::new(listener.value.compile(router))).collect(),
         routes,
         services,
+        authenticators,
+        token_cache: file.token_cache.compile(),
+        keys,
         admin: admin?,
         access_log: file.access_log.0?.0,
         audit_log: file.audit_log.0?.0,

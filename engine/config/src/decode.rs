@@ -73,10 +73,11 @@ impl Cx {
 pub(crate) struct Names {
     pub(crate) listeners: HashMap<String, usize>,
     pub(crate) services: HashMap<String, usize>,
+    pub(crate) authenticators: HashMap<String, usize>,
 }
 
 impl Names {
-    /// Collects the names of the items in `root.listeners` and `root.services`, and reports names used twice.
+    /// Collects the names of the items of the top-level lists, and reports names used twice.
     pub(crate) fn scan(root: &Node, sink: &mut Sink) -> Self {
         let mut table = |key: &str| {
             let mut first: HashMap<String, (usize, Span)> = HashMap::new();
@@ -96,7 +97,7 @@ impl Names {
             }
             first.into_iter().map(|(name, (index, _))| (name, index)).collect()
         };
-        Self { listeners: table("listeners"), services: table("services") }
+        Self { listeners: table("listeners"), services: table("services"), authenticators: table("authenticators") }
     }
 }
 

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
 
 use arc_swap::ArcSwap;
+use ringway_core::auth::Live;
 use ringway_core::log_queue::LogQueue;
-use ringway_core::stats::{EndpointStats, RouteStats, ServiceStats, WorkerStats};
+use ringway_core::stats::{AuthenticatorStats, EndpointStats, RouteStats, ServiceStats, WorkerStats};
 
 use crate::snapshot::Snapshot;
 
@@ -27,6 +28,9 @@ pub struct Published {
     pub services: Vec<Arc<ServiceStats>>,
     /// By service, then by endpoint.
     pub endpoints: Vec<Vec<Arc<EndpointStats>>>,
+    /// What the authenticators know now: it outlives reloads, by name.
+    pub live: Vec<Arc<Live>>,
+    pub authenticators: Vec<Arc<AuthenticatorStats>>,
 }
 
 /// The life of the process.
@@ -115,6 +119,12 @@ impl Published {
                 endpoints.insert((stats.service.clone(), stats.endpoint.clone()), stats.clone());
             }
         }
+        let mut authenticators = HashMap::new();
+        let mut live: HashMap<&str, Arc<Live>> = HashMap::new();
+        if let Some(old) = old {
+            authenticators.extend(old.authenticators.iter().map(|stats| (stats.authenticator.clone(), stats.clone())));
+            live.extend(old.live.iter().map(|live| (&*live.name, live.clone())));
+        }
         let unmatched = match old {
             Some(old) => old.unmatched.clone(),
             None => Arc::new(RouteStats::new(UNMATCHED.into(), workers)),
@@ -143,6 +153,25 @@ impl Published {
                         })
                     };
                     service.endpoints.iter().map(of_endpoint).collect()
+                })
+                .collect(),
+            live: snapshot
+                .authenticators
+                .iter()
+                .zip(&snapshot.keys)
+                .map(|(authenticator, sources)| {
+                    let known = live.get(&*authenticator.name).cloned();
+                    let known = known.unwrap_or_else(|| Arc::new(Live::new(&authenticator.name)));
+                    sources.load(&known);
+                    known
+                })
+                .collect(),
+            authenticators: snapshot
+                .authenticators
+                .iter()
+                .map(|authenticator| {
+                    let name = &authenticator.name;
+                    stats_of(&authenticators, name, || AuthenticatorStats::new(name.clone(), workers))
                 })
                 .collect(),
             snapshot,

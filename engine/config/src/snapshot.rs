@@ -4,10 +4,13 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use ringway_core::access::Access;
+pub use ringway_core::auth::Authenticator;
+use ringway_core::auth::{Live, Source};
+use ringway_core::filter::Policy;
 use ringway_core::path::PathPolicy;
 use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
@@ -19,6 +22,11 @@ pub struct Snapshot {
     pub listeners: Vec<Arc<Listener>>,
     pub routes: Vec<Arc<Route>>,
     pub services: Vec<Arc<Service>>,
+    pub authenticators: Vec<Arc<Authenticator>>,
+    /// What each worker remembers of verified tokens.
+    pub token_cache: TokenCache,
+    /// Where keys come from and what is revoked, by authenticator.
+    pub keys: Vec<KeySources>,
     pub admin: Option<Admin>,
     pub access_log: AccessLog,
     pub audit_log: AuditLog,
@@ -142,11 +150,55 @@ pub struct Route {
     pub response_headers: HeaderOps,
     /// What the gate asks besides authentication and rate limits, and what the answer gets of it.
     pub access: Access,
+    /// Who may use it.
+    pub policy: Policy,
     /// Request body; 413 above, before anything of it is forwarded where `Content-Length` tells, else as soon as it
     /// is known. `None`: no limit.
     pub body_bytes: Option<u64>,
     /// Written to the access log.
     pub log: bool,
+}
+
+/// What an authenticator judges by.
+#[derive(Debug, Clone)]
+pub struct KeySources {
+    pub keys: KeySource,
+    /// Token IDs that do not hold any more, one a line: a file and its text, watched for changes.
+    pub revoked: Option<(PathBuf, Arc<[u8]>)>,
+}
+
+impl KeySources {
+    /// Gives an authenticator what stands in the configuration and its files. Both were checked when they were read.
+    pub(crate) fn load(&self, live: &Live) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        if let KeySource::Text(source, text) | KeySource::File(source, _, text) = &self.keys {
+            let _ = live.load(source, text, now);
+        }
+        let nothing: &[u8] = b"";
+        let revoked = self.revoked.as_ref().map_or(nothing, |(_, text)| text);
+        let _ = live.load(&Source::Revoked, revoked, now);
+    }
+}
+
+/// Where keys come from.
+#[derive(Debug, Clone)]
+pub enum KeySource {
+    /// The configuration itself.
+    Text(Source, Arc<[u8]>),
+    /// A file as it was when the configuration was read, and is watched for changes.
+    File(Source, PathBuf, Arc<[u8]>),
+    /// A JSON Web Key Set at an `http:` or `https:` URL.
+    Jwks(Arc<str>),
+    /// OpenID Connect discovery at this issuer.
+    Oidc(Arc<str>),
+}
+
+/// The table of verified tokens that each worker has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenCache {
+    pub entries: usize,
+    pub bytes: usize,
+    pub ttl: Duration,
 }
 
 #[derive(Debug)]

@@ -250,7 +250,7 @@ fn validation() {
     assert_eq!(head("page=9&sort=a&tag=x&tag=y"), Ok(()));
     assert_eq!(head("page=10"), Err("query parameter `page`: must be a whole number, 9 or less".into()));
     assert_eq!(head("page=1&sort=c"), Err("query parameter `sort`: must be one of a, b".into()));
-    assert_eq!(head("page=1&tag=xyz"), Err("query parameter `tag`: must have 2 characters or less".into()));
+    assert_eq!(head("page=1&tag=xyz"), Err("query parameter `tag`: must have a length of 2 or less".into()));
     assert_eq!(head("page=1&z"), Err("query parameter `z`: is not known".into()));
     assert_eq!(
         validation.check_head(&GET, &Captures::default(), false).unwrap_err().to_string(),

@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{compiled, repository};
+use common::{env, repository};
+use ringway_config::{Errors, Snapshot, Source, compile};
 
 /// A small generator of its own (SplitMix64), so that a seed means the same everywhere.
 struct Random(u64);
@@ -92,6 +93,12 @@ fn mutate(text: &mut String, random: &mut Random) {
 
 fn boundary(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}
+
+/// As a file beside the examples, so that the files that it names are found.
+fn compiled(text: &str) -> Result<Snapshot, Errors> {
+    let name = repository().join("configs/mutated.yaml").to_str().unwrap().into();
+    compile(&[Source { name, text: text.into() }], &env)
 }
 
 /// 1,500 mutated files; `RINGWAY_FUZZ_SEED` replays one of them, `RINGWAY_FUZZ_RUNS` changes their number.

@@ -20,6 +20,17 @@ families! {
         "Open client connections."
     ACTIVE_REQUESTS = Gauge "gateway_active_requests" "" []
         "Requests between their head and the end of their answer."
+    AUTHENTICATIONS = Counter "gateway_authentications_total" "" ["authenticator", "outcome"]
+        "Requests whose credentials were looked at: verified anew, cached, missing, refused, or unavailable where there \
+         were no keys to judge them with."
+    AUTHENTICATOR_KEYS = Gauge "gateway_authenticator_keys" "" ["authenticator"]
+        "Keys that an authenticator knows."
+    AUTHENTICATOR_REVOKED = Gauge "gateway_authenticator_revoked_tokens" "" ["authenticator"]
+        "Token IDs that an authenticator refuses."
+    KEY_REFRESHES = Counter "gateway_authenticator_key_refreshes_total" "" ["authenticator", "result"]
+        "Key sets, files and revocation lists that were read, by result: success, or failure, which left the old in place."
+    KEYS_REFRESHED = Gauge "gateway_authenticator_keys_refresh_timestamp_seconds" "seconds" ["authenticator"]
+        "Unix time at which an authenticator's keys were last read."
     BACKEND_ERRORS = Counter "gateway_backend_errors_total" "" ["service", "kind"]
         "Failed tries at a service, by what happened."
     BACKEND_DURATION = Histogram "gateway_backend_duration_seconds" "seconds" ["service"]

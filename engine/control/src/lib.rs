@@ -10,6 +10,7 @@ pub mod control;
 pub mod exposition;
 pub mod families;
 pub mod log_writer;
+pub mod keys;
 pub mod metrics;
 pub mod process;
 pub mod redis;

@@ -1,11 +1,12 @@
 //! The counters of all workers, merged into one exposition. Runs when somebody asks, off every request's path.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use ringway_config::Hub;
 use ringway_config::hub::Published;
+use ringway_core::auth::Stats;
 use ringway_core::stats::{Counter, EndpointCell, Histogram, RouteStats, WorkerCell};
 
 use crate::exposition::{Buckets, Exposition, Family, Format};
@@ -25,6 +26,7 @@ pub fn render(hub: &Hub, redis: &RedisStats, started: SystemTime, format: Format
     let published = hub.published();
     let mut out = Exposition::new(format);
     requests(&mut out, &published, hub);
+    authenticators(&mut out, &published);
     services(&mut out, &published);
     endpoints(&mut out, &published);
     workers(&mut out, hub);
@@ -65,6 +67,37 @@ fn requests(out: &mut Exposition, published: &Published, hub: &Hub) {
 
     out.family(&f::ACTIVE_CONNECTIONS).count(&[], total(hub, |cell| &cell.connections));
     out.family(&f::ACTIVE_REQUESTS).count(&[], total(hub, |cell| &cell.requests));
+}
+
+fn authenticators(out: &mut Exposition, published: &Published) {
+    let mut samples = out.family(&f::AUTHENTICATIONS);
+    for stats in &published.authenticators {
+        let mut outcomes = BTreeMap::new();
+        for (outcome, count) in stats.workers.iter().flat_map(|cell| cell.outcomes()) {
+            *outcomes.entry(outcome).or_insert(0) += count;
+        }
+        for (outcome, count) in outcomes {
+            samples.count(&[&stats.authenticator, outcome], count);
+        }
+    }
+    type Gauge = fn(&Stats) -> &AtomicU64;
+    let columns: [(&'static Family, Gauge); 2] =
+        [(&f::AUTHENTICATOR_KEYS, |stats| &stats.keys), (&f::AUTHENTICATOR_REVOKED, |stats| &stats.revoked)];
+    for (family, gauge) in columns {
+        let mut samples = out.family(family);
+        for live in &published.live {
+            samples.count(&[&live.name], gauge(&live.stats).load(Ordering::Relaxed));
+        }
+    }
+    let mut samples = out.family(&f::KEY_REFRESHES);
+    for live in &published.live {
+        samples.count(&[&live.name, "success"], live.stats.refreshes_ok.load(Ordering::Relaxed));
+        samples.count(&[&live.name, "failure"], live.stats.refreshes_failed.load(Ordering::Relaxed));
+    }
+    let mut samples = out.family(&f::KEYS_REFRESHED);
+    for live in &published.live {
+        samples.count(&[&live.name], live.stats.refreshed_at_s.load(Ordering::Relaxed));
+    }
 }
 
 fn services(out: &mut Exposition, published: &Published) {

@@ -15,6 +15,8 @@ pub(crate) fn snapshot() -> Snapshot {
         action: Action::Respond(Respond { status: 200, content_type: "".into(), body: [].into() }),
         request_headers: Default::default(),
         response_headers: Default::default(),
+        access: Default::default(),
+        policy: Default::default(),
         body_bytes: None,
         log: true,
     };
@@ -42,6 +44,9 @@ pub(crate) fn snapshot() -> Snapshot {
         listeners: vec![Arc::new(listener(1))],
         routes: vec![Arc::new(route)],
         services: vec![Arc::new(service)],
+        authenticators: vec![],
+        token_cache: TokenCache { entries: 8, bytes: 1 << 16, ttl: second },
+        keys: vec![],
         admin: None,
         access_log: AccessLog::Off,
         audit_log: AuditLog::Off,

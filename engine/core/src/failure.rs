@@ -1,6 +1,7 @@
 //! Why a request was not simply answered by its service: what happened, whose fault it was, whether it may be tried
 //! again, and what the client is told. Each question has one exhaustive match.
 
+use crate::auth::Flaw;
 use crate::path::PathError;
 use crate::stats::BackendError;
 
@@ -38,6 +39,20 @@ pub enum Failure {
     /// The answer needs `Allow`.
     #[error("no route matches the method")]
     WrongMethod,
+    /// No credentials, or none that hold; then it says what is wrong with them. The answer needs `WWW-Authenticate`.
+    #[error("not authenticated")]
+    Unauthenticated(Option<Flaw>),
+    /// The credentials hold, and do not suffice. The word says why, for the audit log.
+    #[error("not permitted: {0}")]
+    Forbidden(&'static str),
+    /// The answer needs `Retry-After`.
+    #[error("rate limit reached")]
+    RateLimited,
+    /// Something other than its framing is wrong with the request; the exchange knows what.
+    #[error("request not valid")]
+    Invalid,
+    #[error("content type or coding not accepted")]
+    UnsupportedContent,
     /// The client closed its connection before it had its answer.
     #[error("client gone")]
     ClientGone,
@@ -46,6 +61,12 @@ pub enum Failure {
     /// The gateway refuses work that it has no room for.
     #[error("gateway overloaded")]
     Overloaded,
+    /// The keys that credentials are judged by cannot be had.
+    #[error("authentication not available")]
+    AuthenticationUnavailable,
+    /// The rate limit cannot be judged, and its policy says that then nothing passes.
+    #[error("rate limiter not available")]
+    LimiterUnavailable,
     /// A panic that was caught.
     #[error("internal error")]
     Internal,
@@ -112,8 +133,15 @@ impl Failure {
             | Self::BodyTimeout
             | Self::NoRoute
             | Self::WrongMethod
+            | Self::Unauthenticated(_)
+            | Self::Forbidden(_)
+            | Self::RateLimited
+            | Self::Invalid
+            | Self::UnsupportedContent
             | Self::ClientGone => Fault::Client,
-            Self::Overloaded | Self::Internal => Fault::Gateway,
+            Self::Overloaded | Self::AuthenticationUnavailable | Self::LimiterUnavailable | Self::Internal => {
+                Fault::Gateway
+            }
             Self::NoEndpoint
             | Self::ConnectionCap
             | Self::ConnectFailed
@@ -144,6 +172,13 @@ impl Failure {
             | Self::BodyTimeout
             | Self::NoRoute
             | Self::WrongMethod
+            | Self::Unauthenticated(_)
+            | Self::Forbidden(_)
+            | Self::RateLimited
+            | Self::Invalid
+            | Self::UnsupportedContent
+            | Self::AuthenticationUnavailable
+            | Self::LimiterUnavailable
             | Self::ClientGone
             | Self::Overloaded
             | Self::Internal
@@ -158,12 +193,17 @@ impl Failure {
     pub const fn status(self) -> u16 {
         match self {
             Self::Malformed(_) | Self::BadPath(_) => 400,
+            Self::Invalid => 400,
+            Self::Unauthenticated(_) => 401,
+            Self::Forbidden(_) => 403,
             Self::NoRoute => 404,
             Self::WrongMethod => 405,
             Self::HeadTimeout | Self::BodyTimeout => 408,
             Self::BodyTooLarge => 413,
             Self::TargetTooLong => 414,
+            Self::UnsupportedContent => 415,
             Self::ExpectationFailed => 417,
+            Self::RateLimited => 429,
             Self::HeadTooLarge => 431,
             Self::ClientGone => 499,
             Self::Internal => 500,
@@ -174,7 +214,7 @@ impl Failure {
             | Self::BadAnswer
             | Self::AnswerHeadTooLarge
             | Self::AnswerIncomplete => 502,
-            Self::Overloaded | Self::ConnectionCap => 503,
+            Self::Overloaded | Self::ConnectionCap | Self::AuthenticationUnavailable | Self::LimiterUnavailable => 503,
             Self::ConnectTimeout | Self::AnswerTimeout | Self::RequestTimeout => 504,
             Self::UnsupportedVersion => 505,
         }
@@ -201,11 +241,19 @@ impl Failure {
             Self::BodyTooLarge => "Request body too large",
             Self::ExpectationFailed => "Expectation failed",
             Self::HeadTimeout | Self::BodyTimeout => "Request timeout",
+            Self::Unauthenticated(None) => "Missing authorization token",
+            Self::Unauthenticated(Some(_)) => "Invalid token",
+            Self::Forbidden(_) => "Insufficient permissions",
+            Self::RateLimited => "Too many requests",
+            Self::Invalid => "Request not valid",
+            Self::UnsupportedContent => "Unsupported media type",
             Self::NoRoute => "Not found",
             Self::WrongMethod => "Method not allowed",
             Self::ClientGone => "Client closed request",
             Self::Internal => "Internal server error",
-            Self::Overloaded | Self::ConnectionCap => "Service temporarily unavailable",
+            Self::Overloaded | Self::ConnectionCap | Self::AuthenticationUnavailable | Self::LimiterUnavailable => {
+                "Service temporarily unavailable"
+            }
             Self::NoEndpoint
             | Self::ConnectFailed
             | Self::ConnectionBroken
@@ -244,6 +292,13 @@ impl Failure {
             | Self::Internal
             | Self::AnswerIncomplete => true,
             Self::BadPath(_)
+            | Self::Unauthenticated(_)
+            | Self::Forbidden(_)
+            | Self::RateLimited
+            | Self::Invalid
+            | Self::UnsupportedContent
+            | Self::AuthenticationUnavailable
+            | Self::LimiterUnavailable
             | Self::NoRoute
             | Self::WrongMethod
             | Self::NoEndpoint
@@ -271,9 +326,17 @@ impl Failure {
             | Self::BodyTimeout
             | Self::NoRoute
             | Self::WrongMethod => Some("http_request_error"),
-            Self::UnsupportedVersion | Self::UnsupportedTransferCoding | Self::UnsupportedMethod | Self::Overloaded => {
-                Some("proxy_internal_response")
-            }
+            Self::UnsupportedVersion
+            | Self::UnsupportedTransferCoding
+            | Self::UnsupportedMethod
+            | Self::Overloaded
+            | Self::AuthenticationUnavailable
+            | Self::LimiterUnavailable => Some("proxy_internal_response"),
+            Self::Unauthenticated(_)
+            | Self::Forbidden(_)
+            | Self::RateLimited
+            | Self::Invalid
+            | Self::UnsupportedContent => Some("http_request_denied"),
             Self::Internal => Some("proxy_internal_error"),
             Self::NoEndpoint => Some("destination_unavailable"),
             Self::ConnectionCap => Some("connection_limit_reached"),
@@ -311,6 +374,13 @@ impl Failure {
             | Self::BodyTimeout
             | Self::NoRoute
             | Self::WrongMethod
+            | Self::Unauthenticated(_)
+            | Self::Forbidden(_)
+            | Self::RateLimited
+            | Self::Invalid
+            | Self::UnsupportedContent
+            | Self::AuthenticationUnavailable
+            | Self::LimiterUnavailable
             | Self::ClientGone
             | Self::Overloaded
             | Self::Internal => None,
@@ -324,7 +394,7 @@ mod tests {
     use crate::answer;
     use crate::stats::STATUSES;
 
-    const ALL: [Failure; 26] = [
+    const ALL: [Failure; 34] = [
         Failure::Malformed("Missing Host header"),
         Failure::BadPath(PathError::AboveRoot),
         Failure::UnsupportedVersion,
@@ -338,8 +408,16 @@ mod tests {
         Failure::BodyTimeout,
         Failure::NoRoute,
         Failure::WrongMethod,
+        Failure::Unauthenticated(None),
+        Failure::Unauthenticated(Some(Flaw { code: "invalid_token", description: "", reason: "" })),
+        Failure::Forbidden("role"),
+        Failure::RateLimited,
+        Failure::Invalid,
+        Failure::UnsupportedContent,
         Failure::ClientGone,
         Failure::Overloaded,
+        Failure::AuthenticationUnavailable,
+        Failure::LimiterUnavailable,
         Failure::Internal,
         Failure::NoEndpoint,
         Failure::ConnectionCap,
@@ -357,8 +435,8 @@ mod tests {
     fn the_table_of_the_design() {
         let statuses: Vec<_> = ALL.iter().map(|failure| failure.status()).collect();
         let expected = [
-            400, 400, 505, 501, 501, 414, 431, 413, 417, 408, 408, 404, 405, 499, 503, 500, 502, 503, 502, 504, 502,
-            504, 504, 502, 502, 502,
+            400, 400, 505, 501, 501, 414, 431, 413, 417, 408, 408, 404, 405, 401, 401, 403, 429, 400, 415, 499, 503,
+            503, 503, 500, 502, 503, 502, 504, 502, 504, 504, 502, 502, 502,
         ];
         assert_eq!(statuses, expected);
     }

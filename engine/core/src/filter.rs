@@ -1,57 +1,327 @@
-//! The gate in front of every service: filters look at a request and only they can make the [`Permit`] to forward it.
+//! The gate in front of every service: filters look at a request, in one order, and only they can make the [`Permit`] to
+//! forward it.
+//!
+//! client address (403) -> authentication (401) -> authorization (403) -> validation (400, 415) -> body size (413)
 
+use std::cell::RefCell;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::access::ip::IpDenial;
+use crate::access::{Access, Invalid, Subject};
+use crate::auth::{Authenticator, Finding, Flaw, Identity, Live, TokenCache};
 use crate::failure::Failure;
 use crate::http::Framing;
+use crate::router::{Captures, RouteRequest};
+use crate::stats::Authentication;
 
-/// What the filters know of a request once its route is known.
-#[derive(Debug, Clone, Copy)]
-pub struct Facts {
-    pub framing: Framing,
-    /// The route's limit on request bodies, in bytes; `None`: no limit.
-    pub body_bytes_max: Option<u64>,
+/// Who may use a route.
+#[derive(Debug, Default)]
+pub struct Policy {
+    /// Indices of the authenticators, in the order in which they are asked. None: nobody is asked who they are.
+    pub authenticate: Box<[u32]>,
+    /// A request without credentials passes, as nobody. One with bad credentials does not.
+    pub anonymous: bool,
 }
 
-/// What one filter says.
+/// What the filters judge by.
+pub struct Gate<'a, 'r> {
+    pub policy: &'a Policy,
+    pub access: &'a Access,
+    /// Of the whole configuration, index for index.
+    pub authenticators: &'a [Arc<Authenticator>],
+    pub live: &'a [Arc<Live>],
+    pub tokens: &'a RefCell<TokenCache>,
+    pub request: &'a RouteRequest<'r>,
+    pub captures: &'a Captures,
+    pub client_ip: IpAddr,
+    pub framing: Framing,
+    /// The route's limit on request bodies; `None`: no limit.
+    pub body_bytes_max: Option<u64>,
+    pub now_unix_s: u64,
+    /// There is time left to wait for what a filter has to know.
+    pub may_wait: bool,
+}
+
+/// How far a request has come, and what was learned of it. Kept over a wait.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Who asks; `None`: nobody said, or nobody was asked.
+    pub identity: Option<Arc<Identity>>,
+    /// The authenticator that accepted or refused, and what it said.
+    pub authentication: Option<(u32, Authentication)>,
+    /// Why the request is not valid.
+    pub invalid: Option<Box<Invalid>>,
+    /// Authentication is over.
+    is_known: bool,
+}
+
+/// What a filter has to know before it can judge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    /// The keys of this authenticator, which are being fetched.
+    Keys(u32),
+}
+
+/// What the filters say of a request.
+#[derive(Debug)]
 pub enum Verdict {
-    /// Nothing against it.
-    Continue,
+    Continue(Permit),
     /// Answer with this instead of forwarding.
     Answer(Failure),
+    /// Look this up, then ask again with the same [`Progress`].
+    Need(Lookup),
 }
 
 /// The proof that a request went through all filters. Forwarding takes one, and nothing else makes one.
 #[derive(Debug)]
 pub struct Permit(());
 
+/// What stops a request.
+enum Stop {
+    Answer(Failure),
+    Need(Lookup),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Answer(failure)
+    }
+}
+
 /// Asks every filter, in order.
 ///
 /// Hot; watched by the benchmark `admit`.
 #[inline]
-pub fn admit(facts: &Facts) -> Result<Permit, Failure> {
-    match body_size(facts) {
-        Verdict::Continue => Ok(Permit(())),
-        Verdict::Answer(failure) => Err(failure),
+pub fn admit(gate: &Gate<'_, '_>, progress: &mut Progress) -> Verdict {
+    match gate.judge(progress) {
+        Ok(()) => Verdict::Continue(Permit(())),
+        Err(Stop::Answer(failure)) => Verdict::Answer(failure),
+        Err(Stop::Need(lookup)) => Verdict::Need(lookup),
     }
 }
 
-/// 413 before a byte of the body is read, where `Content-Length` tells; a chunked body is counted as it comes.
-fn body_size(facts: &Facts) -> Verdict {
-    match (facts.framing, facts.body_bytes_max) {
-        (Framing::Length(length), Some(max)) if length > max => Verdict::Answer(Failure::BodyTooLarge),
-        _ => Verdict::Continue,
+impl Gate<'_, '_> {
+    fn judge(&self, progress: &mut Progress) -> Result<(), Stop> {
+        self.address()?;
+        if !progress.is_known {
+            self.authenticate(progress)?;
+            progress.is_known = true;
+        }
+        self.authorize(progress.identity.as_deref())?;
+        self.validate(progress)?;
+        self.body_size()?;
+        Ok(())
+    }
+
+    fn address(&self) -> Result<(), Failure> {
+        match self.access.ip.as_ref().map(|list| list.check(self.client_ip)) {
+            None | Some(Ok(())) => Ok(()),
+            Some(Err(IpDenial::Denied)) => Err(Failure::Forbidden("address_denied")),
+            Some(Err(IpDenial::NotAllowed)) => Err(Failure::Forbidden("address_not_allowed")),
+        }
+    }
+
+    /// Asks the authenticators in order, up to the first that knows the credential. What is no credential of one may be
+    /// one of the next: a bad one refuses only when all were asked.
+    fn authenticate(&self, progress: &mut Progress) -> Result<(), Stop> {
+        let mut flaw: Option<(u32, Flaw)> = None;
+        let mut unavailable = None;
+        for &index in &self.policy.authenticate {
+            let at = index as usize;
+            let (Some(authenticator), Some(live)) = (self.authenticators.get(at), self.live.get(at)) else {
+                return Err(Failure::Internal.into());
+            };
+            let carried = (self.request.headers, self.request.query);
+            let mut tokens = self.tokens.borrow_mut();
+            match authenticator.judge(index, live, carried, &mut tokens, self.now_unix_s, self.may_wait) {
+                Finding::None => {}
+                Finding::Known { identity, cached } => {
+                    let how = if cached { Authentication::Cached } else { Authentication::Verified };
+                    progress.identity = Some(identity);
+                    progress.authentication = Some((index, how));
+                    return Ok(());
+                }
+                // The token of another issuer is no news where several are asked.
+                Finding::Refused(found) if flaw.is_none_or(|(_, flaw)| flaw.reason == "issuer") => {
+                    flaw = Some((index, found));
+                }
+                Finding::Refused(_) => {}
+                Finding::Unavailable => unavailable = Some(index),
+                Finding::Wait => return Err(Stop::Need(Lookup::Keys(index))),
+            }
+        }
+        let (first, missing) = (self.policy.authenticate.first().copied(), Authentication::Missing);
+        match (unavailable, flaw, first) {
+            (Some(index), ..) => {
+                progress.authentication = Some((index, Authentication::Unavailable));
+                Err(Failure::AuthenticationUnavailable.into())
+            }
+            (None, Some((index, flaw)), _) => {
+                progress.authentication = Some((index, Authentication::Refused));
+                Err(Failure::Unauthenticated(Some(flaw)).into())
+            }
+            (None, None, Some(first)) => {
+                progress.authentication = Some((first, missing));
+                if self.policy.anonymous { Ok(()) } else { Err(Failure::Unauthenticated(None).into()) }
+            }
+            (None, None, None) => Ok(()),
+        }
+    }
+
+    fn authorize(&self, identity: Option<&Identity>) -> Result<(), Failure> {
+        let Some(condition) = &self.access.authorize else { return Ok(()) };
+        let subject = Subject {
+            user: identity.and_then(|identity| identity.user.as_deref()),
+            roles: identity.map(|identity| identity.roles.as_slice()).unwrap_or_default(),
+            scopes: identity.map(|identity| identity.scopes.as_slice()).unwrap_or_default(),
+            claims: identity.map(|identity| &identity.claims),
+        };
+        condition.check(&subject, self.request, self.client_ip).map_err(|denial| Failure::Forbidden(denial.as_str()))
+    }
+
+    fn validate(&self, progress: &mut Progress) -> Result<(), Failure> {
+        let Some(validation) = &self.access.validation else { return Ok(()) };
+        validation.check_head(self.request, self.captures, self.framing != Framing::None).map_err(|invalid| {
+            let failure = if invalid.status == 415 { Failure::UnsupportedContent } else { Failure::Invalid };
+            progress.invalid = Some(Box::new(invalid));
+            failure
+        })
+    }
+
+    /// 413 before a byte of the body is read, where `Content-Length` tells; a chunked body is counted as it comes.
+    fn body_size(&self) -> Result<(), Failure> {
+        match (self.framing, self.body_bytes_max) {
+            (Framing::Length(length), Some(max)) if length > max => Err(Failure::BodyTooLarge),
+            _ => Ok(()),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::{Condition, IpList};
+    use crate::auth::credentials::Place;
+    use crate::auth::jwt::Rules;
+    use crate::auth::{Algorithm, Algorithms, Kind, Source};
+    use httparse::Header;
+
+    const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+    const NOW: u64 = 1_800_000_000;
+
+    struct World {
+        policy: Policy,
+        access: Access,
+        authenticators: Vec<Arc<Authenticator>>,
+        live: Vec<Arc<Live>>,
+        tokens: RefCell<TokenCache>,
+        framing: Framing,
+        body_bytes_max: Option<u64>,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let live = Live::new("main");
+            live.load(&Source::Secret, SECRET, NOW).unwrap();
+            let rules = Rules::new(Algorithms::new([Algorithm::HS256]).unwrap());
+            Self {
+                policy: Policy { authenticate: [0].into(), anonymous: false },
+                access: Access::default(),
+                authenticators: vec![Arc::new(Authenticator {
+                    name: "main".into(),
+                    places: [Place::bearer()].into(),
+                    kind: Kind::Jwt { rules: Box::new(rules), cached: true },
+                })],
+                live: vec![Arc::new(live)],
+                tokens: RefCell::new(TokenCache::new(8, 1 << 20, 60, [1, 2, 3, 4])),
+                framing: Framing::None,
+                body_bytes_max: None,
+            }
+        }
+
+        fn ask(&self, authorization: Option<&str>, progress: &mut Progress) -> Verdict {
+            let value = authorization.unwrap_or_default();
+            let header = [Header { name: "Authorization", value: value.as_bytes() }];
+            let headers = if authorization.is_some() { &header[..] } else { &[] };
+            let request = RouteRequest { host: b"a", method: b"GET", path: b"/", query: None, headers };
+            let gate = Gate {
+                policy: &self.policy,
+                access: &self.access,
+                authenticators: &self.authenticators,
+                live: &self.live,
+                tokens: &self.tokens,
+                request: &request,
+                captures: &Captures::default(),
+                client_ip: IpAddr::from([192, 0, 2, 7]),
+                framing: self.framing,
+                body_bytes_max: self.body_bytes_max,
+                now_unix_s: NOW,
+                may_wait: true,
+            };
+            admit(&gate, progress)
+        }
+
+        fn failure(&self, authorization: Option<&str>) -> Option<Failure> {
+            match self.ask(authorization, &mut Progress::default()) {
+                Verdict::Answer(failure) => Some(failure),
+                Verdict::Continue(_) => None,
+                Verdict::Need(lookup) => panic!("{lookup:?}"),
+            }
+        }
+    }
+
+    fn token(role: &str) -> String {
+        let claims = serde_json::json!({ "sub": "u1", "exp": NOW + 60, "roles": [role] });
+        let key = jsonwebtoken::EncodingKey::from_secret(SECRET);
+        let text = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap();
+        format!("Bearer {text}")
+    }
+
+    #[test]
+    fn credentials_are_asked_for_and_judged() {
+        let mut world = World::new();
+        assert_eq!(world.failure(None), Some(Failure::Unauthenticated(None)));
+        let bad = world.failure(Some("Bearer a.b.c"));
+        assert!(matches!(bad, Some(Failure::Unauthenticated(Some(flaw))) if flaw.reason == "malformed"), "{bad:?}");
+        assert_eq!(world.failure(Some(&token("user"))), None);
+        let mut progress = Progress::default();
+        world.ask(Some(&token("user")), &mut progress);
+        assert_eq!(progress.identity.unwrap().user.as_deref(), Some("u1"));
+        assert_eq!(progress.authentication, Some((0, Authentication::Cached)));
+        world.policy.anonymous = true;
+        assert_eq!(world.failure(None), None);
+        assert!(world.failure(Some("Bearer a.b.c")).is_some(), "bad credentials are nobody's");
+        world.policy.authenticate = [].into();
+        assert_eq!(world.failure(Some("Bearer a.b.c")), None, "nobody asks");
+    }
+
+    #[test]
+    fn without_keys_nothing_passes() {
+        let mut world = World::new();
+        world.live = vec![Arc::new(Live::new("main"))];
+        world.policy.anonymous = true;
+        assert_eq!(world.failure(Some(&token("user"))), Some(Failure::AuthenticationUnavailable));
+        assert_eq!(world.failure(None), None);
+    }
+
+    #[test]
+    fn the_order_is_address_identity_permission() {
+        let mut world = World::new();
+        world.access.authorize = Some(Condition::Roles([Box::from("admin")].into()));
+        assert_eq!(world.failure(None), Some(Failure::Unauthenticated(None)));
+        assert_eq!(world.failure(Some(&token("user"))), Some(Failure::Forbidden("role")));
+        assert_eq!(world.failure(Some(&token("admin"))), None);
+        world.access.ip = Some(Arc::new(IpList::new(&[], &["192.0.2.0/24".parse().unwrap()])));
+        assert_eq!(world.failure(None), Some(Failure::Forbidden("address_denied")));
+    }
 
     #[test]
     fn announced_bodies_over_the_limit_are_refused() {
-        let facts = |length, body_bytes_max| Facts { framing: Framing::Length(length), body_bytes_max };
-        assert!(admit(&facts(10, Some(10))).is_ok());
-        assert!(admit(&facts(u64::MAX, None)).is_ok());
-        assert_eq!(admit(&facts(11, Some(10))).err(), Some(Failure::BodyTooLarge));
+        let mut world = World { policy: Policy::default(), ..World::new() };
+        for (length, max, refused) in [(10, Some(10), false), (u64::MAX, None, false), (11, Some(10), true)] {
+            (world.framing, world.body_bytes_max) = (Framing::Length(length), max);
+            assert_eq!(world.failure(None), refused.then_some(Failure::BodyTooLarge));
+        }
     }
 }

@@ -266,6 +266,68 @@ impl EndpointStats {
     }
 }
 
+/// What became of a credential: the `outcome` label of `gateway_authentications_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Authentication {
+    /// Verified anew.
+    Verified,
+    /// Remembered.
+    Cached,
+    /// There was none.
+    Missing,
+    Refused,
+    /// There was nothing to judge it with.
+    Unavailable,
+}
+
+impl Authentication {
+    pub const ALL: [Self; 5] = [Self::Verified, Self::Cached, Self::Missing, Self::Refused, Self::Unavailable];
+
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Verified => "verified",
+            Self::Cached => "cached",
+            Self::Missing => "missing",
+            Self::Refused => "refused",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// What one worker counts for one authenticator.
+#[derive(Debug, Default)]
+pub struct AuthenticatorCell {
+    outcomes: [Counter; Authentication::ALL.len()],
+}
+
+impl AuthenticatorCell {
+    #[inline]
+    pub fn record(&self, outcome: Authentication) {
+        if let Some(counter) = self.outcomes.get(outcome as usize) {
+            counter.add(1);
+        }
+    }
+
+    pub fn outcomes(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Authentication::ALL.iter().zip(&self.outcomes).map(|(outcome, counter)| (outcome.label(), counter.get()))
+    }
+}
+
+/// An authenticator's counters, one cell a worker.
+#[derive(Debug)]
+pub struct AuthenticatorStats {
+    pub authenticator: Arc<str>,
+    pub workers: Box<[CachePadded<AuthenticatorCell>]>,
+}
+
+impl AuthenticatorStats {
+    pub fn new(authenticator: Arc<str>, workers: usize) -> Self {
+        let workers = (0..workers).map(|_| CachePadded::new(AuthenticatorCell::default())).collect();
+        Self { authenticator, workers }
+    }
+}
+
 /// How a worker waits for I/O.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

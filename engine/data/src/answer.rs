@@ -1,5 +1,6 @@
 //! The answer's way back: its head written anew, its body passed on as it comes.
 
+use ringway_core::access::Seen;
 use ringway_core::failure::Failure;
 use ringway_core::http::{
     BodyDecoder, CHUNK_HEAD_MAX, Framing, HeadLines, HeadStorage, Name, ResponseHead, list_has_token, write_chunk_head,
@@ -188,6 +189,8 @@ fn write_answer_head(
     out.extend_from_slice(b"\r\n");
     let route = conn.route(exchange);
     let ops = route.map(|route| &route.response_headers).filter(|ops| !ops.is_empty() && !interim);
+    let access = route.map(|route| &route.access).filter(|access| access.changes_answers() && !interim);
+    let mut seen = Seen::default();
     HeadLines { head, headers: answer.headers, names: answer.names }.copy(out, |name, header| {
         let kept = match name {
             Name::Other => true,
@@ -198,7 +201,9 @@ fn write_answer_head(
         let connection_field = answer.has_connection_fields
             && name != Name::ContentLength
             && list_has_token(answer.values(Name::Connection), header.name.as_bytes());
-        kept && !connection_field && ops.is_none_or(|ops| !ops.drops(header.name))
+        kept && !connection_field
+            && ops.is_none_or(|ops| !ops.drops(header.name))
+            && access.is_none_or(|access| access.keeps(header.name, &mut seen))
     });
     if interim {
         out.extend_from_slice(b"\r\n");
@@ -225,6 +230,9 @@ fn write_answer_head(
         let fraction = us % 1000;
         out.extend_from_slice(&[100, 10, 1].map(|unit| b'0' + (fraction / unit % 10) as u8));
         out.extend_from_slice(b"\r\n");
+    }
+    if let Some(access) = access {
+        access.write_answer_headers(exchange.origin.get(attempt.request), false, seen, out);
     }
     if let (Some(ops), Some(route)) = (ops, route) {
         write_answer_ops(attempt, exchange, ops, route, out);

@@ -6,7 +6,6 @@
 
 mod accept;
 mod answer;
-#[allow(dead_code, reason = "the gate records its refusals with it")]
 mod audit;
 #[cfg_attr(not(test), expect(dead_code, reason = "the gate asks with it"))]
 mod auth_service;
@@ -15,6 +14,7 @@ mod clock;
 mod connection;
 mod deadline;
 mod forward;
+mod gate;
 mod io;
 mod mailbox;
 mod outbound;

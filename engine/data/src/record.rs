@@ -53,6 +53,13 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
         cell.latency.record_us(us);
     }
 
+    if let Some((authenticator, outcome)) = exchange.gate.authentication
+        && let Some(stats) = view.published.authenticators.get(authenticator as usize)
+        && let Some(cell) = stats.workers.get(worker.id)
+    {
+        cell.record(outcome);
+    }
+
     let snapshot = &view.published.snapshot;
     let is_logged = conn.route(exchange).is_none_or(|route| route.log);
     if !is_logged || snapshot.access_log == AccessLog::Off {
@@ -71,7 +78,7 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
         latency_us,
         client_ip: ip,
         user_agent: exchange.user_agent.get(head),
-        user_id: None,
+        user_id: exchange.gate.identity.as_ref().and_then(|identity| identity.user.as_deref()).map(str::as_bytes),
         rate_limit_remaining: None,
         backend_service: exchange
             .service

@@ -4,19 +4,23 @@
 use std::net::IpAddr;
 
 use ringway_config::snapshot::{Action, Forward, HostRewrite, Listener, Rewrite, Route, TraceStart};
+use ringway_core::access::{Preflight, cors};
 use ringway_core::failure::Failure;
-use ringway_core::filter::{self, Facts, Permit};
+use ringway_core::filter::{self, Gate, Lookup, Permit, Progress, Verdict};
 use ringway_core::forwarded::{client_ip, is_trusted, write_forwarded_element, write_ip};
 use ringway_core::http::{Framing, HeadLines, HeadStorage, Name, RequestError, RequestHead, Target, Version};
 use ringway_core::http::{claims_a_hop, is_look_alike, list, list_has_token};
 use ringway_core::path::normalize;
 use ringway_core::request_id::RequestId;
-use ringway_core::router::{Found, RouteRequest};
+use ringway_core::router::{Captures, Found, RouteRequest};
 use ringway_core::template::Vars;
 use ringway_core::trace::{NewTrace, valid_b3, valid_b3_id, valid_traceparent};
 
 use crate::connection::Connection;
 use crate::respond;
+
+/// How long a request waits in all for what the gate has to know.
+const GATE_WAIT_US: u64 = 5_000_000;
 
 /// A part of the head as received: (start, length).
 #[derive(Debug, Clone, Copy, Default)]
@@ -49,6 +53,8 @@ pub(crate) struct Exchange {
     pub(crate) method: Span,
     pub(crate) path: Span,
     pub(crate) user_agent: Span,
+    /// `Origin`, where the route's answers depend on it.
+    pub(crate) origin: Span,
     pub(crate) is_head: bool,
     pub(crate) is_http10: bool,
     pub(crate) is_idempotent: bool,
@@ -60,6 +66,10 @@ pub(crate) struct Exchange {
     pub(crate) framing: Framing,
     pub(crate) body_bytes_max: Option<u64>,
     pub(crate) route: Option<u32>,
+    /// What the gate learned of it.
+    pub(crate) gate: Progress,
+    /// Until when the gate may wait for what it has to know, on the core's clock.
+    pub(crate) gate_until: u64,
     pub(crate) service: Option<usize>,
     /// From the request sent to the answer's head, in microseconds.
     pub(crate) service_us: Option<u64>,
@@ -77,6 +87,8 @@ pub(crate) enum Step {
         endpoint: usize,
         permit: Permit,
     },
+    /// The gate has to know this first.
+    Wait(Lookup),
     /// The whole answer is written, body and all.
     Answer,
     Fail(Failure),
@@ -93,6 +105,7 @@ impl Exchange {
             method: Span::default(),
             path: Span::default(),
             user_agent: Span::default(),
+            origin: Span::default(),
             is_head: false,
             is_http10: false,
             is_idempotent: false,
@@ -102,6 +115,8 @@ impl Exchange {
             framing: Framing::None,
             body_bytes_max: None,
             route: None,
+            gate: Progress::default(),
+            gate_until: started + GATE_WAIT_US,
             service: None,
             service_us: None,
             status: 0,
@@ -164,6 +179,9 @@ impl Exchange {
             query,
             headers: request.headers,
         };
+        if self.answer_preflight(conn, &request, &wanted, out) {
+            return Ok(Step::Answer);
+        }
         let (index, captures) = match listener.router.find(&wanted) {
             Found::Route { index, captures } => (index, captures),
             Found::WrongMethod => {
@@ -175,6 +193,14 @@ impl Exchange {
         let route = conn.view.published.snapshot.routes.get(index as usize).ok_or(Failure::Internal)?;
         self.route = Some(index);
         self.body_bytes_max = route.body_bytes;
+        if route.access.cors.is_some() {
+            self.origin = Span::of(cors::origin(request.headers).unwrap_or_default(), head);
+        }
+        let permit = match self.ask_gate(conn, route, &wanted, &captures) {
+            Verdict::Continue(permit) => permit,
+            Verdict::Answer(failure) => return Err(failure),
+            Verdict::Need(lookup) => return Ok(Step::Wait(lookup)),
+        };
         let has_variables = !route.request_headers.is_empty()
             || !route.response_headers.is_empty()
             || !matches!(route.action, Action::Forward(Forward { rewrite: Rewrite::Keep | Rewrite::Strip(_), .. }));
@@ -203,7 +229,6 @@ impl Exchange {
                 Ok(Step::Answer)
             }
             Action::Forward(forward) => {
-                let permit = filter::admit(&Facts { framing: self.framing, body_bytes_max: self.body_bytes_max })?;
                 let service = conn.view.services.get(forward.service).ok_or(Failure::Internal)?;
                 self.service = Some(forward.service);
                 let endpoint = service.pick(&conn.worker).ok_or(Failure::NoEndpoint)?;
@@ -218,6 +243,52 @@ impl Exchange {
                 Ok(Step::Forward { service: forward.service, endpoint, permit })
             }
         }
+    }
+}
+
+impl Exchange {
+    fn ask_gate(
+        &mut self,
+        conn: &Connection,
+        route: &Route,
+        request: &RouteRequest<'_>,
+        captures: &Captures,
+    ) -> Verdict {
+        let (worker, published) = (&conn.worker, &conn.view.published);
+        let gate = Gate {
+            policy: &route.policy,
+            access: &route.access,
+            authenticators: &published.snapshot.authenticators,
+            live: &published.live,
+            tokens: &worker.tokens,
+            request,
+            captures,
+            client_ip: self.client_ip,
+            framing: self.framing,
+            body_bytes_max: self.body_bytes_max,
+            now_unix_s: worker.clock.unix_ms(self.started) / 1000,
+            may_wait: worker.clock.lately() < self.gate_until,
+        };
+        filter::admit(&gate, &mut self.gate)
+    }
+
+    /// Whether the request asks what another one may do (CORS), of a route that says so. A preflight carries no
+    /// credentials: nothing else is asked of it.
+    fn answer_preflight(
+        &mut self,
+        conn: &Connection,
+        request: &RequestHead<'_, '_>,
+        wanted: &RouteRequest<'_>,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let Some(preflight) = Preflight::of(request.method, request.headers) else { return false };
+        let announced = RouteRequest { method: preflight.method, ..*wanted };
+        let Found::Route { index, .. } = conn.listener.router.find(&announced) else { return false };
+        let Some(route) = conn.view.published.snapshot.routes.get(index as usize) else { return false };
+        let Some(cors) = &route.access.cors else { return false };
+        self.route = Some(index);
+        respond::preflight(conn, self, cors, &preflight, out);
+        true
     }
 }
 
@@ -264,10 +335,15 @@ fn write_head(
 
     let trace = TraceContext::of(request);
     let ops = (!route.request_headers.is_empty()).then_some(&route.request_headers);
+    let authenticators = &conn.view.published.snapshot.authenticators;
+    let asked = route.policy.authenticate.iter().filter_map(|index| authenticators.get(*index as usize));
+    let is_vouched_for = |name: &str| asked.clone().any(|authenticator| authenticator.vouches_for(name));
     let hops = if request.has(Name::MaxForwards) { max_forwards(request) } else { None };
     HeadLines { head, headers: request.headers, names: request.names }.copy(out, |name, header| {
         let kept = match name {
-            Name::Other => !is_look_alike(header.name) && (trusted || !claims_a_hop(header.name)),
+            Name::Other => {
+                !is_look_alike(header.name) && (trusted || !claims_a_hop(header.name)) && !is_vouched_for(header.name)
+            }
             Name::Accept | Name::UserAgent => true,
             Name::Host | Name::XRequestId => false,
             Name::Expect => exchange.expects_continue,
@@ -295,6 +371,9 @@ fn write_head(
     out.extend_from_slice(b"X-Request-ID: ");
     out.extend_from_slice(exchange.id.as_bytes());
     out.extend_from_slice(b"\r\n");
+    if let Some(identity) = &exchange.gate.identity {
+        out.extend_from_slice(&identity.header_lines);
+    }
     if listener.forwarded.x_forwarded {
         write_x_forwarded(conn, request, trusted, out);
     }

@@ -1,7 +1,11 @@
 //! Answers that the gateway gives itself: errors, redirects, fixed answers. Each is written whole, body and all.
 
+use httparse::Header;
 use ringway_config::snapshot::{Redirect, Respond, Route};
+use ringway_core::access::Seen;
+use ringway_core::access::cors::{self, Cors, Preflight};
 use ringway_core::answer::{Format, negotiate, status_line, write_error_body};
+use ringway_core::auth::Flaw;
 use ringway_core::failure::Failure;
 use ringway_core::http::{Framing, HeadStorage, Name, RequestHead, Target};
 use ringway_core::path::normalize;
@@ -39,8 +43,18 @@ pub(crate) fn write_connection(keep_alive: bool, is_http10: bool, out: &mut Vec<
     }
 }
 
+/// What [`begin_bare`] writes, and what the route adds to its answers.
+fn begin(conn: &Connection, exchange: &mut Exchange, status: u16, headers: &[Header<'_>], out: &mut Vec<u8>) {
+    begin_bare(conn, exchange, status, out);
+    if let Some(route) = conn.route(exchange)
+        && route.access.changes_answers()
+    {
+        route.access.write_answer_headers(cors::origin(headers), false, Seen::default(), out);
+    }
+}
+
 /// The status line and what every own answer says; settles whether the connection lives.
-fn begin(conn: &Connection, exchange: &mut Exchange, status: u16, out: &mut Vec<u8>) {
+fn begin_bare(conn: &Connection, exchange: &mut Exchange, status: u16, out: &mut Vec<u8>) {
     let unread = match exchange.framing {
         Framing::None => true,
         Framing::Length(length) => length <= DRAIN_BYTES_MAX && !exchange.expects_continue,
@@ -137,7 +151,7 @@ pub(crate) fn fixed(
     vars: &Vars<'_>,
     out: &mut Vec<u8>,
 ) {
-    begin(conn, exchange, answer.status, out);
+    begin(conn, exchange, answer.status, vars.headers, out);
     if !answer.content_type.is_empty() && !route.response_headers.drops("content-type") {
         write_field("Content-Type", answer.content_type.as_bytes(), out);
     }
@@ -154,7 +168,7 @@ pub(crate) fn redirect(
     vars: &Vars<'_>,
     out: &mut Vec<u8>,
 ) {
-    begin(conn, exchange, redirect.status, out);
+    begin(conn, exchange, redirect.status, vars.headers, out);
     out.extend_from_slice(b"Location: ");
     redirect.location.render(vars, out);
     out.extend_from_slice(b"\r\n");
@@ -164,7 +178,7 @@ pub(crate) fn redirect(
 
 /// `OPTIONS *` (RFC 9110 section 9.3.7), and OPTIONS whose `Max-Forwards` is used up.
 pub(crate) fn options(conn: &Connection, exchange: &mut Exchange, out: &mut Vec<u8>) {
-    begin(conn, exchange, 200, out);
+    begin_bare(conn, exchange, 200, out);
     write_field("Allow", METHODS.as_bytes(), out);
     finish(exchange, b"", out);
 }
@@ -177,7 +191,7 @@ pub(crate) fn wrong_method(
     allow: impl FnOnce(&mut Vec<u8>),
     out: &mut Vec<u8>,
 ) {
-    begin(conn, exchange, Failure::WrongMethod.status(), out);
+    begin_bare(conn, exchange, Failure::WrongMethod.status(), out);
     out.extend_from_slice(b"Allow: ");
     allow(out);
     out.extend_from_slice(b"\r\n");
@@ -188,12 +202,63 @@ pub(crate) fn wrong_method(
 pub(crate) fn failure(conn: &Connection, exchange: &mut Exchange, failure: Failure, head: &[u8], out: &mut Vec<u8>) {
     exchange.keep_alive &= !failure.closes_connection();
     let mut storage = HeadStorage::new();
-    let format = match RequestHead::parse(head, conn.listener.limits.headers, &mut storage) {
-        Ok(request) => negotiate(request.values(Name::Accept)),
-        Err(_) => Format::Json,
+    let (format, headers) = match RequestHead::parse(head, conn.listener.limits.headers, &mut storage) {
+        Ok(request) => (negotiate(request.values(Name::Accept)), request.headers),
+        Err(_) => (Format::Json, &[][..]),
     };
-    begin(conn, exchange, failure.status(), out);
+    begin(conn, exchange, failure.status(), headers, out);
+    match failure {
+        Failure::Unauthenticated(flaw) => challenge(conn, exchange, flaw, out),
+        // RFC 6750 section 3.1.
+        Failure::Forbidden("scope") => {
+            out.extend_from_slice(b"WWW-Authenticate: Bearer error=\"insufficient_scope\"\r\n")
+        }
+        _ => {}
+    }
     error_body(conn, exchange, failure, format, out);
+}
+
+/// One challenge for each scheme that the route knows (RFC 9110 section 11.6.1); the one that judged says what was wrong
+/// (RFC 6750 section 3).
+fn challenge(conn: &Connection, exchange: &Exchange, flaw: Option<Flaw>, out: &mut Vec<u8>) {
+    let Some(route) = conn.route(exchange) else { return };
+    let authenticators = &conn.view.published.snapshot.authenticators;
+    let judged = exchange.gate.authentication.map(|(index, _)| index);
+    for (at, index) in route.policy.authenticate.iter().enumerate() {
+        let Some(authenticator) = authenticators.get(*index as usize) else { continue };
+        let flaw = flaw.filter(|_| judged == Some(*index));
+        let mut earlier =
+            route.policy.authenticate.iter().take(at).filter_map(|index| authenticators.get(*index as usize));
+        if flaw.is_none() && earlier.any(|other| other.scheme() == authenticator.scheme()) {
+            continue;
+        }
+        out.extend_from_slice(b"WWW-Authenticate: ");
+        out.extend_from_slice(authenticator.scheme().as_bytes());
+        out.extend_from_slice(b" realm=\"");
+        out.extend_from_slice(authenticator.name.as_bytes());
+        out.push(b'"');
+        if let Some(flaw) = flaw {
+            out.extend_from_slice(b", error=\"");
+            out.extend_from_slice(flaw.code.as_bytes());
+            out.extend_from_slice(b"\", error_description=\"");
+            out.extend_from_slice(flaw.description.as_bytes());
+            out.push(b'"');
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// What a preflight is told (CORS).
+pub(crate) fn preflight(
+    conn: &Connection,
+    exchange: &mut Exchange,
+    cors: &Cors,
+    asked: &Preflight<'_>,
+    out: &mut Vec<u8>,
+) {
+    begin_bare(conn, exchange, 204, out);
+    cors.preflight(asked, out);
+    finish(exchange, b"", out);
 }
 
 fn error_body(conn: &Connection, exchange: &Exchange, failure: Failure, format: Format, out: &mut Vec<u8>) {
@@ -214,7 +279,9 @@ fn error_body(conn: &Connection, exchange: &Exchange, failure: Failure, format: 
         out.extend_from_slice(b"\r\n");
     }
     let mut body = conn.worker.take_head();
-    write_error_body(format, failure.status(), failure.message(), exchange.id.as_bytes(), &mut body);
+    let detail = exchange.gate.invalid.as_ref().map(ToString::to_string);
+    let message = detail.as_deref().unwrap_or(failure.message());
+    write_error_body(format, failure.status(), message, exchange.id.as_bytes(), &mut body);
     finish(exchange, &body, out);
     conn.worker.give_head(body);
 }

@@ -13,6 +13,7 @@ use crate::clock::us;
 use crate::connection::Connection;
 use crate::deadline::Slot;
 use crate::forward::forward;
+use crate::gate;
 use crate::io::{Blocks, linger, write_client};
 use crate::record::record;
 use crate::request::{Exchange, Step};
@@ -119,7 +120,12 @@ async fn exchange(conn: &mut Connection, inbox: &mut Buffer, head_length: usize,
     let _active = conn.worker.count_request();
     let mut exchange = Exchange::new(conn);
     out.clear();
-    let step = exchange.prepare(conn, inbox.data().get(..head_length).unwrap_or_default(), out);
+    let mut step = exchange.prepare(conn, inbox.data().get(..head_length).unwrap_or_default(), out);
+    while let Step::Wait(lookup) = step {
+        gate::look_up(conn, lookup).await;
+        out.clear();
+        step = exchange.prepare(conn, inbox.data().get(..head_length).unwrap_or_default(), out);
+    }
     let mut body = BodyDecoder::new(exchange.framing);
     // Bytes of the inbox that belong to this request.
     let mut used = head_length;
@@ -127,6 +133,7 @@ async fn exchange(conn: &mut Connection, inbox: &mut Buffer, head_length: usize,
 
     let failure = match step {
         Step::Answer => None,
+        Step::Wait(_) => Some(Failure::Internal),
         Step::Fail(failure) => Some(failure),
         Step::Forward { service, endpoint, permit } => {
             let forwarded = forward(conn, &mut exchange, inbox, &mut used, &mut body, out, (service, endpoint), permit);
@@ -151,6 +158,7 @@ async fn exchange(conn: &mut Connection, inbox: &mut Buffer, head_length: usize,
     if let Some(failure) = failure {
         let head = inbox.data().get(..head_length).unwrap_or_default();
         respond::failure(conn, &mut exchange, failure, head, out);
+        gate::audit(conn, &exchange, head, failure).await;
         if let (Some(service), Some(error)) = (exchange.service, failure.backend_error()) {
             conn.view.service_cell(service, conn.worker.id).inspect(|cell| cell.record_error(error));
         }

@@ -2,15 +2,18 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::hash::{BuildHasher, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Poll, Waker};
 
 use ringway_config::Hub;
 use ringway_config::hub::Phase;
+use ringway_core::auth::TokenCache;
 use ringway_core::forwarded::write_ip;
 use ringway_core::stats::WorkerCell;
 
@@ -56,6 +59,10 @@ pub(crate) struct Worker {
     /// Room for the one path at a time that has to be rewritten.
     pub(crate) path: RefCell<Vec<u8>>,
     pub(crate) listeners: RefCell<HashMap<SocketAddr, accept::Accepting>>,
+    /// Verified tokens.
+    pub(crate) tokens: RefCell<TokenCache>,
+    /// Rung when another thread has published something, and with each tick.
+    pub(crate) news: News,
     view: RefCell<Rc<View>>,
     /// Two lists, so that answers, which are large, use the few blocks that are warm: a request's block is held until its
     /// answer is through, an answer's for one turn only.
@@ -110,6 +117,8 @@ impl Worker {
             audit: Audit::new(),
             path: RefCell::new(Vec::with_capacity(1024)),
             listeners: RefCell::default(),
+            tokens: RefCell::new(tokens(&view)),
+            news: News::default(),
             view: RefCell::new(Rc::new(view)),
             inboxes: Buffers::new(),
             answers: Buffers::new(),
@@ -225,6 +234,9 @@ impl Worker {
                 }
                 kept
             });
+            if renewed.published.snapshot.token_cache != current.published.snapshot.token_cache {
+                *self.tokens.borrow_mut() = tokens(&renewed);
+            }
             *self.view.borrow_mut() = Rc::new(renewed);
             self.cell().generation.set(generation);
         }
@@ -265,6 +277,40 @@ impl Worker {
     }
 }
 
+/// An empty table of verified tokens, of the size that the configuration says. Its seed is secret.
+fn tokens(view: &View) -> TokenCache {
+    let settings = view.published.snapshot.token_cache;
+    let seed = [(); 4].map(|()| std::collections::hash_map::RandomState::new().build_hasher().finish());
+    TokenCache::new(settings.entries, settings.bytes, settings.ttl.as_secs(), seed)
+}
+
+/// Tasks that wait for something from another thread. Each looks for itself whether it was meant.
+#[derive(Default)]
+pub(crate) struct News {
+    count: Cell<u64>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+impl News {
+    fn ring(&self) {
+        self.count.set(self.count.get() + 1);
+        self.waiting.borrow_mut().drain(..).for_each(Waker::wake);
+    }
+
+    /// Until the next ring.
+    pub(crate) async fn wait(&self) {
+        let seen = self.count.get();
+        poll_fn(|cx| {
+            if self.count.get() != seen {
+                return Poll::Ready(());
+            }
+            self.waiting.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
 /// The whole life of a worker, on its thread. Gives back how many connections were cut off.
 pub(crate) async fn run(id: usize, shared: Arc<Shared>, up: impl FnOnce()) -> usize {
     let worker = Worker::new(id, shared);
@@ -298,6 +344,7 @@ pub(crate) async fn run(id: usize, shared: Arc<Shared>, up: impl FnOnce()) -> us
 fn collect_mail(worker: &Rc<Worker>) {
     let Some(mailbox) = worker.shared.mailboxes.get(worker.id) else { return };
     worker.look();
+    worker.news.ring();
     for (address, socket) in mailbox.take_listeners() {
         accept::listen(worker, address, socket);
     }

@@ -3,10 +3,9 @@
 use crate::capacity::Capacity;
 use crate::capacity::probe::Point;
 use crate::capacity::search::{Stage, Verdict};
-use crate::failure::Failure;
 use crate::report::svg::{Lines, Measure, Scale, Series, lines};
 use crate::report::units::{bytes, rate, share, time_us};
-use crate::report::{Align, File, Html, Section, columns, environment, page as whole};
+use crate::report::{Align, Html, Section, columns, environment, page as whole};
 
 /// One line about a probe that has just ended.
 pub(crate) fn progress(point: &Point) -> String {
@@ -18,21 +17,9 @@ pub(crate) fn progress(point: &Point) -> String {
     format!("{stage:<8} {:>11}  p99 {:>8}  {verdict}", rate(point.rate), time_us(point.p99_us as f64))
 }
 
-/// The table goes to standard output, unless one of the files does.
-pub(crate) fn write(json: Option<&File>, html: Option<&File>, capacity: &Capacity) -> Result<(), Failure> {
-    if ![json, html].contains(&Some(&File::Stdout)) {
-        File::Stdout.write(&table(capacity))?;
-    }
-    if let Some(file) = json {
-        let text = serde_json::to_string_pretty(capacity).map_err(Failure::runtime)?;
-        file.write(&(text + "\n"))?;
-    }
-    html.map_or(Ok(()), |file| file.write(&page(capacity)))
-}
-
 const HEAD: [&str; 10] = ["stage", "rate", "answered", "p50", "p99", "p99.9", "max", "errors", "CPU/request", "holds"];
 
-fn table(capacity: &Capacity) -> String {
+pub(crate) fn table(capacity: &Capacity) -> String {
     let facts: Vec<_> = facts(capacity).into_iter().map(|(name, text)| vec![name.to_owned(), text]).collect();
     let mut rows = vec![HEAD.map(str::to_owned).to_vec()];
     rows.extend(by_rate(capacity).iter().map(|point| cells(point).to_vec()));
@@ -111,7 +98,7 @@ fn by_rate(capacity: &Capacity) -> Vec<&Point> {
     points
 }
 
-fn page(capacity: &Capacity) -> String {
+pub(crate) fn page(capacity: &Capacity) -> String {
     let points = by_rate(capacity);
     let rows: Vec<Vec<String>> = points.iter().map(|point| cells(point).to_vec()).collect();
     let sections = [

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::capacity::observe::Observed;
 use crate::capacity::probe::watched;
 use crate::failure::Failure;
+use crate::results::Counts;
 use crate::scenario::Scenario;
 use crate::schedule::Process;
 
@@ -29,6 +30,12 @@ pub(crate) fn per_connection(scenario: &Scenario, target: &Observed) -> Result<O
     Ok((grown > 0).then(|| grown as f64 / (most - fewer) as f64))
 }
 
+/// Whether each connection was made once and kept. One that is refused or closed is opened again; where clients have
+/// addresses of their own, or requests their own connections, they are opened only when they are needed.
+fn all_were_held(counts: &Counts, connections: usize) -> bool {
+    counts.failed == 0 && counts.connections_opened == connections as u64
+}
+
 /// None where not all connections could be had and kept.
 fn rss_with(scenario: &Scenario, target: &Observed, more: usize) -> Result<Option<u64>, Failure> {
     // So slow that connections wait nearly all the time.
@@ -36,14 +43,25 @@ fn rss_with(scenario: &Scenario, target: &Observed, more: usize) -> Result<Optio
     slow.timeout = slow.timeout.min(Duration::from_secs(2));
     slow.connections += more;
     match watched(&slow, &mut Some(target.clone())) {
-        Ok((results, cost)) => {
-            // One that is refused or closed is opened again.
-            let counts = &results.counts;
-            let all_there = counts.failed == 0 && counts.connections_opened <= slow.connections as u64;
-            Ok(cost.rss_bytes.filter(|_| all_there))
-        }
+        Ok((results, cost)) => Ok(cost.rss_bytes.filter(|_| all_were_held(&results.counts, slow.connections))),
         Err(failure) if crate::run::is_interrupted() => Err(failure),
         // Too many open files, here or there, is no reason to fail at the end of a long search.
         Err(_) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_are_not_held_show_nothing() {
+        let held = |failed, connections_opened| {
+            all_were_held(&Counts { failed, connections_opened, ..Counts::default() }, 464)
+        };
+        assert!(held(0, 464));
+        assert!(!held(1, 464), "refused");
+        assert!(!held(0, 465), "closed and opened again");
+        assert!(!held(0, 50), "opened as they were needed");
     }
 }

@@ -112,6 +112,9 @@ impl Drop for Running {
 
 /// Puts this process on a core, and before other work where that is allowed; returns whether it was.
 pub(crate) fn settle_on(core: usize) -> io::Result<bool> {
+    if core >= CpuSet::MAX_CPU {
+        return Err(io::Error::other("there is no such core"));
+    }
     let mut cores = CpuSet::new();
     cores.set(core);
     rustix::thread::sched_setaffinity(None, &cores)?;

@@ -116,10 +116,7 @@ fn scaled(latency: Duration, by: f64) -> Duration {
 
 /// A line of a list of values: with a unit, or microseconds.
 fn value(line: &str) -> Result<Duration, String> {
-    match line.parse::<u32>() {
-        Ok(_) => bounded(&format!("{line}us")),
-        Err(_) => bounded(line),
-    }
+    if units::is_decimal(line) { bounded(&format!("{line}us")) } else { bounded(line) }
 }
 
 /// A line of an .hgrm file: `Value Percentile TotalCount 1/(1-Percentile)`.

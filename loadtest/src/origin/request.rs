@@ -5,7 +5,8 @@ use std::time::Duration;
 use ringway_core::http::{Framing, HEADERS_MAX, HeadStorage, RequestError, RequestHead, Target, Version};
 
 use super::latency::bounded;
-use super::{parse_body, parse_status};
+use super::{body_bytes, parse_status};
+use crate::units;
 
 /// What of a head matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,21 +57,13 @@ impl Wish {
             let Some((name, value)) = parameter.split_once('=') else { continue };
             let named = |error: String| format!("{name}: {error}");
             match name {
-                "size" => wish.size = Some(size(value).map_err(named)?),
+                "size" => wish.size = Some(body_bytes(units::or_plain(value, "B", units::bytes)).map_err(named)?),
                 "delay" => wish.delay = Some(bounded(value).map_err(named)?),
                 "status" => wish.status = Some(parse_status(value).map_err(named)?),
                 _ => {}
             }
         }
         Ok(wish)
-    }
-}
-
-/// Bytes without a unit are plain in a query.
-fn size(text: &str) -> Result<usize, String> {
-    match text.parse::<u32>() {
-        Ok(_) => parse_body(&format!("{text}B")),
-        Err(_) => parse_body(text),
     }
 }
 

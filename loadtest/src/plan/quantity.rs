@@ -1,33 +1,8 @@
-//! Quantities as people type them: `10k/s`, `2KB`, `50ms`, `30%`, `100/min`.
-//!
-//! KB, MB and GB are decimal (1 KB = 1000 bytes), KiB, MiB and GiB binary (1 KiB = 1024 bytes).
+//! What the flags of a plan take: quantities above zero, whose unit may be missing where the flag implies it.
 
 use std::str::FromStr;
 
-/// Above every figure that can be meant; keeps the arithmetic far from the limits of its numbers.
-const MOST: f64 = 1e15;
-
-const TIMES: [(&str, f64); 6] = [("us", 1e-6), ("ms", 1e-3), ("s", 1.0), ("min", 60.0), ("m", 60.0), ("h", 3600.0)];
-
-/// Per second.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Rate(pub(crate) f64);
-
-/// Bytes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Size(pub(crate) f64);
-
-/// Seconds.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Time(pub(crate) f64);
-
-/// At least 1.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Factor(pub(crate) f64);
-
-/// 0 to less than 1.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Share(pub(crate) f64);
+use crate::units::{self, Wrong};
 
 /// So many requests per period.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,94 +11,58 @@ pub(crate) struct Limit {
     pub(crate) period_s: f64,
 }
 
-impl FromStr for Rate {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (amount, per) = text.split_once('/').unwrap_or((text, "s"));
-        let amount = above_zero(amount, &[("", 1.0), ("k", 1e3), ("M", 1e6)], "10000/s or 10k/s")?;
-        let seconds = period(per).ok_or_else(|| format!("'{per}' is not a period (s, min, h)"))?;
-        Ok(Self(amount / seconds))
+/// Per second.
+pub(crate) fn rate(text: &str) -> Result<f64, String> {
+    match text.split_once('/') {
+        Some((_, per)) if units::period(per).is_none() => Err(format!("'{per}' is not a period (s, min, h)")),
+        _ => above_zero(units::or_plain(text, "/s", units::rate), "10000/s or 10k/s"),
     }
 }
 
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let decimal = [("", 1.0), ("B", 1.0), ("KB", 1e3), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9)];
-        let binary = [("KiB", 1024.0), ("MiB", 1_048_576.0), ("GiB", 1_073_741_824.0)];
-        above_zero(text, &[&decimal[..], &binary].concat(), "2KB (2000 bytes) or 2KiB (2048)").map(Self)
-    }
+pub(crate) fn bytes(text: &str) -> Result<f64, String> {
+    let bytes = units::or_plain(text, "B", units::bytes);
+    above_zero(bytes.map(|bytes| bytes as f64), "2KB (2000 bytes) or 2KiB (2048)")
 }
 
-impl FromStr for Time {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        above_zero(text, &TIMES, "50ms or 1.5s").map(Self)
-    }
+pub(crate) fn seconds(text: &str) -> Result<f64, String> {
+    above_zero(units::duration(text).map(|time| time.as_secs_f64()), "50ms or 1.5s")
 }
 
-impl FromStr for Factor {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match above_zero(text, &[("", 1.0), ("x", 1.0)], "2 or 1.5")? {
-            factor if factor < 1.0 => Err("a factor of at least 1 was expected".to_owned()),
-            factor => Ok(Self(factor)),
-        }
-    }
+/// At least 1.
+pub(crate) fn factor(text: &str) -> Result<f64, String> {
+    let factor = plain(text.strip_suffix('x').unwrap_or(text)).filter(|factor| *factor >= 1.0);
+    factor.ok_or_else(|| "a factor of at least 1 was expected, such as 2 or 1.5".to_owned())
 }
 
-impl FromStr for Share {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let share = number(text, &[("", 1.0), ("%", 0.01)], "30% or 0.3")?;
-        if (0.0..1.0).contains(&share) {
-            Ok(Self(share))
-        } else {
-            Err("0 % to less than 100 % was expected".to_owned())
-        }
-    }
+/// 0 to less than 1.
+pub(crate) fn share(text: &str) -> Result<f64, String> {
+    let share = units::share(text).ok().or_else(|| plain(text)).filter(|share| *share < 1.0);
+    share.ok_or_else(|| "0 % to less than 100 % was expected, such as 30% or 0.3".to_owned())
 }
 
 impl FromStr for Limit {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || "requests per period were expected, such as 100/min or 50/10s".to_owned();
-        let (requests, per) = text.split_once('/').ok_or_else(wrong)?;
-        match (requests.trim().parse(), period(per)) {
-            (Ok(requests @ 1..=1_000_000_000_000), Some(period_s)) => Ok(Self { requests, period_s }),
-            _ => Err(wrong()),
+        let limit = text.split_once('/').map(|(requests, per)| (requests.parse(), units::period(per)));
+        match limit {
+            Some((Ok(requests @ 1..=1_000_000_000_000), Some(period))) => {
+                Ok(Self { requests, period_s: period.as_secs_f64() })
+            }
+            _ => Err("requests per period were expected, such as 100/min or 50/10s".to_owned()),
         }
     }
 }
 
-/// A unit of time, or a number of them.
-fn period(text: &str) -> Option<f64> {
-    let unit = TIMES.iter().find(|(name, _)| *name == text.trim());
-    unit.map(|(_, seconds)| *seconds).or_else(|| above_zero(text, &TIMES, "").ok())
+fn plain(text: &str) -> Option<f64> {
+    text.parse().ok().filter(|value: &f64| units::is_decimal(text) && value.is_finite())
 }
 
-fn above_zero(text: &str, units: &[(&str, f64)], example: &str) -> Result<f64, String> {
-    match number(text, units, example)? {
-        value if value > 0.0 => Ok(value),
-        _ => Err("a number above 0 was expected".to_owned()),
-    }
-}
-
-fn number(text: &str, units: &[(&str, f64)], example: &str) -> Result<f64, String> {
-    let text = text.trim();
-    let unit_at = text.find(|c: char| c.is_alphabetic() || c == '%').unwrap_or(text.len());
-    let (digits, unit) = text.split_at(unit_at);
-    let unit = units.iter().find(|(name, _)| *name == unit);
-    match (digits.trim().parse::<f64>(), unit) {
-        (Ok(number), Some((_, size))) if number.abs() * size <= MOST => Ok(number * size),
-        (Ok(number), Some(_)) if number.is_finite() => Err(format!("larger than {MOST:e}")),
-        _ => Err(format!("a number with its unit was expected, such as {example}")),
+fn above_zero(read: Result<f64, Wrong>, example: &str) -> Result<f64, String> {
+    match read {
+        Ok(value) if value > 0.0 => Ok(value),
+        Err(wrong) if wrong.is_too_large() => Err("larger than 1e15".to_owned()),
+        _ => Err(format!("a number above 0 was expected, such as {example}")),
     }
 }
 
@@ -132,45 +71,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates() {
-        for (text, per_s) in [("10000/s", 10_000.0), ("10000", 10_000.0), ("10k/s", 10_000.0), ("1.5M/s", 1.5e6)] {
-            assert_eq!(text.parse(), Ok(Rate(per_s)), "{text}");
-        }
-        assert_eq!("600/min".parse(), Ok(Rate(10.0)));
-        assert_eq!("7200 / h".parse(), Ok(Rate(2.0)));
-        assert_eq!("30/10s".parse(), Ok(Rate(3.0)));
-        for text in ["", "fast", "10/", "10/day", "-5/s", "0/s", "NaN/s", "inf/s", "1e30/s", "10k5/s", "5/0s"] {
-            assert!(text.parse::<Rate>().is_err(), "{text}");
-        }
+    fn a_flag_implies_its_unit() {
+        assert_eq!((rate("10000"), rate("600/min")), (Ok(10_000.0), Ok(10.0)));
+        assert_eq!((bytes("886"), bytes("2KB")), (Ok(886.0), Ok(2_000.0)));
+        assert_eq!(seconds("50ms"), Ok(0.05));
+        assert!(seconds("50").is_err(), "a time without its unit");
     }
 
     #[test]
-    fn sizes_are_decimal_or_binary_as_they_say() {
-        for (text, bytes) in [
-            ("2KB", 2_000.0),
-            ("2KiB", 2_048.0),
-            ("16 KB", 16_000.0),
-            ("886", 886.0),
-            ("1.5MB", 1.5e6),
-            ("1GiB", 1_073_741_824.0),
-        ] {
-            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+    fn nothing_is_zero_or_less() {
+        for text in ["", "fast", "10/", "10/day", "-5/s", "0/s", "inf/s", "1e30/s", "5/0s"] {
+            assert!(rate(text).is_err(), "{text}");
         }
-        for text in ["", "KB", "2Kb", "2K", "0KB", "-1KB"] {
-            assert!(text.parse::<Size>().is_err(), "{text}");
-        }
+        assert!(bytes("0KB").is_err() && bytes("-1KB").is_err() && seconds("0s").is_err());
     }
 
     #[test]
-    fn times_factors_and_shares() {
-        assert_eq!("50ms".parse(), Ok(Time(0.05)));
-        assert_eq!("2".parse(), Ok(Factor(2.0)));
-        assert_eq!("1.5x".parse(), Ok(Factor(1.5)));
-        assert_eq!("30%".parse(), Ok(Share(0.3)));
-        assert_eq!("0".parse(), Ok(Share(0.0)));
-        assert!("50".parse::<Time>().is_err(), "a time without its unit");
-        assert!("0.5".parse::<Factor>().is_err() && "-2".parse::<Factor>().is_err());
-        assert!("100%".parse::<Share>().is_err() && "30".parse::<Share>().is_err() && "-1%".parse::<Share>().is_err());
+    fn factors_and_shares() {
+        assert_eq!((factor("2"), factor("1.5x")), (Ok(2.0), Ok(1.5)));
+        assert!(factor("0.5").is_err() && factor("-2").is_err() && factor("x").is_err() && factor("NaN").is_err());
+        assert_eq!((share("30%"), share("0.3"), share("0")), (Ok(0.3), Ok(0.3), Ok(0.0)));
+        assert!(share("100%").is_err() && share("30").is_err() && share("-1%").is_err() && share("NaN").is_err());
     }
 
     #[test]

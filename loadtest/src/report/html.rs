@@ -102,7 +102,8 @@ fn latency(results: &Results) -> Option<Section> {
 
 fn timeline(results: &Results) -> Option<Section> {
     let per_point = results.timeline.len().div_ceil(TIMELINE_POINTS_MAX).max(1);
-    let points: Vec<Second> = results.timeline.chunks(per_point).filter_map(merged).collect();
+    let points: Vec<Second> =
+        results.timeline.chunks(per_point).filter_map(|seconds| merged(seconds, results.seconds)).collect();
     if points.is_empty() {
         return None;
     }
@@ -152,7 +153,7 @@ fn classes(results: &Results) -> Option<Section> {
     let mut rows = Vec::new();
     for class in &results.classes {
         rows.push(row(class.name.clone(), &class.latency));
-        rows.extend(class.statuses.iter().map(|status| row(format!("    {}", status.status), &status.latency)));
+        rows.extend(class.statuses.iter().map(|status| row(format!("    {}", status.name()), &status.latency)));
         if class.failed > 0 {
             rows.push(vec!["    no answer".to_owned(), count(class.failed)]);
         }
@@ -189,15 +190,18 @@ fn generator(results: &Results) -> Option<Section> {
     Some(Section::new("The generator itself", [Html::paragraph(verdict), Html::facts(&facts)]))
 }
 
-/// Some seconds as one: the mean of their rates, the worst of their latencies.
-fn merged(seconds: &[Second]) -> Option<Second> {
+/// Some seconds as one: the mean of their rates, the worst of their latencies. Of the last one only what lies before the
+/// end of the run counts, a tenth of a second at least.
+fn merged(seconds: &[Second], end: f64) -> Option<Second> {
+    let at = seconds.first()?.at;
+    let length = if end > at { (end - at).clamp(0.1, seconds.len() as f64) } else { seconds.len() as f64 };
     let mean = |figure: fn(&Second) -> u64| {
-        let sum: u64 = seconds.iter().map(figure).sum();
-        (sum as f64 / seconds.len() as f64).round() as u64
+        let sum: f64 = seconds.iter().map(|second| figure(second) as f64).sum();
+        (sum / length).round() as u64
     };
     let worst = |figure: fn(&Second) -> u64| seconds.iter().map(figure).max().unwrap_or(0);
     Some(Second {
-        at: seconds.first()?.at,
+        at,
         due: mean(|at| at.due),
         answered: mean(|at| at.answered),
         failed: mean(|at| at.failed),
@@ -217,4 +221,20 @@ fn fitting(series: &[Series]) -> Scale {
 fn percentile(percentile: f64) -> String {
     let text = format!("{percentile:.6}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_does_not_fall_where_the_run_ends_within_a_second() {
+        let second = |at: f64, due| Second { at, due, answered: due, failed: 0, p50: 1, p99: 2, max: due };
+        let seconds = [second(0.0, 1000), second(1.0, 1200), second(2.0, 500)];
+        let rate = |seconds: &[Second]| merged(seconds, 2.5).map(|point| (point.at, point.due, point.max));
+        assert_eq!(rate(&seconds[..2]), Some((0.0, 1100, 1200)));
+        assert_eq!(rate(&seconds[2..]), Some((2.0, 1000, 500)));
+        assert_eq!(rate(&seconds), Some((0.0, 1080, 1200)));
+        assert_eq!(rate(&[]), None);
+    }
 }

@@ -120,7 +120,7 @@ fn classes(results: &Results) -> String {
     let mut rows = vec![title.to_vec()];
     for Class { name, failed, latency, statuses } in &results.classes {
         rows.push(row(format!("  {}", cell(name, NAME_WIDTH - 2)), latency));
-        rows.extend(statuses.iter().map(|status| row(format!("    {}", status.status), &status.latency)));
+        rows.extend(statuses.iter().map(|status| row(format!("    {}", status.name()), &status.latency)));
         if *failed > 0 {
             rows.push(vec!["    no answer".to_owned(), count(*failed)]);
         }

@@ -36,19 +36,22 @@ pub(crate) async fn run(worker: Rc<Worker>, id: usize) {
         }
         match made {
             Ok(sock) => {
-                failures = 0;
+                let made = worker.now();
                 worker.opened(id);
                 converse(&worker, id, &sock).await;
                 worker.closed(id);
-            }
-            Err(fault) => {
-                worker.not_connected(id, fault);
-                failures += 1;
-                // In an open loop each request that needs a connection tries for itself.
-                if !worker.is_lazy() || worker.closed_loop {
-                    slot.pause(worker.now() + backoff_ns(failures)).await;
+                // A target that takes a connection only to end it would be kept busy with more of them.
+                if slot.carried.get() || worker.now() - made >= BACKOFF_LAST_NS {
+                    failures = 0;
+                    continue;
                 }
             }
+            Err(fault) => worker.not_connected(id, fault),
+        }
+        failures += 1;
+        // In an open loop each request that needs a connection tries for itself.
+        if !worker.is_lazy() || worker.closed_loop {
+            slot.pause(worker.now() + backoff_ns(failures)).await;
         }
     }
 }

@@ -7,8 +7,10 @@ use std::net::Ipv4Addr;
 /// connection was closed) leaves a stale entry behind, which is passed over.
 pub(crate) struct Idle {
     all: VecDeque<Entry>,
-    /// By source address, where clients have their own.
-    by_address: Option<HashMap<Ipv4Addr, Vec<Entry>>>,
+    /// By source address, where clients have their own: exactly those that are idle, since there may be millions of
+    /// addresses.
+    by_address: Option<HashMap<Ipv4Addr, Vec<usize>>>,
+    addresses: Vec<Option<Ipv4Addr>>,
     turns: Vec<u32>,
     idle: Vec<bool>,
 }
@@ -24,6 +26,7 @@ impl Idle {
         Self {
             all: VecDeque::with_capacity(2 * slots + 1),
             by_address: by_address.then(HashMap::new),
+            addresses: vec![None; slots],
             turns: vec![0; slots],
             idle: vec![false; slots],
         }
@@ -40,13 +43,21 @@ impl Idle {
             self.all.retain(|entry| idle[entry.slot] && turns[entry.slot] == entry.turn);
         }
         if let (Some(by_address), Some(address)) = (&mut self.by_address, address) {
-            by_address.entry(address).or_default().push(entry);
+            by_address.entry(address).or_default().push(slot);
+            self.addresses[slot] = Some(address);
         }
     }
 
     /// The slot is idle no more, for a reason of its own.
     pub(crate) fn remove(&mut self, slot: usize) {
         self.idle[slot] = false;
+        let Some((by_address, address)) = self.by_address.as_mut().zip(self.addresses[slot].take()) else { return };
+        if let Some(slots) = by_address.get_mut(&address) {
+            slots.retain(|other| *other != slot);
+            if slots.is_empty() {
+                by_address.remove(&address);
+            }
+        }
     }
 
     /// The one that was used last: its memory is warm, and the others show what is not needed.
@@ -62,10 +73,10 @@ impl Idle {
 
     /// One with a connection from this address, or else the one that has been idle for the longest time.
     pub(crate) fn take_for(&mut self, address: Ipv4Addr) -> Option<usize> {
-        while let Some(entry) = self.by_address.as_mut().and_then(|map| map.get_mut(&address)).and_then(Vec::pop) {
-            if self.claim(entry) {
-                return Some(entry.slot);
-            }
+        let own = self.by_address.as_ref().and_then(|map| map.get(&address)).and_then(|slots| slots.last().copied());
+        if let Some(slot) = own {
+            self.remove(slot);
+            return Some(slot);
         }
         while let Some(entry) = self.all.pop_front() {
             if self.claim(entry) {
@@ -79,7 +90,7 @@ impl Idle {
     fn claim(&mut self, entry: Entry) -> bool {
         let valid = self.idle[entry.slot] && self.turns[entry.slot] == entry.turn;
         if valid {
-            self.idle[entry.slot] = false;
+            self.remove(entry.slot);
         }
         valid
     }
@@ -112,6 +123,18 @@ mod tests {
         assert_eq!(idle.take_for(a), Some(2));
         assert_eq!(idle.take_for(c), Some(0));
         assert_eq!(idle.take_for(a), None);
+    }
+
+    #[test]
+    fn addresses_are_known_only_while_a_connection_has_them() {
+        let mut idle = Idle::new(2, true);
+        for client in 0..10_000 {
+            idle.put(0, Some(Ipv4Addr::from_bits(client)));
+            idle.put(1, Some(Ipv4Addr::from_bits(client)));
+            idle.remove(1);
+            assert_eq!(idle.take_for(Ipv4Addr::LOCALHOST), Some(0));
+        }
+        assert_eq!(idle.by_address.map(|map| map.len()), Some(0));
     }
 
     #[test]

@@ -9,6 +9,11 @@ use crate::run::timeline::Timeline;
 /// A delay of the generator's own beyond which a request was not on schedule.
 const ON_SCHEDULE_NS: u64 = 1_000_000;
 
+/// Statuses of a class that have a histogram of their own, which takes 190 KB. A target may send any of 900: those that
+/// come later are told together, as status 0.
+const STATUSES_MAX: usize = 32;
+const OTHERS: u16 = 0;
+
 /// The figures of one thread, or of several once they are merged. Times are in nanoseconds.
 pub(crate) struct Record {
     pub(crate) counts: Counts,
@@ -167,13 +172,12 @@ impl Record {
 impl ClassRecord {
     /// The histogram of a status; the first answer with it makes it.
     fn status(&mut self, status: u16) -> &mut Histogram<u64> {
-        let at = match self.statuses.iter().position(|(have, _)| *have == status) {
-            Some(at) => at,
-            None => {
-                self.statuses.push((status, results::histogram()));
-                self.statuses.len() - 1
-            }
-        };
+        let find = |status| self.statuses.iter().position(|(have, _)| *have == status);
+        let status = if find(status).is_none() && self.statuses.len() >= STATUSES_MAX { OTHERS } else { status };
+        let at = find(status).unwrap_or_else(|| {
+            self.statuses.push((status, results::histogram()));
+            self.statuses.len() - 1
+        });
         &mut self.statuses[at].1
     }
 }
@@ -241,6 +245,18 @@ mod tests {
         assert_eq!((classes[1].latency.count, classes[1].failed), (1, 1));
         assert_eq!(record.counts.unexpected, 1);
         assert_eq!(record.errors().iter().map(|one| one.kind.as_str()).collect::<Vec<_>>(), ["closed"]);
+    }
+
+    #[test]
+    fn a_target_that_sends_every_status_takes_no_more_room_than_one_that_sends_some() {
+        let (mut record, mut other) = (Record::new(1), Record::new(1));
+        (100..=999).for_each(|status| record.answered(answer(0, status, 0, MS)));
+        (100..=999).rev().for_each(|status| other.answered(answer(0, status, 0, MS)));
+        record.merge(&other);
+        let class = record.classes(["all"].into_iter()).remove(0);
+        assert_eq!(class.statuses.len(), STATUSES_MAX + 1);
+        assert_eq!((class.statuses[0].status, class.statuses[1].status), (OTHERS, 100));
+        assert_eq!(class.statuses.iter().map(|status| status.latency.count).sum::<u64>(), 1800);
     }
 
     #[test]

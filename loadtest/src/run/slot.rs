@@ -40,6 +40,8 @@ pub(crate) struct Slot {
     /// What waits for the connection to be made.
     pub(crate) job: Cell<Option<Job>>,
     pub(crate) exchange: Cell<Option<Exchange>>,
+    /// The connection has carried a request.
+    pub(crate) carried: Cell<bool>,
     pub(crate) reader: RefCell<Reader>,
     /// The kernel has not taken the whole request yet.
     pub(crate) sending: Rc<Cell<bool>>,
@@ -59,6 +61,7 @@ impl Slot {
             client: Cell::new(None),
             job: Cell::new(None),
             exchange: Cell::new(None),
+            carried: Cell::new(false),
             reader: RefCell::new(Reader::default()),
             sending: Rc::default(),
             deadline: Cell::new(NEVER),

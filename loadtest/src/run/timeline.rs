@@ -69,6 +69,8 @@ impl Timeline {
             to.failed += from.failed;
             to.answered += from.answered;
             from.latency.add_to(to.latency.open());
+            // Open, the seconds of a day would take a gigabyte.
+            to.latency.close();
         }
     }
 
@@ -158,6 +160,19 @@ mod tests {
         assert_eq!(seconds.iter().map(|second| second.due).collect::<Vec<_>>(), [2, 0, 1, 0]);
         assert_eq!(seconds.iter().map(|second| second.answered).collect::<Vec<_>>(), [2, 0, 1, 0]);
         assert!(seconds[0].max >= 4_000_000 && seconds[2].max == 50);
+    }
+
+    #[test]
+    fn merged_seconds_take_little_room() {
+        let (mut one, mut other) = (Timeline::default(), Timeline::default());
+        one.at(0).answered(100);
+        (0..3).for_each(|second| other.at(second * SECOND_NS).answered(300));
+        one.merge(&other);
+        assert!(one.seconds.iter().all(|second| matches!(second.latency, Latencies::Closed(_))));
+        assert_eq!(
+            one.seconds(3.0).iter().map(|at| (at.answered, at.max)).collect::<Vec<_>>(),
+            [(2, 301), (1, 301), (1, 301)]
+        );
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub(crate) struct Worker {
     pub(crate) answers: Cell<u64>,
     /// Connections that are made.
     open: Cell<usize>,
-    /// Why a connection could not be made of late.
+    /// Why the last connection could not be made, if none was made since.
     last_fault: Cell<Fault>,
     /// Slots that have tried to connect, or need not before their first request.
     pub(crate) tried: Cell<usize>,
@@ -129,9 +129,9 @@ impl Worker {
         self.record.borrow_mut().timeline.begin(warmed_up);
         self.schedule_next();
         if self.closed_loop {
-            while let Some(id) = self.take_idle(None) {
-                self.free(id, self.now());
-            }
+            // Not as long as there are some: a thread that gets here after a short run's end puts them back.
+            let idle: Vec<usize> = std::iter::from_fn(|| self.take_idle(None)).collect();
+            idle.into_iter().for_each(|id| self.free(id, self.now()));
         }
     }
 
@@ -271,6 +271,7 @@ impl Worker {
         let mut out = self.outbox.borrow_mut();
         out.clear();
         let issued = self.mix.borrow_mut().write_picked(job.pick, &mut out);
+        slot.carried.set(true);
         slot.reader.borrow_mut().reset();
         slot.exchange.set(Some(Exchange { job, sent: now, to_head: issued.method_is_head }));
         slot.deadline.set(job.due.saturating_add(self.timeout_ns));
@@ -335,6 +336,8 @@ impl Worker {
         let slot = &self.slots[id];
         self.open.set(self.open.get() + 1);
         self.record.borrow_mut().counts.connections_opened += 1;
+        self.last_fault.set(Fault::NoConnection);
+        slot.carried.set(false);
         slot.deadline.set(NEVER);
         match slot.job.take() {
             Some(job) => self.start(id, job, self.now()),
@@ -359,7 +362,7 @@ impl Worker {
     }
 
     /// A slot's connection was not made. What waits for it has failed, and if no connection is left, everything that
-    /// waits has.
+    /// waits has; but where each request makes its own, the others are still to try.
     pub(crate) fn not_connected(&self, id: usize, fault: Fault) {
         let slot = &self.slots[id];
         slot.sock.take();
@@ -373,7 +376,7 @@ impl Worker {
         if let Some(job) = own {
             self.fail(&job, fault);
         }
-        while self.open.get() == 0 {
+        while self.open.get() == 0 && !self.is_lazy() {
             let Some(job) = self.queue.borrow_mut().pop_front() else { break };
             self.fail(&job, fault);
         }
@@ -425,5 +428,54 @@ impl Worker {
     /// How often deadlines are looked at.
     pub(crate) fn sweep_period(&self) -> Duration {
         Duration::from_nanos(self.timeout_ns / 10).clamp(Duration::from_millis(1), Duration::from_millis(50))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::{LoadFlags, RequestFlags};
+
+    /// A thread's share of a run that nobody answers, without its tasks.
+    fn worker(request: RequestFlags, load: LoadFlags) -> Worker {
+        let scenario = Scenario::open("http://127.0.0.1:1/", &request, &load).unwrap();
+        let mix = scenario.mixes().remove(0);
+        let arrivals = match &scenario.load {
+            Load::Open(arrivals) => Some(arrivals.clone()),
+            Load::Closed => None,
+        };
+        let address = "127.0.0.1:1".parse().unwrap();
+        Worker::new(Share { address, connections: 4, mix, arrivals, clock: Instant::now(), scenario })
+    }
+
+    #[test]
+    fn a_closed_loop_that_begins_after_its_end_sends_nothing() {
+        let load = LoadFlags { closed: true, duration: Some("1ms".into()), ..LoadFlags::default() };
+        let worker = worker(RequestFlags::default(), load);
+        (0..4).for_each(|id| worker.free(id, 0));
+        while worker.now() < 2_000_000 {
+            std::hint::spin_loop();
+        }
+        worker.begin(0);
+        assert!(worker.is_over(worker.now()));
+        assert_eq!((worker.outstanding.get(), worker.record.borrow().counts.due), (0, 0));
+    }
+
+    #[test]
+    fn a_connection_that_fails_takes_down_only_requests_that_depend_on_it() {
+        for no_keep_alive in [true, false] {
+            let request = RequestFlags { no_keep_alive, ..RequestFlags::default() };
+            let worker = worker(request, LoadFlags { rate: Some("1000".into()), ..LoadFlags::default() });
+            worker.begin(0);
+            while worker.outstanding.get() < 3 {
+                worker.pump(worker.now());
+            }
+            let waiting = worker.outstanding.get() as u64;
+            // No slot was idle; the first takes what has waited for the longest time, and cannot connect.
+            worker.slots[0].job.set(worker.queue.borrow_mut().pop_front());
+            worker.not_connected(0, Fault::Refused);
+            let failed = if no_keep_alive { 1 } else { waiting };
+            assert_eq!(worker.record.borrow().counts.failed, failed, "{no_keep_alive}");
+        }
     }
 }

@@ -9,10 +9,11 @@ use serde_json::Value;
 
 use super::file::{Clients, Distribution, Jwt};
 use super::text::{Place, Reader, Text};
-use super::{Target, units, variables};
+use super::{Target, variables};
 use crate::population::{CLIENTS_MAX, Population, Zipf};
 use crate::template;
 use crate::token::{Claim, Minter, unix_time_s};
+use crate::units;
 
 const TTL_DEFAULT: Duration = Duration::from_secs(3600);
 

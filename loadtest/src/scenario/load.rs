@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::file;
 use super::text::{Place, Reader, Text};
-use super::units;
 use crate::schedule::{Process, Segment};
+use crate::units;
 
 /// The measured part of an open loop.
 #[derive(Debug)]
@@ -38,10 +38,9 @@ pub(crate) fn duration_or_zero(reader: &mut Reader, text: &Text) -> Option<Durat
 
 fn rate(reader: &mut Reader, text: &Text) -> Option<f64> {
     // A flag has its unit in its name; a file shows the unit.
-    let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     let flag = matches!(text.place, Place::Flag(_));
-    reader.value(text, "a rate from 0/s to 10000000/s", |text| match flag && number(text) {
-        true => bounded(units::rate(&format!("{text}/s"))?),
+    reader.value(text, "a rate from 0/s to 10000000/s", |text| match flag {
+        true => bounded(units::or_plain(text, "/s", units::rate)?),
         false => bounded(units::rate(text)?),
     })
 }

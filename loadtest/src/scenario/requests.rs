@@ -4,9 +4,10 @@ use std::collections::HashSet;
 
 use super::file::{File, Headers, Request};
 use super::text::{Place, Reader, Text};
-use super::{Target, units, variables};
+use super::{Target, variables};
 use crate::request::{Class, Expects, Message};
 use crate::template::{self, Template};
+use crate::units;
 
 const REQUESTS_MAX: usize = 256;
 const WEIGHT_MAX: u64 = 1_000_000;
@@ -140,7 +141,7 @@ fn body(reader: &mut Reader, request: &Request) -> Option<Option<Template>> {
             }
         }
     } else if let Some(text) = &request.body_size {
-        let size = reader.value(text, "a size from 0B to 64MiB", |text| match units::size(text)? {
+        let size = reader.value(text, "a size from 0B to 64MiB", |text| match units::bytes(text)? {
             size if size <= BODY_BYTES_MAX => Ok(size),
             _ => Err(None),
         })?;

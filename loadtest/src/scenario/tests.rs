@@ -185,7 +185,7 @@ fn values_that_are_wrong_are_told_with_their_place() {
         (
             "closed",
             "timeout: 5",
-            "3:10: expected a duration from 1ms to 24h, found `5`\n    hint: give it a unit: `5s`, `5ms`",
+            "3:10: expected a duration from 1ms to 24h, found `5`\n    hint: give it a unit: `5ms`, `5s`",
         ),
         ("closed", "duration: 25h", "3:11: expected a duration from 1ms to 24h, found `25h`"),
         ("closed", "connections: 0", "3:14: expected a whole number from 1 to 1000000, found `0`"),
@@ -411,6 +411,21 @@ fn flags_replace_what_a_file_says() {
     let told =
         open(&RequestFlags { method: Some("PUT".into()), ..RequestFlags::default() }, &load).unwrap_err().to_string();
     assert!(told.starts_with("--method: a scenario file has its own requests"), "{told}");
+}
+
+#[test]
+fn another_target_stands_in_for_that_of_a_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s.yaml");
+    std::fs::write(&path, SMALLEST.to_owned() + "clients: { addresses: 127.0.0.0/8 }\n").unwrap();
+    let open = |target| Scenario::from_file(&path, Some(target), &RequestFlags::default(), &LoadFlags::default());
+    let scenario = open("http://127.0.0.1:7/c").unwrap();
+    assert_eq!((scenario.target.url.as_str(), scenario.target.port), ("http://127.0.0.1:7/c", 7));
+    let request = first_request(&scenario);
+    assert!(request.starts_with("GET /c/x HTTP/1.1\r\nHost: 127.0.0.1:7\r\n"), "{request}");
+    let told = |target| open(target).unwrap_err().to_string();
+    assert!(told("http://10.0.0.1/").contains("10.0.0.1 cannot be reached from 127.0.0.0/8"));
+    assert!(told("127.0.0.1:7").starts_with("TARGET: `127.0.0.1:7` is not a URL"));
 }
 
 #[test]

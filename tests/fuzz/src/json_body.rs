@@ -1,5 +1,7 @@
 //! JSON bodies against schemas, and schemas.
 
+use std::sync::LazyLock;
+
 use ringway_core::access::Validation;
 use ringway_core::access::validate::{BodyRule, INVALID_BYTES_MAX, Schema};
 use serde_json::{Value, json};
@@ -65,8 +67,7 @@ fn judged(validation: &Validation, body: &[u8]) -> bool {
     false
 }
 
-/// Agrees with a naive reading of the schema.
-fn order(body: &[u8]) {
+static ORDER: LazyLock<Validation> = LazyLock::new(|| {
     let schema = json!({
         "type": "object",
         "required": ["items"],
@@ -84,16 +85,20 @@ fn order(body: &[u8]) {
             },
         },
     });
-    let validation = validation(Schema::compile(&schema).expect("a good schema"));
+    validation(Schema::compile(&schema).expect("a good schema"))
+});
+
+/// Agrees with a naive reading of the schema.
+fn order(body: &[u8]) {
     let value = serde_json::from_slice::<Value>(body).ok();
     let naive = value.as_ref().is_some_and(is_order);
-    if judged(&validation, body) {
+    if judged(&ORDER, body) {
         assert!(naive, "{}", body.escape_ascii());
     }
     // Written anew it has no key twice; what is no order may lie too deep for its problem to be told.
     if let Some(value) = value.filter(|_| naive) {
         let depth_ok = depth(&value) <= 64;
-        assert_eq!(judged(&validation, value.to_string().as_bytes()), depth_ok, "{}", body.escape_ascii());
+        assert_eq!(judged(&ORDER, value.to_string().as_bytes()), depth_ok, "{}", body.escape_ascii());
     }
 }
 

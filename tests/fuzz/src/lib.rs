@@ -5,14 +5,17 @@
 //! `tests/run.rs` runs them over the corpus and over mutations of it on stable Rust; `cargo-fuzz/` holds the same
 //! targets for libFuzzer.
 
+pub mod api_keys;
 pub mod chunked;
 pub mod config;
 pub mod cors;
 pub mod json_body;
+pub mod jwks;
 pub mod path;
 pub mod request_head;
 pub mod response_head;
 pub mod template;
+pub mod token;
 pub mod trace;
 
 mod lines;
@@ -26,7 +29,7 @@ pub struct Target {
     pub dictionary: &'static [&'static str],
 }
 
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "request_head", run: request_head::target, dictionary: request_head::DICTIONARY },
     Target { name: "response_head", run: response_head::target, dictionary: response_head::DICTIONARY },
     Target { name: "chunked", run: chunked::target, dictionary: chunked::DICTIONARY },
@@ -36,4 +39,7 @@ pub const TARGETS: [Target; 9] = [
     Target { name: "trace", run: trace::target, dictionary: trace::DICTIONARY },
     Target { name: "cors", run: cors::target, dictionary: cors::DICTIONARY },
     Target { name: "json_body", run: json_body::target, dictionary: json_body::DICTIONARY },
+    Target { name: "token", run: token::target, dictionary: token::DICTIONARY },
+    Target { name: "jwks", run: jwks::target, dictionary: jwks::DICTIONARY },
+    Target { name: "api_keys", run: api_keys::target, dictionary: api_keys::DICTIONARY },
 ];

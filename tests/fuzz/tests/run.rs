@@ -99,11 +99,25 @@ fn json_body() {
 }
 
 #[test]
+fn token() {
+    fuzz("token");
+}
+
+#[test]
+fn jwks() {
+    fuzz("jwks");
+}
+
+#[test]
+fn api_keys() {
+    fuzz("api_keys");
+}
+
+#[test]
 fn every_target_has_a_test_and_a_corpus() {
     let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
-    let expected =
-        ["request_head", "response_head", "chunked", "path", "config", "template", "trace", "cors", "json_body"];
-    assert_eq!(names, expected);
+    let tested = "request_head response_head chunked path config template trace cors json_body token jwks api_keys";
+    assert_eq!(names.join(" "), tested);
     let folders = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus")).unwrap();
     assert_eq!(folders.count(), TARGETS.len());
 }

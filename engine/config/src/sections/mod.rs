@@ -3,6 +3,7 @@
 mod access;
 mod action;
 mod audit;
+mod authenticator;
 mod authorize;
 mod cors;
 mod deprecation;
@@ -11,6 +12,7 @@ mod headers;
 mod ip;
 mod listener;
 mod matching;
+mod parameter;
 mod process;
 mod redis;
 mod route;
@@ -20,6 +22,7 @@ mod validate;
 
 pub(crate) use access::DefaultsSection;
 pub(crate) use audit::AuditLog;
+pub(crate) use authenticator::{Authenticator, TokenCacheSection};
 pub(crate) use listener::Listener;
 pub(crate) use process::{AccessLog, AdminSection, DrainSection, LimitsSection, RuntimeSection};
 pub(crate) use redis::{RedisSection, hide_password};
@@ -55,6 +58,10 @@ shape! {
         services: Items<Spanned<Service>> = "[]",
         /// What routes get that have no such key of their own.
         defaults: Lenient<DefaultsSection> = "{}",
+        /// How requests prove who they come from. Routes name them.
+        authenticators: Items<Spanned<Authenticator>> = "[]",
+        /// What each worker remembers of verified tokens, so that a token is not verified with each request.
+        token_cache: TokenCacheSection = "{}",
         /// Which requests go where.
         routes: Items<Spanned<Route>> = "[]",
     }

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use ringway_core::filter::Policy;
 use ringway_core::router::{RouteError, Router, RouterBuilder};
 use schemars::{Schema, SchemaGenerator, json_schema};
 
@@ -43,6 +44,9 @@ shape! {
         redirect: Option<Spanned<RedirectSection>>,
         /// Answer with this.
         respond: Option<Spanned<RespondSection>>,
+        /// The authenticators that are asked who a request comes from, in this order. `anonymous` as the last one lets
+        /// requests without credentials pass, as nobody; those with bad credentials are refused all the same.
+        authenticate: Option<Spanned<OneOrMore<Spanned<AuthenticatorRef>>>>,
         /// How the path is changed for the service; the query stays.
         rewrite: Option<Spanned<RewriteSection>>,
         /// The `Host` that the service gets. `keep`: the client's (the default). `endpoint`: the endpoint's
@@ -123,6 +127,52 @@ reference! {
     ListenerRef = "listener" in listeners
     /// Index of a service.
     ServiceRef = "service" in services
+    /// Index of an authenticator.
+    KnownAuthenticator = "authenticator" in authenticators
+}
+
+/// An authenticator, or (`None`) the word `anonymous`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AuthenticatorRef(Option<usize>);
+
+impl Decode for AuthenticatorRef {
+    fn kind() -> String {
+        "the name of an authenticator, or `anonymous`".into()
+    }
+
+    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
+        match node.scalar() {
+            Some(scalar) if scalar.text == ANONYMOUS => Some(Self(None)),
+            _ => KnownAuthenticator::decode(node, cx).map(|known| Self(Some(known.0))),
+        }
+    }
+
+    fn schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string" })
+    }
+}
+
+/// What an authenticator cannot be called.
+pub(crate) const ANONYMOUS: &str = "anonymous";
+
+/// Who may use the route.
+fn policy(authenticate: Option<Spanned<OneOrMore<Spanned<AuthenticatorRef>>>>, cx: &mut Cx) -> Policy {
+    let Some(Spanned { value, span }) = authenticate else { return Policy::default() };
+    let (mut known, mut anonymous) = (Vec::new(), false);
+    for Spanned { value, span } in value.0 {
+        if anonymous {
+            cx.error(span, "nothing is asked after `anonymous`", "it comes last");
+        }
+        match value.0 {
+            None => anonymous = true,
+            Some(index) if known.contains(&(index as u32)) => cx.error(span, "the authenticator is named twice", None),
+            Some(index) => known.push(index as u32),
+        }
+    }
+    if known.is_empty() {
+        cx.error(span, "`anonymous` alone asks nobody", "leave `authenticate` out");
+    }
+    Policy { authenticate: known.into(), anonymous }
 }
 
 /// Compiles routes, one after the other, into the routers of the listeners.
@@ -188,6 +238,7 @@ impl Compiler {
             access,
             request_headers: request_headers.map(|ops| ops.value.compile(true, &parameters, cx)).unwrap_or_default(),
             response_headers: route.response_headers.compile(false, &parameters, cx),
+            policy: policy(route.authenticate.take(), cx),
             action: action(route, span, &parameters, cx)?,
         })
     }

@@ -3,6 +3,7 @@
 mod file;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use ahash::RandomState;
@@ -27,17 +28,31 @@ const HASH_PREFIX: &str = "sha256:";
 const KEY_PREFIX: &str = "rwk_";
 
 /// Why a key is refused. The text is fit for `error_description`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ApiKeyError {
-    #[error("the API key is not known")]
     Unknown,
-    #[error("the API key is not yet valid")]
     NotYetValid,
-    #[error("the API key has expired")]
     Expired,
 }
 
+impl std::error::Error for ApiKeyError {}
+
+impl fmt::Display for ApiKeyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.description())
+    }
+}
+
 impl ApiKeyError {
+    /// What the client is told.
+    pub const fn description(self) -> &'static str {
+        match self {
+            Self::Unknown => "the API key is not known",
+            Self::NotYetValid => "the API key is not yet valid",
+            Self::Expired => "the API key has expired",
+        }
+    }
+
     /// A word for metrics and audit records.
     pub fn reason(self) -> &'static str {
         match self {

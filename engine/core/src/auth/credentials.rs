@@ -1,6 +1,7 @@
 //! Where a request carries its token or key.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use httparse::Header;
 use memchr::memchr;
@@ -30,14 +31,30 @@ impl Place {
 
 /// Why what a request carries is no credential. The texts are fit for `error_description` (RFC 6750 section 3.1, error
 /// `invalid_request`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CredentialsError {
-    #[error("more than one credential")]
     Several,
-    #[error("the credential is malformed")]
     Malformed,
-    #[error("the credential is too long")]
     TooLong,
+}
+
+impl std::error::Error for CredentialsError {}
+
+impl fmt::Display for CredentialsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.description())
+    }
+}
+
+impl CredentialsError {
+    /// What the client is told.
+    pub const fn description(self) -> &'static str {
+        match self {
+            Self::Several => "more than one credential",
+            Self::Malformed => "the credential is malformed",
+            Self::TooLong => "the credential is too long",
+        }
+    }
 }
 
 /// The one credential that a request carries in these places, decoded: visible ASCII without blanks. `None` if there is

@@ -14,7 +14,7 @@ use super::headers::ClaimHeader;
 use super::key_set::{KeySet, KeySetError};
 use super::revoked::{Revoked, RevokedError};
 
-/// Names of keys that wait for the control plane to look for them; more are answered [`Asked::No`].
+/// Names of keys that wait for the control plane to look for them; it looks all the same where there are more.
 pub const KIDS_ASKED_MAX: usize = 64;
 
 /// Names of keys that are known not to exist.
@@ -203,18 +203,15 @@ impl Live {
         self.keys.store(Arc::new(new));
     }
 
-    /// A worker met a token of an unknown key. Cheap, also in a storm: at most one message goes to the control plane for
-    /// each time that it looks, and it looks once in a while only.
+    /// A worker met a token of an unknown key. Cheap, also in a storm: the control plane looks once in a while only, and
+    /// until then the answer is no.
     pub fn ask(&self, kid: Option<&str>) -> Asked {
         let kid = kid.unwrap_or_default();
-        let looking = self.looking.load(Ordering::Acquire);
-        if looking == Looking::No as u8 || self.missing.load().iter().any(|missing| **missing == *kid) {
+        if self.looking() == Looking::No || self.missing.load().iter().any(|missing| **missing == *kid) {
             return Asked::No;
         }
-        if self.asked.push(kid.into()).is_err() {
-            // It has been woken, and has not come yet.
-            return Asked::No;
-        }
+        // If there is no room, the control plane has been woken and has not come yet: it rings all the same.
+        let _ = self.asked.push(kid.into());
         if let Some(wake) = &*self.wake.load() {
             wake();
         }
@@ -229,6 +226,14 @@ impl Live {
     /// For the control plane: what [`Live::ask`] answers from now on.
     pub fn set_looking(&self, looking: Looking) {
         self.looking.store(looking as u8, Ordering::Release);
+    }
+
+    pub fn looking(&self) -> Looking {
+        match self.looking.load(Ordering::Acquire) {
+            0 => Looking::No,
+            1 => Looking::WhenAsked,
+            _ => Looking::Now,
+        }
     }
 
     /// For the control plane: the next name that was asked for; empty for a token without `kid`.
@@ -316,9 +321,10 @@ mod tests {
         assert_eq!((live.ask(Some("a")), live.ask(Some("b"))), (Asked::No, Asked::Wait));
         live.set_looking(Looking::Now);
         for _ in 0..2 * KIDS_ASKED_MAX {
-            live.ask(Some("c"));
+            assert_eq!(live.ask(Some("c")), Asked::Wait);
         }
-        assert_eq!(woken.load(Ordering::Relaxed), 2 + KIDS_ASKED_MAX as u64);
+        assert_eq!(std::iter::from_fn(|| live.next_asked()).count(), KIDS_ASKED_MAX);
+        assert_eq!(woken.load(Ordering::Relaxed), 3 + 2 * KIDS_ASKED_MAX as u64);
         live.set_looking(Looking::No);
         assert_eq!(live.ask(Some("b")), Asked::No);
     }

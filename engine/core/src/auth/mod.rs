@@ -6,6 +6,7 @@
 
 mod algorithm;
 pub mod api_key;
+mod authenticator;
 mod cache;
 pub(crate) mod claim;
 pub mod credentials;
@@ -15,18 +16,21 @@ pub mod jwt;
 mod key_set;
 mod live;
 mod revoked;
+mod url;
 
 use std::fmt;
 
 use serde_json::{Map, Value};
 
 pub use algorithm::{Algorithm, Algorithms};
+pub use authenticator::{Authenticator, Finding, Flaw, Kind};
 pub use cache::TokenCache;
 pub use claim::{BadClaimPath, ClaimPath};
 pub use headers::{ClaimHeader, HEADER_LINES_BYTES_MAX, write_value};
 pub use key_set::{KEYS_MAX, KeySet, KeySetError};
 pub use live::{Asked, KIDS_ASKED_MAX, KIDS_MISSING_MAX, Live, LoadError, Loaded, Looking, Source, Stats};
 pub use revoked::{REVOKED_MAX, Revoked, RevokedError, TOKEN_ID_BYTES_MAX};
+pub use url::{BadUrl, HttpUrl};
 
 /// How a request proved who it comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

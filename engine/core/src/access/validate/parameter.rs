@@ -108,9 +108,9 @@ impl Shape {
                 let too_long = text.len() > *chars_max && text.chars().nth(*chars_max).is_some();
                 let too_short = *chars_min > 0 && text.chars().nth(chars_min - 1).is_none();
                 if too_long {
-                    Err(format!("must have {chars_max} characters or less").into())
+                    Err(format!("must have a length of {chars_max} or less").into())
                 } else if too_short {
-                    Err(format!("must have {chars_min} characters or more").into())
+                    Err(format!("must have a length of {chars_min} or more").into())
                 } else if pattern.as_ref().is_some_and(|pattern| !pattern.regex.is_match(text)) {
                     Err("does not match its pattern".into())
                 } else {
@@ -195,8 +195,8 @@ mod tests {
             chars_max,
             pattern: pattern.map(|pattern| Pattern::compile(pattern).unwrap()),
         };
-        check(&text(2, 3, None), &["äö", "abc"], &["äöüß"], "must have 3 characters or less");
-        check(&text(2, 3, None), &["ab"], &["ä", ""], "must have 2 characters or more");
+        check(&text(2, 3, None), &["äö", "abc"], &["äöüß"], "must have a length of 3 or less");
+        check(&text(2, 3, None), &["ab"], &["ä", ""], "must have a length of 2 or more");
         check(&text(0, 9, Some("a|b")), &["a", "b"], &["ab", "ac", "xa", "a\n"], "does not match its pattern");
     }
 

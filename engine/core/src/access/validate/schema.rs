@@ -7,16 +7,29 @@ use jsonschema::{Draft, PatternOptions, ValidationError, Validator};
 use serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::cost::{self, Visits};
 use super::{Invalid, PATTERN_BYTES_MAX};
 
 /// Most levels of lists and objects within each other in a body.
 pub const JSON_DEPTH_MAX: usize = 64;
 
-/// A compiled schema. References lead to parts of itself only: nothing is fetched.
+/// Most work for one body, in looks at a value or at [`TEXT_BYTES`] of text: some ten milliseconds. Bodies that would take
+/// more are refused.
+pub const WORK_MAX: u64 = 1_000_000;
+
+/// The pointer and the problem are looked for where that takes no more than this work, or where the schema looks at no
+/// value more often than this: each branch that fails makes a copy of what it looked at.
+const DETAILS_WORK_MAX: u64 = 2_000;
+const DETAILS_VISITS_MAX: u64 = 8;
+
+const TEXT_BYTES: usize = 64;
+
+/// A compiled schema. References lead to parts of itself only, `#/$defs/name` or `#anchor`: nothing is fetched.
 #[derive(Clone)]
 pub struct Schema {
     text: Box<str>,
     validator: Validator,
+    visits: Box<Visits>,
 }
 
 impl fmt::Debug for Schema {
@@ -38,6 +51,7 @@ impl Schema {
     /// # Errors
     /// Where the value is no schema, refers to another document or has a pattern that cannot be used.
     pub fn compile(schema: &Value) -> Result<Self, SchemaError> {
+        let visits = cost::visits(schema)?;
         let patterns = PatternOptions::regex().size_limit(PATTERN_BYTES_MAX).dfa_size_limit(PATTERN_BYTES_MAX);
         let options = jsonschema::options().with_draft(Draft::Draft202012).should_validate_formats(true);
         let built = options.with_pattern_options(patterns).offline().build(schema);
@@ -45,14 +59,41 @@ impl Schema {
             pointer: error.instance_path().as_str().to_owned(),
             problem: error.to_string().lines().next().unwrap_or_default().to_owned(),
         })?;
-        Ok(Self { text: schema.to_string().into(), validator })
+        Ok(Self { text: schema.to_string().into(), validator, visits: Box::new(visits) })
     }
 
     /// Whether the body is JSON, read in one way only, and as the schema says.
     pub(super) fn check(&self, body: &[u8]) -> Result<(), Invalid> {
         let value = parse(body)?;
-        self.validator.validate(&value).map_err(|error| invalid(&error))
+        let work = work(&value, &*self.visits);
+        if work > WORK_MAX {
+            return Err(Invalid::new("body", "takes too much work to be looked at"));
+        }
+        if self.validator.is_valid(&value) {
+            return Ok(());
+        }
+        let details = work <= DETAILS_WORK_MAX || self.visits.iter().all(|visits| *visits <= DETAILS_VISITS_MAX);
+        match details.then(|| self.validator.validate(&value)) {
+            Some(Err(error)) => Err(invalid(&error)),
+            _ => Err(Invalid::new("body", "is not as its schema says")),
+        }
     }
+}
+
+/// `visits`: of this value and those within, by depth.
+fn work(value: &Value, visits: &[u64]) -> u64 {
+    let Some((visits, within)) = visits.split_first() else { return u64::MAX };
+    let of_text = |text: &str| 1 + (text.len() / TEXT_BYTES) as u64;
+    let (own, inner) = match value {
+        Value::String(text) => (of_text(text), 0),
+        Value::Array(items) => (1, items.iter().fold(0, |sum: u64, item| sum.saturating_add(work(item, within)))),
+        Value::Object(map) => map.iter().fold((1, 0u64), |(own, inner), (key, value)| {
+            (own + of_text(key), inner.saturating_add(work(value, within)))
+        }),
+        _ => (1, 0),
+    };
+    // What no part looks at is at least read.
+    own.saturating_mul((*visits).max(1)).saturating_add(inner)
 }
 
 fn invalid(error: &ValidationError<'_>) -> Invalid {
@@ -276,13 +317,37 @@ mod tests {
             json!({ "$defs": { "a": { "$ref": "#/$defs/b" }, "b": { "$ref": "#/$defs/a" } }, "$ref": "#/$defs/a" }),
             json!({ "anyOf": [{ "$dynamicRef": "#x" }], "$dynamicAnchor": "x" }),
         ] {
-            if let Ok(schema) = Schema::compile(&looped) {
-                let _ = schema.check(b"{}");
-            }
+            assert!(Schema::compile(&looped).is_err(), "{looped}");
         }
         let tree = schema(json!({ "type": "array", "items": { "$ref": "#" } }));
-        let deep = format!("{}{}", "[".repeat(JSON_DEPTH_MAX), "]".repeat(JSON_DEPTH_MAX));
-        assert_eq!(tree.check(deep.as_bytes()), Ok(()));
+        assert_eq!(tree.check(nested(JSON_DEPTH_MAX).as_bytes()), Ok(()));
+    }
+
+    fn nested(depth: usize) -> String {
+        format!("{}{}", "[".repeat(depth), "]".repeat(depth))
+    }
+
+    #[test]
+    fn what_takes_too_much_work_is_refused_unseen() {
+        let twice = schema(json!({ "anyOf": [
+            { "type": "array", "items": { "$ref": "#" }, "maxItems": 0 },
+            { "type": "array", "items": { "$ref": "#" } },
+            { "type": "number" },
+        ] }));
+        assert_eq!(twice.check(nested(8).as_bytes()), Ok(()));
+        let said = |body: &str| twice.check(body.as_bytes()).unwrap_err().to_string();
+        assert_eq!(said("[\"x\"]"), "body: matches none of the allowed forms");
+        assert_eq!(said(&nested(12).replace("[]", "[true]")), "body: is not as its schema says");
+        for depth in [20, JSON_DEPTH_MAX] {
+            assert_eq!(said(&nested(depth)), "body: takes too much work to be looked at");
+        }
+        let many = schema(json!({ "items": { "type": "integer" } }));
+        let list = |count: usize, last: &str| format!("[{}{last}]", "1,".repeat(count));
+        assert_eq!(many.check(list(100_000, "1").as_bytes()), Ok(()));
+        let invalid = many.check(list(100_000, "true").as_bytes()).unwrap_err();
+        assert_eq!(invalid.to_string(), "/100000: value is not of type \"integer\"");
+        let invalid = many.check(list(1_100_000, "1").as_bytes()).unwrap_err();
+        assert_eq!(invalid.to_string(), "body: takes too much work to be looked at");
     }
 
     proptest! {

@@ -64,7 +64,7 @@ fn query_parameters_are_known_typed_and_counted() {
         ("page", "400 query parameter `page`: must be a whole number from 1 to 100"),
         ("page=101", "400 query parameter `page`: must be a whole number from 1 to 100"),
         ("page=1&page=2", "400 query parameter `page`: occurs more than once"),
-        ("page=1&tag=", "400 query parameter `tag`: must have 1 characters or more"),
+        ("page=1&tag=", "400 query parameter `tag`: must have a length of 1 or more"),
         ("page=1&a%20b=1", "400 query parameter `a b`: must be `true` or `false`"),
     ] {
         assert_eq!(said(&validation, "GET", &format!("/a/1?{query}"), &[], false), expected, "{query}");

@@ -5,6 +5,8 @@
 
 mod error;
 mod header;
+#[cfg(test)]
+mod tests;
 
 use serde_json::{Map, Value};
 

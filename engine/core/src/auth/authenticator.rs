@@ -1,0 +1,176 @@
+//! One way to prove who a request comes from: where its credential stands, and how it is judged.
+
+use std::sync::Arc;
+
+use httparse::Header;
+
+use super::credentials::{self, CredentialsError, Place};
+use super::jwt::{self, JwtError, Rules};
+use super::{Asked, ClaimHeader, Identity, Live, TokenCache};
+
+/// An authenticator as configured. What it knows at the moment is its [`Live`].
+#[derive(Debug, Clone)]
+pub struct Authenticator {
+    /// Names it in logs, metrics and as the realm of a challenge.
+    pub name: Arc<str>,
+    pub places: Box<[Place]>,
+    pub kind: Kind,
+}
+
+#[derive(Debug, Clone)]
+pub enum Kind {
+    /// JSON Web Tokens.
+    Jwt {
+        rules: Box<Rules>,
+        /// Whether verified tokens are remembered.
+        cached: bool,
+    },
+    /// Keys that clients were given.
+    ApiKeys { headers: Arc<[ClaimHeader]> },
+}
+
+/// What is wrong with a credential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flaw {
+    /// The error code of RFC 6750 section 3.1.
+    pub code: &'static str,
+    /// For `error_description`.
+    pub description: &'static str,
+    /// One word, for metrics and audit records.
+    pub reason: &'static str,
+}
+
+/// What an authenticator says of a request.
+#[derive(Debug)]
+pub enum Finding {
+    /// The request has no credential of this kind.
+    None,
+    Known {
+        identity: Arc<Identity>,
+        /// It was remembered, not verified anew.
+        cached: bool,
+    },
+    Refused(Flaw),
+    /// There is nothing to judge the credential with.
+    Unavailable,
+    /// Its key is unknown, and is being looked for. Ask again when the control plane has rung.
+    Wait,
+}
+
+impl Authenticator {
+    /// The scheme of its challenge (RFC 9110 section 11.6.1). Keys that stand in a field of their own have none that is
+    /// registered.
+    pub fn scheme(&self) -> &str {
+        self.places
+            .iter()
+            .find_map(|place| match place {
+                Place::Scheme { scheme, .. } => Some(&**scheme),
+                _ => None,
+            })
+            .unwrap_or(match self.kind {
+                Kind::Jwt { .. } => "Bearer",
+                Kind::ApiKeys { .. } => "ApiKey",
+            })
+    }
+
+    /// Names of the fields that tell the service who asks. Those that the client sent are dropped.
+    pub fn vouches_for(&self, name: &str) -> bool {
+        let headers = match &self.kind {
+            Kind::Jwt { rules, .. } => &rules.headers[..],
+            Kind::ApiKeys { headers } => headers,
+        };
+        headers.iter().any(|header| is_same_field(&header.name, name))
+    }
+
+    /// Judges the credential of a request. `index`: this authenticator's in its configuration; `may_wait`: whether an unknown
+    /// key is worth a wait.
+    ///
+    /// Hot; watched by the benchmark `authenticate`.
+    pub fn judge(
+        &self,
+        index: u32,
+        live: &Live,
+        (headers, query): (&[Header<'_>], Option<&[u8]>),
+        cache: &mut TokenCache,
+        now_s: u64,
+        may_wait: bool,
+    ) -> Finding {
+        let credential = match credentials::find(&self.places, headers, query) {
+            Ok(Some(credential)) => credential,
+            Ok(None) => return Finding::None,
+            Err(error) => return Finding::Refused(error.into()),
+        };
+        match &self.kind {
+            Kind::ApiKeys { .. } => match live.api_keys().verify(credential.as_bytes(), now_s) {
+                Ok(identity) => Finding::Known { identity, cached: false },
+                Err(error) => Finding::Refused(Flaw {
+                    code: "invalid_token",
+                    description: error.description(),
+                    reason: error.reason(),
+                }),
+            },
+            Kind::Jwt { rules, cached } => {
+                // Before the keys, so that what is remembered is never newer than they are.
+                let generation = live.generation();
+                if *cached && let Some(identity) = cache.get(index, credential.as_bytes(), now_s, generation) {
+                    return Finding::Known { identity, cached: true };
+                }
+                let verified =
+                    jwt::verify(rules, &live.keys(), &credential, now_s).and_then(|identity| {
+                        match identity.token_id.as_deref().is_some_and(|id| live.revoked().contains(id)) {
+                            true => Err(JwtError::Revoked),
+                            false => Ok(Arc::new(identity)),
+                        }
+                    });
+                match verified {
+                    Ok(identity) => {
+                        if *cached {
+                            cache.insert(index, credential.as_bytes(), now_s, generation, &identity);
+                        }
+                        Finding::Known { identity, cached: false }
+                    }
+                    Err(error) => not_verified(live, &error, may_wait),
+                }
+            }
+        }
+    }
+}
+
+fn not_verified(live: &Live, error: &JwtError, may_wait: bool) -> Finding {
+    let kid = match error {
+        JwtError::UnknownKey { kid } => kid.as_deref(),
+        _ => None,
+    };
+    let is_open = matches!(error, JwtError::UnknownKey { .. } | JwtError::NoKeys);
+    if is_open && may_wait && live.ask(kid) == Asked::Wait {
+        return Finding::Wait;
+    }
+    match error {
+        JwtError::NoKeys => Finding::Unavailable,
+        error => {
+            Finding::Refused(Flaw { code: "invalid_token", description: error.description(), reason: error.reason() })
+        }
+    }
+}
+
+impl From<CredentialsError> for Flaw {
+    fn from(error: CredentialsError) -> Self {
+        Self { code: "invalid_request", description: error.description(), reason: "credentials" }
+    }
+}
+
+/// Whether two names are one to a service that turns `-` into `_` (CGI, WSGI, PHP).
+fn is_same_field(own: &str, other: &str) -> bool {
+    let folded = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    own.len() == other.len() && own.bytes().map(folded).eq(other.bytes().map(folded))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_fields_are_the_same_to_services_that_fold_them() {
+        assert!(is_same_field("X-User-Id", "x_user-ID") && !is_same_field("X-User-Id", "X-User-I"));
+    }
+}
