@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::hash::{BuildHasher, Hasher};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -56,13 +57,13 @@ struct Landing<'a> {
 }
 
 impl AuthState {
-    pub(crate) fn new(settings: &AuthService, random: impl Fn() -> u64) -> Rc<Self> {
-        let seed = [random(), random(), random(), random()];
-        let [a, b, c, d] = seed.map(|part| part ^ random());
+    pub(crate) fn new(settings: &AuthService) -> Rc<Self> {
+        // From the system: no client can know it.
+        let seed = [(); 4].map(|()| std::collections::hash_map::RandomState::new().build_hasher().finish());
         Rc::new(Self {
             answers: RefCell::new(Answers::new(settings.cache, seed)),
             breaker: RefCell::default(),
-            flights: RefCell::new(HashMap::with_hasher(ahash::RandomState::with_seeds(a, b, c, d))),
+            flights: RefCell::new(HashMap::with_hasher(ahash::RandomState::new())),
         })
     }
 
@@ -275,8 +276,8 @@ mod tests {
         }
     }
 
-    fn state(conn: &Connection, settings: &AuthService) -> Rc<AuthState> {
-        AuthState::new(settings, || conn.worker.random())
+    fn state(settings: &AuthService) -> Rc<AuthState> {
+        AuthState::new(settings)
     }
 
     async fn both<A, B>(one: impl Future<Output = A>, other: impl Future<Output = B>) -> (A, B) {
@@ -320,7 +321,7 @@ mod tests {
         let service = answering(move || Some(if now.load(Ordering::Acquire) { PASS } else { refusal }));
         on_core(&service, async |conn: &Connection, _| {
             let settings = settings(Duration::from_secs(60), None);
-            let state = state(conn, &settings);
+            let state = state(&settings);
             for _ in 0..3 {
                 assert_eq!(ask(conn, &state, &settings, "Bearer a").await, "pass u1");
             }
@@ -345,7 +346,7 @@ mod tests {
         });
         on_core(&service, async |conn: &Connection, _| {
             let settings = settings(Duration::ZERO, None);
-            let state = state(conn, &settings);
+            let state = state(&settings);
             let (other, _client) = connect(&conn.worker);
             let (one, two) = (ask(conn, &state, &settings, "a"), ask(&other, &state, &settings, "a"));
             assert_eq!(both(one, two).await, ("pass u1".into(), "pass u1".into()));
@@ -369,7 +370,7 @@ mod tests {
         });
         on_core(&service, async |conn: &Connection, client| {
             let settings = AuthService { timeout: Duration::from_secs(20), ..settings(Duration::ZERO, None) };
-            let state = state(conn, &settings);
+            let state = state(&settings);
             let (other, _client) = connect(&conn.worker);
             let stream: TcpStream = client.into();
             rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
@@ -389,7 +390,7 @@ mod tests {
         on_core(&service, async |conn: &Connection, _| {
             let closed = settings(Duration::ZERO, None);
             let stale = settings(Duration::ZERO, Some(Duration::from_secs(60)));
-            let (closed_state, stale_state) = (state(conn, &closed), state(conn, &stale));
+            let (closed_state, stale_state) = (state(&closed), state(&stale));
             for (settings, state) in [(&closed, &closed_state), (&stale, &stale_state)] {
                 assert_eq!(ask(conn, state, settings, "a").await, "pass u1");
             }
@@ -411,7 +412,7 @@ mod tests {
         let service = answering(|| None);
         on_core(&service, async |conn: &Connection, _| {
             let settings = settings(Duration::from_secs(60), None);
-            let state = state(conn, &settings);
+            let state = state(&settings);
             assert_eq!(ask(conn, &state, &settings, "a").await, "down answer_timeout");
             assert!(!state.breaker.borrow().is_open());
         });

@@ -7,7 +7,6 @@
 mod accept;
 mod answer;
 mod audit;
-#[cfg_attr(not(test), expect(dead_code, reason = "the gate asks with it"))]
 mod auth_service;
 mod buffer;
 mod clock;
@@ -24,7 +23,6 @@ mod request;
 mod respond;
 mod runtime;
 mod serve;
-#[cfg_attr(not(test), expect(dead_code, reason = "the gate asks with it"))]
 mod subrequest;
 #[cfg(test)]
 mod testing;

@@ -1,20 +1,21 @@
 //! Services that say who a request comes from.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use ringway_core::auth::ClaimHeader;
 use ringway_core::auth_service::{
     self, AskMethod, AskPath, BreakerSettings, CacheSettings, Check, Introspection, Mode, Tells, basic_credentials,
-    may_be_asked_with, may_be_passed_on,
+    may_be_asked_with, may_be_given, may_be_passed_on,
 };
 use schemars::{Schema, SchemaGenerator, json_schema};
 
-use super::authenticator::{ClaimName, Location};
+use super::authenticator::{ClaimName, Location, claim_headers};
 use super::headers::HeaderName;
 use super::route::ServiceRef;
 use crate::decode::{Cx, Decode, OneOrMore, Pairs, Spanned};
 use crate::scalar::{Int, OrOff, choice, is_token, or_variable, parsed};
 use crate::shape::shape;
+use crate::snapshot;
 use crate::tree::{Node, Value};
 use crate::units::{HOUR_MS, KIB, MIB, Size, Time};
 
@@ -152,7 +153,8 @@ impl Decode for AskedPath {
 
     fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
         parsed(node, cx, |text| {
-            let is_path = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte));
+            let is_path =
+                text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte));
             if is_path { Ok(Self(text.into())) } else { Err(None) }
         })
     }
@@ -242,8 +244,7 @@ impl Decode for WhenDown {
 }
 
 impl AuthServiceSection {
-    /// `services`: their names, by index.
-    pub(crate) fn compile(self, services: &[&str], cx: &mut Cx) -> auth_service::AuthService {
+    pub(crate) fn compile(self, services: &[Arc<snapshot::Service>], cx: &mut Cx) -> auth_service::AuthService {
         let told = |what| self.tell.contains(&what);
         let tells = Tells {
             method: told(Tell::Method),
@@ -262,7 +263,7 @@ impl AuthServiceSection {
             },
             request_headers: names(self.request_headers, may_be_asked_with, hint, cx),
             tells,
-            answer_headers: names(self.answer_headers, may_be_passed_on, hint, cx),
+            answer_headers: names(self.answer_headers, may_be_given, hint, cx),
             refusal_headers: names(self.refusal_headers, may_be_passed_on, hint, cx),
             user: Some(self.user.0.into()),
             roles: Some(self.roles.0.into()),
@@ -274,8 +275,7 @@ impl AuthServiceSection {
 }
 
 impl IntrospectionSection {
-    /// `services`: their names, by index.
-    pub(crate) fn compile(self, services: &[&str], cx: &mut Cx) -> auth_service::AuthService {
+    pub(crate) fn compile(self, services: &[Arc<snapshot::Service>], cx: &mut Cx) -> auth_service::AuthService {
         let authorization = match (&self.client_id, &self.client_secret) {
             (Some(id), Some(secret)) => Some(basic_credentials(&id.value, &secret.value).into()),
             (None, None) => None,
@@ -295,12 +295,7 @@ impl IntrospectionSection {
             audience: self.audience.map(Into::into),
             user: self.user.0,
             roles: Some(self.roles.0),
-            headers: self
-                .headers
-                .0
-                .into_iter()
-                .map(|(name, claim)| ClaimHeader { name: name.value.0.into(), claim: claim.0 })
-                .collect(),
+            headers: claim_headers(self.headers),
         };
         let asked = Asked { service: self.service, host: self.host, timeout: self.timeout.0, body: self.body.0 };
         asked.compile(Mode::Introspection(introspection), self.cache, self.when_down, self.breaker, services)
@@ -322,11 +317,12 @@ impl Asked {
         cache: AuthCacheSection,
         WhenDown(stale): WhenDown,
         breaker: AuthBreakerSection,
-        services: &[&str],
+        services: &[Arc<snapshot::Service>],
     ) -> auth_service::AuthService {
         let service = self.service.0;
         // A name may have blanks, a host may not.
-        let name = services.get(service).copied().filter(|name| is_host_value(name)).unwrap_or("auth");
+        let name =
+            services.get(service).map(|service| &*service.name).filter(|name| is_host_value(name)).unwrap_or("auth");
         auth_service::AuthService {
             service,
             host: self.host.map_or_else(|| name.into(), |host| host.0),
