@@ -101,18 +101,20 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
     check_addresses(&listeners, admin.as_ref().and_then(Option::as_ref), cx);
 
     let defaults = file.defaults.0.map(|section| section.compile(cx)).unwrap_or_default();
-    let mut compiler = Compiler::new(written.map_or(0, |list| list.items().len()), &routes, defaults, cx);
+    let asks_a_service = file.authenticators.0.iter().map(|known| known.value.asks_a_service()).collect();
+    let mut compiler =
+        Compiler::new(written.map_or(0, |list| list.items().len()), &routes, defaults, asks_a_service, cx);
     let routes = routes.into_iter().filter_map(|route| compiler.route(route, cx)).map(Arc::new).collect();
     let routers = compiler.finish();
 
     let mut resolver = Resolver::new(lookup);
     let services = file.services.0.into_iter();
-    let services = services.map(|service| Arc::new(service.value.compile(&mut resolver, cx))).collect();
+    let services: Vec<_> = services.map(|service| Arc::new(service.value.compile(&mut resolver, cx))).collect();
 
     let redis = file.redis.0.map(|redis| redis.0.and_then(|section| section.compile(cx)));
     let (mut authenticators, mut keys) = (Vec::new(), Vec::new());
     for authenticator in file.authenticators.0 {
-        if let Some((authenticator, sources)) = authenticator.value.compile(cx) {
+        if let Some((authenticator, sources)) = authenticator.value.compile(&services, cx) {
             authenticators.push(Arc::new(authenticator));
             keys.push(sources);
         }

@@ -103,7 +103,10 @@ fn paragraph(docs: &[&str]) -> String {
 fn json_of(text: &str) -> Json {
     match text {
         "{}" => json!({}),
-        "[]" => json!([]),
+        _ if text.starts_with('[') => {
+            let words = text.trim_matches(['[', ']']).split(',').map(str::trim).filter(|word| !word.is_empty());
+            words.map(json_of).collect()
+        }
         "true" => json!(true),
         "false" => json!(false),
         _ => text.parse::<i64>().map_or_else(|_| json!(text), |n| json!(n)),

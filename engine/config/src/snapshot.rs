@@ -191,6 +191,8 @@ pub enum KeySource {
     Jwks(Arc<str>),
     /// OpenID Connect discovery at this issuer.
     Oidc(Arc<str>),
+    /// None: a service judges.
+    Service,
 }
 
 /// The table of verified tokens that each worker has.

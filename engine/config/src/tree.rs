@@ -69,11 +69,15 @@ impl Scalar {
 }
 
 impl Node {
-    /// The value that a default stands for: `{}`, `[]` or a plain scalar.
+    /// The value that a default stands for: `{}`, a list of plain scalars or one of them.
     pub(crate) fn literal(text: &'static str, span: Span) -> Self {
+        let list = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
         let value = match text {
             "{}" => Value::Map(Vec::new()),
-            "[]" => Value::List(Vec::new()),
+            _ if let Some(words) = list => {
+                let words = words.split(',').map(str::trim).filter(|word| !word.is_empty());
+                Value::List(words.map(|word| Self::literal(word, span)).collect())
+            }
             _ => Value::Scalar(Scalar { text: Cow::Borrowed(text), plain: true, origin: None }),
         };
         Self { span, value }

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use crate::access::ip::IpDenial;
 use crate::access::{Access, Invalid, Subject};
+use crate::auth::credentials::CredentialsError;
 use crate::auth::{Authenticator, Finding, Flaw, Identity, Live, TokenCache};
+use crate::auth_service::{self, Refusal};
 use crate::failure::Failure;
 use crate::http::Framing;
 use crate::router::{Captures, RouteRequest};
@@ -52,8 +54,56 @@ pub struct Progress {
     pub authentication: Option<(u32, Authentication)>,
     /// Why the request is not valid.
     pub invalid: Option<Box<Invalid>>,
+    /// What an auth service said, or what is known without asking it. A route names one at most.
+    pub told: Option<Told>,
+    /// The answer of an auth service that the client gets.
+    pub refusal: Option<Arc<Refusal>>,
     /// Authentication is over.
     is_known: bool,
+}
+
+/// What is known of a request by way of an auth service.
+#[derive(Debug)]
+pub struct Told {
+    pub authenticator: u32,
+    pub answer: Answer,
+}
+
+#[derive(Debug)]
+pub enum Answer {
+    /// The request has no credentials for it.
+    NoCredentials,
+    /// What it has are none.
+    BadCredentials(CredentialsError),
+    Said {
+        verdict: auth_service::Verdict,
+        /// It was remembered.
+        cached: bool,
+    },
+}
+
+impl Answer {
+    fn finding(&self) -> Finding {
+        use auth_service::Verdict;
+        let flaw = |description, reason| Finding::Refused(Flaw { code: "invalid_token", description, reason });
+        match self {
+            Self::NoCredentials => Finding::None,
+            Self::BadCredentials(error) => Finding::Refused((*error).into()),
+            Self::Said { verdict: Verdict::Pass(identity), cached } => {
+                Finding::Known { identity: Arc::clone(identity), cached: *cached }
+            }
+            Self::Said { verdict: Verdict::Refuse(_), .. } => flaw("the auth service refused", "refused"),
+            Self::Said { verdict: Verdict::Invalid(description), .. } => flaw(*description, "inactive"),
+            Self::Said { verdict: Verdict::Down(_), .. } => Finding::Unavailable,
+        }
+    }
+
+    fn refusal(&self) -> Option<&Arc<Refusal>> {
+        match self {
+            Self::Said { verdict: auth_service::Verdict::Refuse(refusal), .. } => Some(refusal),
+            _ => None,
+        }
+    }
 }
 
 /// What a filter has to know before it can judge.
@@ -61,6 +111,8 @@ pub struct Progress {
 pub enum Lookup {
     /// The keys of this authenticator, which are being fetched.
     Keys(u32),
+    /// What this authenticator's service says; the answer goes into [`Progress::told`].
+    Service(u32),
 }
 
 /// What the filters say of a request.
@@ -134,7 +186,12 @@ impl Gate<'_, '_> {
             };
             let carried = (self.request.headers, self.request.query);
             let mut tokens = self.tokens.borrow_mut();
-            match authenticator.judge(index, live, carried, &mut tokens, self.now_unix_s, self.may_wait) {
+            let told = progress.told.as_ref().filter(|told| told.authenticator == index);
+            let finding = match told {
+                Some(told) => told.answer.finding(),
+                None => authenticator.judge(index, live, carried, &mut tokens, self.now_unix_s, self.may_wait),
+            };
+            match finding {
                 Finding::None => {}
                 Finding::Known { identity, cached } => {
                     let how = if cached { Authentication::Cached } else { Authentication::Verified };
@@ -149,6 +206,7 @@ impl Gate<'_, '_> {
                 Finding::Refused(_) => {}
                 Finding::Unavailable => unavailable = Some(index),
                 Finding::Wait => return Err(Stop::Need(Lookup::Keys(index))),
+                Finding::Ask => return Err(Stop::Need(Lookup::Service(index))),
             }
         }
         let (first, missing) = (self.policy.authenticate.first().copied(), Authentication::Missing);
@@ -159,6 +217,8 @@ impl Gate<'_, '_> {
             }
             (None, Some((index, flaw)), _) => {
                 progress.authentication = Some((index, Authentication::Refused));
+                let told = progress.told.as_ref().filter(|told| told.authenticator == index);
+                progress.refusal = told.and_then(|told| told.answer.refusal()).cloned();
                 Err(Failure::Unauthenticated(Some(flaw)).into())
             }
             (None, None, Some(first)) => {
@@ -294,6 +354,55 @@ mod tests {
         assert!(world.failure(Some("Bearer a.b.c")).is_some(), "bad credentials are nobody's");
         world.policy.authenticate = [].into();
         assert_eq!(world.failure(Some("Bearer a.b.c")), None, "nobody asks");
+    }
+
+    #[test]
+    fn an_auth_service_is_asked_and_what_it_says_decides() {
+        use crate::auth_service::Verdict as Said;
+        let mut world = World::new();
+        let service = crate::auth_service::tests::example();
+        let kind = Kind::Service(Arc::new(service));
+        world.authenticators.push(Arc::new(Authenticator { name: "sessions".into(), places: [].into(), kind }));
+        world.live.push(Arc::new(Live::new("sessions")));
+        world.policy.authenticate = [0, 1].into();
+        let told = |answer| Progress { told: Some(Told { authenticator: 1, answer }), ..Progress::default() };
+        let said = |verdict| told(Answer::Said { verdict, cached: false });
+        let refusal = Arc::new(Refusal { status: 302, lines: vec![], body: vec![] });
+
+        let mut progress = Progress::default();
+        assert!(matches!(world.ask(None, &mut progress), Verdict::Need(Lookup::Service(1))));
+        assert!(matches!(world.ask(Some(&token("user")), &mut progress), Verdict::Continue(_)), "it need not be asked");
+
+        let identity = Arc::new(crate::auth_service::tests::identity("u2"));
+        let mut progress = said(Said::Pass(identity));
+        assert!(matches!(world.ask(None, &mut progress), Verdict::Continue(_)));
+        assert_eq!(progress.identity.unwrap().user.as_deref(), Some("u2"));
+        assert_eq!(progress.authentication, Some((1, Authentication::Verified)));
+
+        let mut progress = said(Said::Refuse(refusal.clone()));
+        let refused = world.ask(None, &mut progress);
+        assert!(matches!(refused, Verdict::Answer(Failure::Unauthenticated(Some(flaw))) if flaw.reason == "refused"));
+        assert_eq!(progress.refusal.as_ref(), Some(&refusal));
+
+        // A bad token is what the client hears of where both say no.
+        let mut progress = said(Said::Refuse(refusal));
+        let refused = world.ask(Some("Bearer a.b.c"), &mut progress);
+        assert!(matches!(refused, Verdict::Answer(Failure::Unauthenticated(Some(flaw))) if flaw.reason == "malformed"));
+        assert_eq!(progress.refusal, None);
+
+        let mut progress = said(Said::Invalid("the token is not active"));
+        let refused = world.ask(None, &mut progress);
+        assert!(matches!(refused, Verdict::Answer(Failure::Unauthenticated(Some(flaw))) if flaw.reason == "inactive"));
+
+        for anonymous in [false, true] {
+            world.policy.anonymous = anonymous;
+            let down = world.ask(None, &mut said(Said::Down("timeout")));
+            assert!(matches!(down, Verdict::Answer(Failure::AuthenticationUnavailable)), "{anonymous}");
+            let none = world.ask(None, &mut told(Answer::NoCredentials));
+            assert_eq!(matches!(none, Verdict::Continue(_)), anonymous);
+            let bad = world.ask(None, &mut told(Answer::BadCredentials(CredentialsError::Several)));
+            assert!(matches!(bad, Verdict::Answer(Failure::Unauthenticated(Some(_)))), "{anonymous}");
+        }
     }
 
     #[test]

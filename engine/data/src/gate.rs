@@ -2,7 +2,7 @@
 
 use ringway_core::audit_line::Kind;
 use ringway_core::failure::Failure;
-use ringway_core::filter::Lookup;
+use ringway_core::filter::{Answer, Lookup, Told};
 
 use crate::audit::{self, Refused};
 use crate::connection::Connection;
@@ -10,11 +10,21 @@ use crate::request::Exchange;
 
 /// Waits until there is news of what the gate has to know, or a tick has passed: it then asks again, and sees whether
 /// it still may wait.
-pub(crate) async fn look_up(conn: &Connection, lookup: Lookup) {
+///
+/// # Errors
+/// When the client has gone meanwhile.
+pub(crate) async fn look_up(conn: &Connection, exchange: &mut Exchange, lookup: Lookup) -> Result<(), Failure> {
     match lookup {
         // The control plane fetches them, and rings when it is done, well or not.
         Lookup::Keys(_) => conn.worker.news.wait().await,
+        Lookup::Service(authenticator) => {
+            let (settings, state) = conn.view.auth_service(authenticator).ok_or(Failure::Internal)?;
+            let question = exchange.question.take().ok_or(Failure::Internal)?;
+            let verdict = state.ask(conn, settings, question).await?;
+            exchange.gate.told = Some(Told { authenticator, answer: Answer::Said { verdict, cached: false } });
+        }
     }
+    Ok(())
 }
 
 /// Records a refusal by the gate in the audit log. `head`: the request's.

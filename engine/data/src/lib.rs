@@ -7,6 +7,7 @@
 mod accept;
 mod answer;
 mod audit;
+mod auth_service;
 mod buffer;
 mod clock;
 mod connection;
@@ -22,7 +23,6 @@ mod request;
 mod respond;
 mod runtime;
 mod serve;
-#[cfg_attr(not(test), expect(dead_code, reason = "the gate asks with it"))]
 mod subrequest;
 #[cfg(test)]
 mod testing;

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use ringway_config::snapshot::{Action, Forward, HostRewrite, Listener, Rewrite, Route, TraceStart};
 use ringway_core::access::{Preflight, cors};
+use ringway_core::auth_service::Asking;
 use ringway_core::failure::Failure;
-use ringway_core::filter::{self, Gate, Lookup, Permit, Progress, Verdict};
+use ringway_core::filter::{self, Answer, Gate, Lookup, Permit, Progress, Told, Verdict};
 use ringway_core::forwarded::{client_ip, is_trusted, write_forwarded_element, write_ip};
 use ringway_core::http::{Framing, HeadLines, HeadStorage, Name, RequestError, RequestHead, Target, Version};
 use ringway_core::http::{claims_a_hop, is_look_alike, list, list_has_token};
@@ -16,6 +17,7 @@ use ringway_core::router::{Captures, Found, RouteRequest};
 use ringway_core::template::Vars;
 use ringway_core::trace::{NewTrace, valid_b3, valid_b3_id, valid_traceparent};
 
+use crate::auth_service::{Known, Question};
 use crate::connection::Connection;
 use crate::respond;
 
@@ -68,6 +70,8 @@ pub(crate) struct Exchange {
     pub(crate) route: Option<u32>,
     /// What the gate learned of it.
     pub(crate) gate: Progress,
+    /// What the gate has to ask an auth service.
+    pub(crate) question: Option<Question>,
     /// Until when the gate may wait for what it has to know, on the core's clock.
     pub(crate) gate_until: u64,
     pub(crate) service: Option<usize>,
@@ -116,6 +120,7 @@ impl Exchange {
             body_bytes_max: None,
             route: None,
             gate: Progress::default(),
+            question: None,
             gate_until: started + GATE_WAIT_US,
             service: None,
             service_us: None,
@@ -196,7 +201,7 @@ impl Exchange {
         if route.access.cors.is_some() {
             self.origin = Span::of(cors::origin(request.headers).unwrap_or_default(), head);
         }
-        let permit = match self.ask_gate(conn, route, &wanted, &captures) {
+        let permit = match self.ask_gate(conn, route, &request, &wanted, &captures) {
             Verdict::Continue(permit) => permit,
             Verdict::Answer(failure) => return Err(failure),
             Verdict::Need(lookup) => return Ok(Step::Wait(lookup)),
@@ -251,6 +256,7 @@ impl Exchange {
         &mut self,
         conn: &Connection,
         route: &Route,
+        head: &RequestHead<'_, '_>,
         request: &RouteRequest<'_>,
         captures: &Captures,
     ) -> Verdict {
@@ -269,7 +275,49 @@ impl Exchange {
             now_unix_s: worker.clock.unix_ms(self.started) / 1000,
             may_wait: worker.clock.lately() < self.gate_until,
         };
-        filter::admit(&gate, &mut self.gate)
+        loop {
+            match filter::admit(&gate, &mut self.gate) {
+                Verdict::Need(Lookup::Service(index)) if self.recall(conn, route, head, request, index) => {}
+                verdict => return verdict,
+            }
+        }
+    }
+
+    /// Whether an auth service need not be asked; else what it is asked stands in `question`.
+    fn recall(
+        &mut self,
+        conn: &Connection,
+        route: &Route,
+        head: &RequestHead<'_, '_>,
+        request: &RouteRequest<'_>,
+        authenticator: u32,
+    ) -> bool {
+        let (worker, view) = (&conn.worker, &conn.view);
+        let Some((settings, state)) = view.auth_service(authenticator) else { return false };
+        let client_ip = worker.text_of(self.client_ip);
+        let asking = Asking {
+            method: request.method,
+            path: request.path,
+            query: request.query,
+            host: head.authority,
+            scheme: b"http",
+            client_ip: &client_ip,
+            request_id: self.id.as_bytes(),
+            headers: request.headers,
+        };
+        // It may have something to say of a request without credentials, where nobody else does.
+        let insists = route.policy.authenticate.len() == 1 && !route.policy.anonymous;
+        let answer = match state.look_up(worker, settings, &asking, insists) {
+            Ok(Known::Nothing) => Answer::NoCredentials,
+            Ok(Known::Told(verdict)) => Answer::Said { verdict, cached: true },
+            Ok(Known::Ask(question)) => {
+                self.question = Some(question);
+                return false;
+            }
+            Err(error) => Answer::BadCredentials(error),
+        };
+        self.gate.told = Some(Told { authenticator, answer });
+        true
     }
 
     /// Whether the request asks what another one may do (CORS), of a route that says so. A preflight carries no

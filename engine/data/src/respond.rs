@@ -206,6 +206,12 @@ pub(crate) fn failure(conn: &Connection, exchange: &mut Exchange, failure: Failu
         Ok(request) => (negotiate(request.values(Name::Accept)), request.headers),
         Err(_) => (Format::Json, &[][..]),
     };
+    if let Some(refusal) = exchange.gate.refusal.clone() {
+        // An auth service said it.
+        begin(conn, exchange, refusal.status, headers, out);
+        out.extend_from_slice(&refusal.lines);
+        return finish(exchange, &refusal.body, out);
+    }
     begin(conn, exchange, failure.status(), headers, out);
     match failure {
         Failure::Unauthenticated(flaw) => challenge(conn, exchange, flaw, out),

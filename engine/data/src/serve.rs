@@ -122,7 +122,10 @@ async fn exchange(conn: &mut Connection, inbox: &mut Buffer, head_length: usize,
     out.clear();
     let mut step = exchange.prepare(conn, inbox.data().get(..head_length).unwrap_or_default(), out);
     while let Step::Wait(lookup) = step {
-        gate::look_up(conn, lookup).await;
+        if let Err(failure) = gate::look_up(conn, &mut exchange, lookup).await {
+            step = Step::Fail(failure);
+            break;
+        }
         out.clear();
         step = exchange.prepare(conn, inbox.data().get(..head_length).unwrap_or_default(), out);
     }

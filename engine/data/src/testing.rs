@@ -94,9 +94,6 @@ pub(crate) fn on_core(service: &Service, test: impl AsyncFnOnce(&Connection, Cli
         abort: AtomicBool::new(false),
         allocations: None,
     });
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (accepted, peer) = listener.accept().unwrap();
     let mut looped = EventLoop::io_uring(64).or_else(|_| EventLoop::epoll(64)).unwrap();
     looped.block_on(async {
         let worker = Worker::new(0, shared);
@@ -108,9 +105,18 @@ pub(crate) fn on_core(service: &Service, test: impl AsyncFnOnce(&Connection, Cli
                 ticking.tick(round);
             }
         });
-        let listener = Arc::clone(&worker.view().published.snapshot.listeners[0]);
-        let counted = Counted::new(&worker, None);
-        let conn = Connection::new(&worker, Sock::new(accepted.into()).unwrap(), peer, listener, counted);
-        test(&conn, Client(client)).await;
+        let (conn, client) = connect(&worker);
+        test(&conn, client).await;
     });
+}
+
+/// A client's connection with this core.
+pub(crate) fn connect(worker: &Rc<Worker>) -> (Connection, Client) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (accepted, peer) = listener.accept().unwrap();
+    let listener = Arc::clone(&worker.view().published.snapshot.listeners[0]);
+    let counted = Counted::new(worker, None);
+    let conn = Connection::new(worker, Sock::new(accepted.into()).unwrap(), peer, listener, counted);
+    (conn, Client(client))
 }

@@ -5,16 +5,21 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ringway_config::hub::Published;
-use ringway_config::snapshot::{Balance, Service};
+use ringway_config::snapshot::{Authenticator, Balance, Service};
+use ringway_core::auth::Kind as AuthKind;
+use ringway_core::auth_service::AuthService;
 use ringway_core::balance::{Balancer, Kind};
 use ringway_core::stats::{RouteStats, ServiceCell};
 
+use crate::auth_service::AuthState;
 use crate::upstream::EndpointPool;
 use crate::worker::Worker;
 
 pub(crate) struct View {
     pub(crate) published: Arc<Published>,
     pub(crate) services: Vec<ServiceView>,
+    /// What the core knows of auth services, by authenticator.
+    pub(crate) auth_states: Vec<Option<Rc<AuthState>>>,
 }
 
 pub(crate) struct ServiceView {
@@ -54,7 +59,8 @@ impl View {
                 }
             })
             .collect();
-        let view = Self { published, services };
+        let auth_states = auth_states(&published, old);
+        let view = Self { published, services, auth_states };
         for pool in old.into_iter().flat_map(View::pools) {
             if !view.pools().any(|kept| Rc::ptr_eq(kept, pool)) {
                 pool.close();
@@ -72,9 +78,41 @@ impl View {
         route.and_then(|route| self.published.routes.get(route as usize)).unwrap_or(&self.published.unmatched)
     }
 
+    /// The service that an authenticator asks, and what this core knows of it.
+    pub(crate) fn auth_service(&self, authenticator: u32) -> Option<(&AuthService, &AuthState)> {
+        let index = authenticator as usize;
+        match &self.published.snapshot.authenticators.get(index)?.kind {
+            AuthKind::Service(settings) => Some((settings, self.auth_states.get(index)?.as_deref()?)),
+            _ => None,
+        }
+    }
+
     pub(crate) fn service_cell(&self, service: usize, worker: usize) -> Option<&ServiceCell> {
         self.published.services.get(service)?.workers.get(worker).map(|cell| &**cell)
     }
+}
+
+/// Those of `old` whose authenticator asks the same service in the same way go on.
+fn auth_states(published: &Published, old: Option<&View>) -> Vec<Option<Rc<AuthState>>> {
+    let asked = |published: &Published, kind: &AuthKind| match kind {
+        AuthKind::Service(settings) => {
+            let service = published.snapshot.services.get(settings.service);
+            Some((Arc::clone(settings), service.map(|service| Arc::clone(&service.name))))
+        }
+        _ => None,
+    };
+    let state_of = |authenticator: &Arc<Authenticator>| {
+        let (settings, service) = asked(published, &authenticator.kind)?;
+        let known = old.and_then(|old| {
+            let place =
+                old.published.snapshot.authenticators.iter().position(|known| known.name == authenticator.name)?;
+            let known = old.published.snapshot.authenticators.get(place)?;
+            let is_same = asked(&old.published, &known.kind)? == (Arc::clone(&settings), service);
+            is_same.then(|| old.auth_states.get(place).cloned().flatten()).flatten()
+        });
+        Some(known.unwrap_or_else(|| AuthState::new(&settings)))
+    };
+    published.snapshot.authenticators.iter().map(state_of).collect()
 }
 
 impl ServiceView {

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use ringway_core::auth::credentials::Place;
 use ringway_core::auth::jwt::Rules;
 use ringway_core::auth::{self, Algorithm, Algorithms, ClaimHeader, ClaimPath, Kind, Live, Source};
+use ringway_core::auth_service::AuthService;
 use schemars::{Schema, SchemaGenerator, json_schema};
 
+use super::auth_service::{AuthServiceSection, IntrospectionSection};
 use super::headers::HeaderName;
 use super::route::ANONYMOUS;
 use crate::decode::{Cx, Decode, OneOrMore, Pairs, Spanned};
@@ -20,7 +22,7 @@ use crate::tree::Node;
 use crate::units::{HOUR_MS, KIB, MIB, Size, Time};
 
 shape! {
-    /// One way to prove who a request comes from. Exactly one of `jwt` and `api_keys`.
+    /// One way to prove who a request comes from. Exactly one of `jwt`, `api_keys`, `auth_service` and `introspection`.
     pub(crate) struct Authenticator {
         /// Names it in routes, logs, metrics and challenges. Unique.
         name: Spanned<Name>,
@@ -28,6 +30,10 @@ shape! {
         jwt: Option<Spanned<JwtSection>>,
         /// Keys that clients were given.
         api_keys: Option<Spanned<ApiKeysSection>>,
+        /// A service that is told of each request and says whether it may pass.
+        auth_service: Option<Spanned<AuthServiceSection>>,
+        /// A service that knows what tokens stand for (RFC 7662).
+        introspection: Option<Spanned<IntrospectionSection>>,
     }
 
     /// JSON Web Tokens: who may have made them, and what they must say (RFC 7519, RFC 8725).
@@ -131,7 +137,7 @@ impl Decode for AlgorithmName {
 
 /// A claim's name, or a JSON Pointer to one.
 #[derive(Debug, Clone)]
-pub(crate) struct ClaimName(ClaimPath);
+pub(crate) struct ClaimName(pub(crate) ClaimPath);
 
 impl Decode for ClaimName {
     fn kind() -> String {
@@ -149,7 +155,7 @@ impl Decode for ClaimName {
 
 /// Where a request has its credential.
 #[derive(Debug, Clone)]
-pub(crate) struct Location(Place);
+pub(crate) struct Location(pub(crate) Place);
 
 impl Decode for Location {
     fn kind() -> String {
@@ -207,32 +213,63 @@ impl TokenCacheSection {
 }
 
 impl Authenticator {
+    /// Whether a service is asked.
+    pub(crate) fn asks_a_service(&self) -> bool {
+        self.auth_service.is_some() || self.introspection.is_some()
+    }
+
     /// `None` after an error, which is reported.
-    pub(crate) fn compile(self, cx: &mut Cx) -> Option<(auth::Authenticator, KeySources)> {
+    pub(crate) fn compile(
+        self,
+        services: &[Arc<snapshot::Service>],
+        cx: &mut Cx,
+    ) -> Option<(auth::Authenticator, KeySources)> {
         if self.name.value.0 == ANONYMOUS {
             cx.error(self.name.span, "`anonymous` is what routes call nobody", "name it otherwise");
         }
         let name: Arc<str> = Arc::from(self.name.value.0);
-        let (from, kind, keys) = match (self.jwt, self.api_keys) {
-            (Some(jwt), None) => jwt.value.compile(cx)?,
-            (None, Some(keys)) => keys.value.compile(cx)?,
-            (None, None) => {
-                cx.error(self.name.span, "an authenticator has one of `jwt` and `api_keys`: it has none", None);
-                return None;
-            }
-            (Some(_), Some(second)) => {
-                cx.error(second.span, "an authenticator has one of `jwt` and `api_keys`", "make it two");
-                return None;
-            }
+        let given = [
+            self.jwt.map(|section| (section.span, Written::Jwt(section.value))),
+            self.api_keys.map(|section| (section.span, Written::ApiKeys(section.value))),
+            self.auth_service.map(|section| (section.span, Written::AuthService(section.value))),
+            self.introspection.map(|section| (section.span, Written::Introspection(section.value))),
+        ];
+        let mut given = given.into_iter().flatten();
+        const ONE: &str = "an authenticator has one of `jwt`, `api_keys`, `auth_service` and `introspection`";
+        let Some((_, written)) = given.next() else {
+            cx.error(self.name.span, format!("{ONE}: it has none"), None);
+            return None;
+        };
+        if let Some((second, _)) = given.next() {
+            cx.error(second, ONE, "make it two");
+            return None;
+        }
+        let judged_there = |service: AuthService| {
+            let keys = KeySources { keys: KeySource::Service, revoked: None };
+            (OneOrMore(Vec::new()), Kind::Service(Arc::new(service)), keys)
+        };
+        let (from, kind, keys) = match written {
+            Written::Jwt(section) => section.compile(cx)?,
+            Written::ApiKeys(section) => section.compile(cx)?,
+            Written::AuthService(section) => judged_there(section.compile(services, cx)),
+            Written::Introspection(section) => judged_there(section.compile(services, cx)),
         };
         let places = from.0.into_iter().map(|place| place.0).collect();
         Some((auth::Authenticator { name, places, kind }, keys))
     }
 }
 
+/// The one kind that an authenticator is of.
+enum Written {
+    Jwt(JwtSection),
+    ApiKeys(ApiKeysSection),
+    AuthService(AuthServiceSection),
+    Introspection(IntrospectionSection),
+}
+
 type Compiled = (OneOrMore<Location>, Kind, KeySources);
 
-fn claim_headers(headers: Pairs<HeaderName, ClaimName>) -> Vec<ClaimHeader> {
+pub(crate) fn claim_headers(headers: Pairs<HeaderName, ClaimName>) -> Vec<ClaimHeader> {
     let headers = headers.0.into_iter();
     headers.map(|(name, claim)| ClaimHeader { name: name.value.0.into(), claim: claim.0 }).collect()
 }

@@ -3,6 +3,7 @@
 mod access;
 mod action;
 mod audit;
+mod auth_service;
 mod authenticator;
 mod authorize;
 mod cors;

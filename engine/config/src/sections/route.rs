@@ -96,7 +96,7 @@ macro_rules! reference {
     ($($(#[$doc:meta])* $name:ident = $what:literal in $table:ident)*) => {$(
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
-        pub(crate) struct $name(usize);
+        pub(crate) struct $name(pub(crate) usize);
 
         impl Decode for $name {
             fn kind() -> String {
@@ -155,8 +155,12 @@ impl Decode for AuthenticatorRef {
 /// What an authenticator cannot be called.
 pub(crate) const ANONYMOUS: &str = "anonymous";
 
-/// Who may use the route.
-fn policy(authenticate: Option<Spanned<OneOrMore<Spanned<AuthenticatorRef>>>>, cx: &mut Cx) -> Policy {
+/// Who may use the route. `asks_a_service`: by authenticator.
+fn policy(
+    authenticate: Option<Spanned<OneOrMore<Spanned<AuthenticatorRef>>>>,
+    asks_a_service: &[bool],
+    cx: &mut Cx,
+) -> Policy {
     let Some(Spanned { value, span }) = authenticate else { return Policy::default() };
     let (mut known, mut anonymous) = (Vec::new(), false);
     for Spanned { value, span } in value.0 {
@@ -166,7 +170,13 @@ fn policy(authenticate: Option<Spanned<OneOrMore<Spanned<AuthenticatorRef>>>>, c
         match value.0 {
             None => anonymous = true,
             Some(index) if known.contains(&(index as u32)) => cx.error(span, "the authenticator is named twice", None),
-            Some(index) => known.push(index as u32),
+            Some(index) => {
+                let asks = |index: usize| asks_a_service.get(index).is_some_and(|asks| *asks);
+                if asks(index) && known.iter().any(|known| asks(*known as usize)) {
+                    cx.error(span, "one service is asked at most", "each would add its time to every request");
+                }
+                known.push(index as u32);
+            }
         }
     }
     if known.is_empty() {
@@ -179,6 +189,8 @@ fn policy(authenticate: Option<Spanned<OneOrMore<Spanned<AuthenticatorRef>>>>, c
 pub(crate) struct Compiler {
     routers: Vec<RouterBuilder>,
     defaults: Defaults,
+    /// By authenticator.
+    asks_a_service: Vec<bool>,
     /// Where the routes so far stand.
     spans: Vec<Span>,
     names: HashSet<String>,
@@ -188,7 +200,13 @@ pub(crate) struct Compiler {
 
 impl Compiler {
     /// `listeners`: how many there are. Reports names that two of `routes` have.
-    pub(crate) fn new(listeners: usize, routes: &[Spanned<Route>], defaults: Defaults, cx: &mut Cx) -> Self {
+    pub(crate) fn new(
+        listeners: usize,
+        routes: &[Spanned<Route>],
+        defaults: Defaults,
+        asks_a_service: Vec<bool>,
+        cx: &mut Cx,
+    ) -> Self {
         let mut first: HashMap<&str, Span> = HashMap::new();
         for name in routes.iter().filter_map(|route| route.value.name.as_ref()) {
             let text = name.value.0.as_str();
@@ -209,6 +227,7 @@ impl Compiler {
         Self {
             routers: (0..listeners).map(|_| RouterBuilder::new()).collect(),
             defaults,
+            asks_a_service,
             spans: Vec::new(),
             names,
             alike: HashMap::new(),
@@ -238,7 +257,7 @@ impl Compiler {
             access,
             request_headers: request_headers.map(|ops| ops.value.compile(true, &parameters, cx)).unwrap_or_default(),
             response_headers: route.response_headers.compile(false, &parameters, cx),
-            policy: policy(route.authenticate.take(), cx),
+            policy: policy(route.authenticate.take(), &self.asks_a_service, cx),
             action: action(route, span, &parameters, cx)?,
         })
     }

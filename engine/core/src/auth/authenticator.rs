@@ -7,6 +7,7 @@ use httparse::Header;
 use super::credentials::{self, CredentialsError, Place};
 use super::jwt::{self, JwtError, Rules};
 use super::{Asked, ClaimHeader, Identity, Live, TokenCache};
+use crate::auth_service::AuthService;
 
 /// An authenticator as configured. What it knows at the moment is its [`Live`].
 #[derive(Debug, Clone)]
@@ -27,6 +28,8 @@ pub enum Kind {
     },
     /// Keys that clients were given.
     ApiKeys { headers: Arc<[ClaimHeader]> },
+    /// A service that is asked.
+    Service(Arc<AuthService>),
 }
 
 /// What is wrong with a credential.
@@ -55,6 +58,8 @@ pub enum Finding {
     Unavailable,
     /// Its key is unknown, and is being looked for. Ask again when the control plane has rung.
     Wait,
+    /// A service has to be asked.
+    Ask,
 }
 
 impl Authenticator {
@@ -68,7 +73,7 @@ impl Authenticator {
                 _ => None,
             })
             .unwrap_or(match self.kind {
-                Kind::Jwt { .. } => "Bearer",
+                Kind::Jwt { .. } | Kind::Service(_) => "Bearer",
                 Kind::ApiKeys { .. } => "ApiKey",
             })
     }
@@ -78,6 +83,7 @@ impl Authenticator {
         let headers = match &self.kind {
             Kind::Jwt { rules, .. } => &rules.headers[..],
             Kind::ApiKeys { headers } => headers,
+            Kind::Service(service) => return service.field_names().any(|own| is_same_field(own, name)),
         };
         headers.iter().any(|header| is_same_field(&header.name, name))
     }
@@ -95,12 +101,17 @@ impl Authenticator {
         now_s: u64,
         may_wait: bool,
     ) -> Finding {
+        if let Kind::Service(_) = self.kind {
+            // It knows itself where its credentials stand.
+            return Finding::Ask;
+        }
         let credential = match credentials::find(&self.places, headers, query) {
             Ok(Some(credential)) => credential,
             Ok(None) => return Finding::None,
             Err(error) => return Finding::Refused(error.into()),
         };
         match &self.kind {
+            Kind::Service(_) => Finding::Ask,
             Kind::ApiKeys { .. } => match live.api_keys().verify(credential.as_bytes(), now_s) {
                 Ok(identity) => Finding::Known { identity, cached: false },
                 Err(error) => Finding::Refused(Flaw {

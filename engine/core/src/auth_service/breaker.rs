@@ -64,9 +64,9 @@ impl Breaker {
     }
 
     /// The call ended without a word on the service: its client went away.
-    pub fn abandoned(&mut self, now: Duration) {
+    pub fn abandoned(&mut self) {
         if self.state == State::Probing {
-            self.state = State::Open { until: now };
+            self.state = State::Open { until: Duration::ZERO };
         }
     }
 
@@ -106,7 +106,7 @@ mod tests {
         (0..3).for_each(|_| _ = breaker.failed(SETTINGS, at(0), 0));
         assert!(breaker.admit(at(4)) && breaker.failed(SETTINGS, at(4), 0));
         assert!(!breaker.admit(at(7)) && breaker.admit(at(8)));
-        breaker.abandoned(at(8));
+        breaker.abandoned();
         assert!(breaker.admit(at(8)));
     }
 

@@ -8,14 +8,14 @@ use crate::auth::{HEADER_LINES_BYTES_MAX, Identity, Method};
 use crate::http::{Name, ResponseHead, is_look_alike, list};
 
 /// How the service is asked, and what of its answer goes where.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Check {
     pub method: AskMethod,
     pub path: AskPath,
     /// Fields of the client's request that the service gets, credentials above all. See [`may_be_asked_with`].
     pub request_headers: Vec<Box<str>>,
     pub tells: Tells,
-    /// Fields of a positive answer that the service behind gets, in place of the client's own.
+    /// Fields of a positive answer that the service behind gets, in place of the client's own. See [`may_be_given`].
     pub answer_headers: Vec<Box<str>>,
     /// Fields of a refusal that the client gets. See [`may_be_passed_on`].
     pub refusal_headers: Vec<Box<str>>,
@@ -64,7 +64,13 @@ pub fn may_be_asked_with(name: &str) -> bool {
     !own && !of.is_hop_by_hop() && !is_look_alike(name) && !is_ours(name)
 }
 
-/// Whether a field of an answer may be passed on, to the client or the service behind.
+/// Whether a field of a positive answer may go to the service behind: none that the gateway writes or judges itself, since
+/// the client's own would stand beside it.
+pub fn may_be_given(name: &str) -> bool {
+    Name::of(name) == Name::Other && !is_look_alike(name)
+}
+
+/// Whether a field of a refusal may go to the client.
 pub fn may_be_passed_on(name: &str) -> bool {
     use Name::*;
     let of = Name::of(name);
@@ -381,5 +387,9 @@ mod tests {
             assert!(!may_be_passed_on(name), "{name}");
         }
         assert!(may_be_passed_on("Set-Cookie") && may_be_passed_on("Content-Type"));
+        for name in ["User-Agent", "Forwarded", "Host", "traceparent", "X_Forwarded_For"] {
+            assert!(!may_be_given(name), "{name}");
+        }
+        assert!(may_be_given("X-User-Id") && may_be_given("Authorization"));
     }
 }

@@ -13,6 +13,7 @@ use crate::auth::credentials::{self, CredentialsError, Place};
 use crate::auth::{ClaimHeader, ClaimPath, Identity, Method, claim, encoding, headers};
 
 /// How tokens are looked up.
+#[derive(PartialEq)]
 pub struct Introspection {
     pub path: Box<str>,
     /// The gateway's own `Authorization`, as [`basic_credentials`] makes one. A secret.

@@ -17,7 +17,7 @@ use httparse::Header;
 
 pub use answers::{Answers, KEY_BYTES_MAX, Now};
 pub use breaker::{Breaker, BreakerSettings};
-pub use check::{AskMethod, AskPath, Check, Tells, may_be_asked_with, may_be_passed_on};
+pub use check::{AskMethod, AskPath, Check, Tells, may_be_asked_with, may_be_given, may_be_passed_on};
 pub use introspection::{Introspection, basic_credentials};
 
 use crate::auth::Identity;
@@ -25,7 +25,7 @@ use crate::auth::credentials::CredentialsError;
 use crate::http::ResponseHead;
 
 /// An auth service, how it is asked and how far it is believed.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct AuthService {
     /// Index of the service that is asked.
     pub service: usize,
@@ -42,7 +42,7 @@ pub struct AuthService {
     pub breaker: BreakerSettings,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub enum Mode {
     /// The service is told of the request and answers with a status.
     Check(Check),
@@ -120,6 +120,11 @@ impl AuthService {
         }
     }
 
+    /// Whether the service has something to say of a request without credentials, such as where to log in.
+    pub fn answers_without_credentials(&self) -> bool {
+        matches!(self.mode, Mode::Check(_))
+    }
+
     /// Whether the service may get this request twice, when the connection broke before an answer came.
     pub fn may_repeat(request: &[u8], mode: &Mode) -> bool {
         // To look a token up changes nothing, whatever the method.
@@ -174,12 +179,12 @@ fn claims_bytes(claims: &serde_json::Map<String, serde_json::Value>) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::auth::Method;
     use crate::http::HeadStorage;
 
-    pub(super) fn identity(user: &str) -> Identity {
+    pub(crate) fn identity(user: &str) -> Identity {
         Identity {
             method: Method::AuthService,
             user: Some(user.into()),
@@ -190,6 +195,22 @@ mod tests {
             expires_at: None,
             token_id: None,
         }
+    }
+
+    /// One that is told nothing.
+    pub(crate) fn example() -> AuthService {
+        let tells = Tells { method: false, uri: false, host: false, client: false, scheme: false };
+        service(Mode::Check(Check {
+            method: AskMethod::Fixed("GET".into()),
+            path: AskPath::Fixed("/".into()),
+            request_headers: vec!["Authorization".into()],
+            tells,
+            answer_headers: vec![],
+            refusal_headers: vec![],
+            user: None,
+            roles: None,
+            scopes: None,
+        }))
     }
 
     pub(super) fn service(mode: Mode) -> AuthService {
