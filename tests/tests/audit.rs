@@ -22,7 +22,7 @@ fn yaml(endpoint: &str, audit_log: &str) -> String {
          authenticators: [{{ name: main, jwt: {{ algorithms: HS256, keys: {{ secret: 0123456789abcdef0123456789abcdef }} }} }}]\n\
          services: [{{ name: app, endpoints: [\"{endpoint}\"] }}]\n\
          routes:\n\
-         - {{ name: closed, match: {{ path: \"/closed/*rest\" }}, service: app, authenticate: main }}\n\
+         - {{ name: closed, match: {{ prefix: /closed }}, service: app, authenticate: main }}\n\
          - {{ name: inside, match: {{ path: /inside }}, service: app, ip: {{ deny: 127.0.0.0/8 }} }}\n\
          - {{ name: open, match: {{ path: /open }}, service: app }}\n"
     )

@@ -31,7 +31,7 @@ fn guard() -> Backend {
                 ),
                 _ => conn.send(
                     "HTTP/1.1 403 No\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nServer: guard\r\n\
-                     Content-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n3\r\n way\r\n0\r\n\r\n",
+                     Content-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n4\r\n way\r\n0\r\n\r\n",
                 ),
             };
         }
