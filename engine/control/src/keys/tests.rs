@@ -288,11 +288,13 @@ impl Kept {
     /// What a worker does with a request.
     fn request(&self, token: &str) -> Result<(), JwtError> {
         loop {
-            let heard = self.bell.rings();
+            let (heard, generation) = (self.bell.rings(), self.live.generation());
             match self.judge(token) {
-                Err(JwtError::UnknownKey { kid }) if self.live.ask(kid.as_deref()) == Asked::Wait => {
-                    assert!(self.bell.wait(heard), "nobody rang");
-                }
+                Err(JwtError::UnknownKey { kid }) => match self.live.ask(kid.as_deref(), generation) {
+                    Asked::Wait => assert!(self.bell.wait(heard), "nobody rang"),
+                    Asked::Again => {}
+                    Asked::No => return Err(JwtError::UnknownKey { kid }),
+                },
                 result => return result,
             }
         }
@@ -569,7 +571,7 @@ fn files_are_read_again_when_they_change() {
     replace(&at("jwks"), &set_of(&[&old]));
     let mut kept = keep(Source::Jwks { secrets: true }, Place::File(at("jwks")));
     wait_for(|| kept.judge(&old.token()).is_ok());
-    assert_eq!(kept.live.ask(Some("new")), Asked::No, "there is nowhere to look");
+    assert_eq!(kept.live.ask(Some("new"), kept.live.generation()), Asked::No, "there is nowhere to look");
     replace(&at("jwks"), "{");
     wait_for(|| kept.failed() == 1);
     assert!(kept.judge(&old.token()).is_ok());

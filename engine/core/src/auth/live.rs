@@ -61,6 +61,8 @@ pub enum Loaded {
 pub enum Asked {
     /// The keys are being fetched, or will be at once. The control plane rings when that is over, well or not.
     Wait,
+    /// What is known has changed since the token was judged. Judge it again, at once.
+    Again,
     /// It was looked for lately, or there is nowhere to look. Refuse the token.
     No,
 }
@@ -203,12 +205,14 @@ impl Live {
         self.keys.store(Arc::new(new));
     }
 
-    /// A worker met a token of an unknown key. Cheap, also in a storm: the control plane looks once in a while only, and
-    /// until then the answer is no.
-    pub fn ask(&self, kid: Option<&str>) -> Asked {
+    /// A worker met a token of an unknown key, judged at `generation`. Cheap, also in a storm: the control plane looks once
+    /// in a while only, and until then the answer is no.
+    pub fn ask(&self, kid: Option<&str>, generation: u64) -> Asked {
         let kid = kid.unwrap_or_default();
         if self.looking() == Looking::No || self.missing.load().iter().any(|missing| **missing == *kid) {
-            return Asked::No;
+            // Read last: the control plane publishes keys before it says that it has looked, so that a key which came
+            // between the judgement and this question is never taken for one that does not come.
+            return if self.generation() == generation { Asked::No } else { Asked::Again };
         }
         // If there is no room, the control plane has been woken and has not come yet: it rings all the same.
         let _ = self.asked.push(kid.into());
@@ -313,19 +317,22 @@ mod tests {
         live.on_ask(Box::new(move || {
             counter.fetch_add(1, Ordering::Relaxed);
         }));
-        assert_eq!(live.ask(Some("a")), Asked::No);
+        assert_eq!(live.ask(Some("a"), 0), Asked::No);
         live.set_looking(Looking::WhenAsked);
-        assert_eq!((live.ask(Some("a")), live.ask(None)), (Asked::Wait, Asked::Wait));
+        assert_eq!((live.ask(Some("a"), 0), live.ask(None, 0)), (Asked::Wait, Asked::Wait));
         assert_eq!((live.next_asked().as_deref(), live.next_asked().as_deref()), (Some("a"), Some("")));
         live.set_missing(vec!["a".into()]);
-        assert_eq!((live.ask(Some("a")), live.ask(Some("b"))), (Asked::No, Asked::Wait));
+        assert_eq!((live.ask(Some("a"), 0), live.ask(Some("b"), 0)), (Asked::No, Asked::Wait));
         live.set_looking(Looking::Now);
         for _ in 0..2 * KIDS_ASKED_MAX {
-            assert_eq!(live.ask(Some("c")), Asked::Wait);
+            assert_eq!(live.ask(Some("c"), 0), Asked::Wait);
         }
         assert_eq!(std::iter::from_fn(|| live.next_asked()).count(), KIDS_ASKED_MAX);
         assert_eq!(woken.load(Ordering::Relaxed), 3 + 2 * KIDS_ASKED_MAX as u64);
+        // The key comes after the token was judged, and before the question.
+        live.load(&Source::Secret, SECRET, 0).unwrap();
         live.set_looking(Looking::No);
-        assert_eq!(live.ask(Some("b")), Asked::No);
+        assert_eq!((live.ask(Some("b"), 0), live.ask(Some("b"), 1)), (Asked::Again, Asked::No));
+        assert_eq!((live.ask(Some("a"), 0), live.ask(Some("a"), 1)), (Asked::Again, Asked::No));
     }
 }
