@@ -152,6 +152,7 @@ fn filters() -> Vec<Case> {
     vec![Case::new("admit", "body_of_2KiB", || {
         let (policy, access) = (Policy::default(), Access::default());
         let tokens = RefCell::new(TokenCache::new(8, 1 << 20, 60, [1, 2, 3, 4]));
+        let key = RefCell::default();
         move || {
             let gate = Gate {
                 policy: &policy,
@@ -159,12 +160,17 @@ fn filters() -> Vec<Case> {
                 authenticators: &[],
                 live: &[],
                 tokens: &tokens,
+                rules: &[],
+                limiters: &[],
+                key: &key,
+                route: 0,
                 request: &RouteRequest { host: b"a", method: b"POST", path: b"/a", query: None, headers: &[] },
                 captures: &Captures::default(),
                 client_ip: CLIENT,
                 framing: Framing::Length(2048),
                 body_bytes_max: Some(1 << 20),
                 now_unix_s: 1,
+                now_us: 1,
                 may_wait: true,
             };
             matches!(admit(black_box(&gate), &mut Progress::default()), Verdict::Continue(_))

@@ -119,6 +119,10 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
             keys.push(sources);
         }
     }
+    let (mut rate_limits, mut limiters) = (Vec::new(), Vec::new());
+    for limit in file.rate_limits.0 {
+        rate_limits.extend(limit.value.compile(&mut limiters, cx).map(Arc::new));
+    }
     let runtime = file.runtime.0.map(|section| section.compile(cx));
     let listeners = listeners.into_iter().zip(routers);
     Some(Snapshot {
@@ -127,6 +131,8 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
         routes,
         services,
         authenticators,
+        rate_limits,
+        limiters,
         token_cache: file.token_cache.compile(),
         keys,
         admin: admin?,

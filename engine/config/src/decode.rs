@@ -74,6 +74,7 @@ pub(crate) struct Names {
     pub(crate) listeners: HashMap<String, usize>,
     pub(crate) services: HashMap<String, usize>,
     pub(crate) authenticators: HashMap<String, usize>,
+    pub(crate) rate_limits: HashMap<String, usize>,
 }
 
 impl Names {
@@ -97,7 +98,12 @@ impl Names {
             }
             first.into_iter().map(|(name, (index, _))| (name, index)).collect()
         };
-        Self { listeners: table("listeners"), services: table("services"), authenticators: table("authenticators") }
+        Self {
+            listeners: table("listeners"),
+            services: table("services"),
+            authenticators: table("authenticators"),
+            rate_limits: table("rate_limits"),
+        }
     }
 }
 

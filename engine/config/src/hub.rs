@@ -3,13 +3,16 @@
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::Thread;
+
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use ringway_core::auth::Live;
+use ringway_core::limit::{Limiter, Mode};
 use ringway_core::log_queue::LogQueue;
-use ringway_core::stats::{AuthenticatorStats, EndpointStats, RouteStats, ServiceStats, WorkerStats};
+use ringway_core::stats::{AuthenticatorStats, EndpointStats, LimitStats, RouteStats, ServiceStats, WorkerStats};
 
 use crate::snapshot::Snapshot;
 
@@ -31,6 +34,9 @@ pub struct Published {
     /// What the authenticators know now: it outlives reloads, by name.
     pub live: Vec<Arc<Live>>,
     pub authenticators: Vec<Arc<AuthenticatorStats>>,
+    /// The buckets of the rate limits: they outlive reloads that do not change their policy.
+    pub limiters: Vec<Arc<Limiter>>,
+    pub limits: Vec<Arc<LimitStats>>,
 }
 
 /// The life of the process.
@@ -66,6 +72,36 @@ pub struct Hub {
     pub log: LogLane,
     pub audit: LogLane,
     pub reloads: ReloadStats,
+    /// Time zero of the clock that all threads share: rate limits count by it.
+    pub epoch: Instant,
+    /// Rung for a worker when something that it waits for may have come.
+    pub worker_bell: Bell,
+    /// Rung when a limiter has something to say to Redis.
+    pub limits_bell: Bell,
+}
+
+/// Wakes another thread; does nothing until somebody has tied its rope.
+#[derive(Default)]
+pub struct Bell(OnceLock<Box<dyn Fn(u32) + Send + Sync>>);
+
+impl Bell {
+    /// `ring` must neither block nor allocate. The first one stays.
+    pub fn tie(&self, ring: Box<dyn Fn(u32) + Send + Sync>) {
+        let _ = self.0.set(ring);
+    }
+
+    /// `whom`: a worker's number, where that matters.
+    pub fn ring(&self, whom: u32) {
+        if let Some(ring) = self.0.get() {
+            ring(whom);
+        }
+    }
+}
+
+impl std::fmt::Debug for Bell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Bell").field(&self.0.get().is_some()).finish()
+    }
 }
 
 /// Lines on their way from the workers to the thread that writes them.
@@ -125,6 +161,12 @@ impl Published {
             authenticators.extend(old.authenticators.iter().map(|stats| (stats.authenticator.clone(), stats.clone())));
             live.extend(old.live.iter().map(|live| (&*live.name, live.clone())));
         }
+        let (mut limiters, mut limits): (HashMap<_, Arc<Limiter>>, HashMap<_, _>) = Default::default();
+        if let Some(old) = old {
+            limiters.extend(old.limiters.iter().map(|limiter| (limiter.policy().spec().name.clone(), limiter.clone())));
+            limits.extend(old.limits.iter().map(|stats| (stats.policy.clone(), stats.clone())));
+        }
+        let is_shared = snapshot.redis.is_some();
         let unmatched = match old {
             Some(old) => old.unmatched.clone(),
             None => Arc::new(RouteStats::new(UNMATCHED.into(), workers)),
@@ -174,6 +216,25 @@ impl Published {
                     stats_of(&authenticators, name, || AuthenticatorStats::new(name.clone(), workers))
                 })
                 .collect(),
+            limiters: snapshot
+                .limiters
+                .iter()
+                .map(|policy| match limiters.get(&policy.spec().name) {
+                    Some(known) if known.policy() == policy && (known.mode() != Mode::Alone) == is_shared => {
+                        known.clone()
+                    }
+                    _ if is_shared => Arc::new(Limiter::shared(policy.clone())),
+                    _ => Arc::new(Limiter::new(policy.clone())),
+                })
+                .collect(),
+            limits: snapshot
+                .limiters
+                .iter()
+                .map(|policy| {
+                    let name = &policy.spec().name;
+                    stats_of(&limits, name, || LimitStats::new(name.clone(), workers))
+                })
+                .collect(),
             snapshot,
         }
     }
@@ -194,6 +255,9 @@ impl Hub {
             log: LogLane::new(Self::LOG_BUFFERS),
             audit: LogLane::new(Self::AUDIT_BUFFERS),
             reloads: ReloadStats::default(),
+            epoch: Instant::now(),
+            worker_bell: Bell::default(),
+            limits_bell: Bell::default(),
         })
     }
 

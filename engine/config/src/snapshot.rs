@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ipnet::IpNet;
 use ringway_core::access::Access;
 pub use ringway_core::auth::Authenticator;
-use ringway_core::auth::{Live, Source};
+use ringway_core::auth::{HttpUrl, Live, Source};
 use ringway_core::filter::Policy;
+use ringway_core::limit::{self, Rule};
 use ringway_core::path::PathPolicy;
 use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
@@ -23,6 +24,10 @@ pub struct Snapshot {
     pub routes: Vec<Arc<Route>>,
     pub services: Vec<Arc<Service>>,
     pub authenticators: Vec<Arc<Authenticator>>,
+    /// What routes limit by.
+    pub rate_limits: Vec<Arc<Rule>>,
+    /// What those draw from: one for each limit, and one for each of its tiers.
+    pub limiters: Vec<limit::Policy>,
     /// What each worker remembers of verified tokens.
     pub token_cache: TokenCache,
     /// Where keys come from and what is revoked, by authenticator.
@@ -188,9 +193,9 @@ pub enum KeySource {
     /// A file as it was when the configuration was read, and is watched for changes.
     File(Source, PathBuf, Arc<[u8]>),
     /// A JSON Web Key Set at an `http:` or `https:` URL.
-    Jwks(Arc<str>),
+    Jwks(HttpUrl),
     /// OpenID Connect discovery at this issuer.
-    Oidc(Arc<str>),
+    Oidc(HttpUrl),
     /// None: a service judges.
     Service,
 }

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::net::TcpListener as StdTcpListener;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::SystemTime;
 
@@ -15,7 +15,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::admin::{Admin, Places, accept_one};
+use crate::keys::{self, Keeper};
 use crate::redis::Redis;
+use crate::redis::Requests;
 
 /// What an operator asks for. The thread that owns the workers acts on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +36,10 @@ pub struct Control {
     /// Dropped: the thread ends.
     admin: UnboundedSender<Option<TcpListener>>,
     handle: tokio::runtime::Handle,
+    hub: Arc<Hub>,
     redis: Redis,
+    keeper: Mutex<Keeper>,
+    requests: Requests,
     thread: JoinHandle<()>,
 }
 
@@ -49,13 +54,24 @@ impl Control {
         let (events, receiver) = channel();
         let (sender, swaps) = unbounded_channel();
         let redis = Redis::start(hub.published().snapshot.redis.clone())?;
+        let requests = {
+            let hub = hub.clone();
+            Requests::new(hub.epoch, Arc::new(move |wake| hub.worker_bell.ring(wake.worker)))
+        };
+        hub.limits_bell.tie({
+            let requests = requests.clone();
+            Box::new(move |_| requests.ring())
+        });
         let admin = Arc::new(Admin { hub: hub.clone(), redis: redis.stats().clone(), started: SystemTime::now() });
+        let of_thread = hub.clone();
         let thread = thread::Builder::new().name("control".into()).spawn(move || {
-            runtime.spawn(signals.forward(hub, events));
+            runtime.spawn(signals.forward(of_thread, events));
             runtime.block_on(serve(admin, listener, swaps));
         })?;
         drop(_context);
-        Ok((Self { admin: sender, handle, redis, thread }, receiver))
+        let control = Self { admin: sender, handle, hub, redis, keeper: Mutex::default(), requests, thread };
+        control.follow();
+        Ok((control, receiver))
     }
 
     /// Goes on with another admin listener, or none. Connections of the old one are served to their end.
@@ -67,9 +83,18 @@ impl Control {
         Ok(())
     }
 
-    /// The thread that talks to Redis.
-    pub fn redis(&self) -> &Redis {
-        &self.redis
+    /// Goes on with what was published: its Redis, its limiters, its keys.
+    pub fn follow(&self) {
+        let published = self.hub.published();
+        self.redis.set(published.snapshot.redis.clone());
+        if published.snapshot.redis.is_some() {
+            self.redis.limit(published.limiters.clone(), self.requests.clone());
+        }
+        let hub = Arc::clone(&self.hub);
+        let workers = hub.workers.workers.len() as u32;
+        let done = Box::new(move || (0..workers).for_each(|worker| hub.worker_bell.ring(worker)));
+        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        keeper.replace(&self.handle, keys::sources(&published), done);
     }
 
     /// Ends the threads. Signals have their default effect again only in a new process.

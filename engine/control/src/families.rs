@@ -31,6 +31,18 @@ families! {
         "Key sets, files and revocation lists that were read, by result: success, or failure, which left the old in place."
     KEYS_REFRESHED = Gauge "gateway_authenticator_keys_refresh_timestamp_seconds" "seconds" ["authenticator"]
         "Unix time at which an authenticator's keys were last read."
+    RATE_LIMIT_EXCEEDED = Counter "gateway_rate_limit_exceeded_total" "" ["policy", "client"]
+        "Requests refused by a rate limit, by its key: of each policy the first hundred, the others as \"other\"."
+    RATE_LIMIT_BOUND = Gauge "gateway_rate_limit_bound" "" ["policy"]
+        "By how much all gateways together may exceed the limit, in requests: H of the rate limiter's bound."
+    RATE_LIMIT_DEGRADED = Gauge "gateway_rate_limit_degraded" "" ["policy"]
+        "1 while Redis is configured and away, so that the policy goes by what it says for that."
+    RATE_LIMIT_KEYS = Gauge "gateway_rate_limit_keys" "" ["policy"]
+        "Keys that a policy has in memory."
+    RATE_LIMIT_HELD = Counter "gateway_rate_limit_held_total" "" ["policy"]
+        "Requests that waited for Redis' word, for 5 ms at most."
+    RATE_LIMIT_CALLS = Counter "gateway_rate_limit_redis_calls_total" "" ["policy"]
+        "Calls of the rate limiter to Redis."
     BACKEND_ERRORS = Counter "gateway_backend_errors_total" "" ["service", "kind"]
         "Failed tries at a service, by what happened."
     BACKEND_DURATION = Histogram "gateway_backend_duration_seconds" "seconds" ["service"]

@@ -7,7 +7,8 @@ use std::time::SystemTime;
 use ringway_config::Hub;
 use ringway_config::hub::Published;
 use ringway_core::auth::Stats;
-use ringway_core::stats::{Counter, EndpointCell, Histogram, RouteStats, WorkerCell};
+use ringway_core::limit::{Limiter, Mode};
+use ringway_core::stats::{Counter, EndpointCell, Histogram, REFUSED_CLIENTS_MAX, RouteStats, WorkerCell};
 
 use crate::exposition::{Buckets, Exposition, Family, Format};
 use crate::redis::RedisStats;
@@ -27,6 +28,7 @@ pub fn render(hub: &Hub, redis: &RedisStats, started: SystemTime, format: Format
     let mut out = Exposition::new(format);
     requests(&mut out, &published, hub);
     authenticators(&mut out, &published);
+    rate_limits(&mut out, &published, redis);
     services(&mut out, &published);
     endpoints(&mut out, &published);
     workers(&mut out, hub);
@@ -97,6 +99,49 @@ fn authenticators(out: &mut Exposition, published: &Published) {
     let mut samples = out.family(&f::KEYS_REFRESHED);
     for live in &published.live {
         samples.count(&[&live.name], live.stats.refreshed_at_s.load(Ordering::Relaxed));
+    }
+}
+
+fn rate_limits(out: &mut Exposition, published: &Published, redis: &RedisStats) {
+    let mut samples = out.family(&f::RATE_LIMIT_EXCEEDED);
+    for stats in &published.limits {
+        let (mut clients, mut others) = (BTreeMap::new(), 0);
+        for cell in &stats.workers {
+            let (refused, more) = cell.refused();
+            others += more;
+            for (key, count) in refused {
+                *clients.entry(key.escape_ascii().to_string()).or_insert(0) += count;
+            }
+        }
+        while clients.len() > REFUSED_CLIENTS_MAX
+            && let Some((_, count)) = clients.pop_last()
+        {
+            others += count;
+        }
+        for (client, count) in clients {
+            samples.count(&[&stats.policy, &client], count);
+        }
+        if others > 0 {
+            samples.count(&[&stats.policy, "other"], others);
+        }
+    }
+    let instances = u32::try_from(redis.instances.get()).unwrap_or(u32::MAX).max(1);
+    type Value<'v> = &'v dyn Fn(&Limiter) -> u64;
+    let columns: [(&'static Family, Value<'_>); 5] = [
+        (&f::RATE_LIMIT_BOUND, &|limiter| match limiter.mode() {
+            Mode::Alone => 0,
+            Mode::Shared | Mode::Degraded => limiter.policy().bound(instances),
+        }),
+        (&f::RATE_LIMIT_DEGRADED, &|limiter| u64::from(limiter.mode() == Mode::Degraded)),
+        (&f::RATE_LIMIT_KEYS, &|limiter| limiter.keys() as u64),
+        (&f::RATE_LIMIT_HELD, &Limiter::held_total),
+        (&f::RATE_LIMIT_CALLS, &Limiter::calls_total),
+    ];
+    for (family, value) in columns {
+        let mut samples = out.family(family);
+        for limiter in &published.limiters {
+            samples.count(&[&limiter.policy().spec().name], value(limiter));
+        }
     }
 }
 

@@ -93,9 +93,9 @@ impl Running<'_> {
         if let Some(sink) = audit_sink {
             self.audit.redirect(sink);
         }
-        self.control.redis().set(snapshot.redis.clone());
         let generation = self.hub.publish(snapshot);
         self.data.reload(added);
+        self.control.follow();
         Ok(format!("generation {generation}, {summary}"))
     }
 }

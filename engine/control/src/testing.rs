@@ -45,6 +45,8 @@ pub(crate) fn snapshot() -> Snapshot {
         routes: vec![Arc::new(route)],
         services: vec![Arc::new(service)],
         authenticators: vec![],
+        rate_limits: vec![],
+        limiters: vec![],
         token_cache: TokenCache { entries: 8, bytes: 1 << 16, ttl: second },
         keys: vec![],
         admin: None,

@@ -1,7 +1,7 @@
 //! The gate in front of every service: filters look at a request, in one order, and only they can make the [`Permit`] to
 //! forward it.
 //!
-//! client address (403) -> authentication (401) -> authorization (403) -> validation (400, 415) -> body size (413)
+//! client address (403) -> authentication (401) -> authorization (403) -> rate limits (429) -> validation (400, 415) -> body size (413)
 
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -14,16 +14,19 @@ use crate::auth::{Authenticator, Finding, Flaw, Identity, Live, TokenCache};
 use crate::auth_service::{self, Refusal};
 use crate::failure::Failure;
 use crate::http::Framing;
+use crate::limit::{Decision, Held, Limiter, Rule, State, Who};
 use crate::router::{Captures, RouteRequest};
 use crate::stats::Authentication;
 
-/// Who may use a route.
+/// Who may use a route, and how often.
 #[derive(Debug, Default)]
 pub struct Policy {
     /// Indices of the authenticators, in the order in which they are asked. None: nobody is asked who they are.
     pub authenticate: Box<[u32]>,
     /// A request without credentials passes, as nobody. One with bad credentials does not.
     pub anonymous: bool,
+    /// Indices of the rate limits, which all must admit.
+    pub limits: Box<[u32]>,
 }
 
 /// What the filters judge by.
@@ -34,6 +37,11 @@ pub struct Gate<'a, 'r> {
     pub authenticators: &'a [Arc<Authenticator>],
     pub live: &'a [Arc<Live>],
     pub tokens: &'a RefCell<TokenCache>,
+    pub rules: &'a [Arc<Rule>],
+    pub limiters: &'a [Arc<Limiter>],
+    /// Room for a limit's key. After a refusal by one it holds that one's.
+    pub key: &'a RefCell<Vec<u8>>,
+    pub route: u32,
     pub request: &'a RouteRequest<'r>,
     pub captures: &'a Captures,
     pub client_ip: IpAddr,
@@ -41,6 +49,8 @@ pub struct Gate<'a, 'r> {
     /// The route's limit on request bodies; `None`: no limit.
     pub body_bytes_max: Option<u64>,
     pub now_unix_s: u64,
+    /// The limiters' clock.
+    pub now_us: u64,
     /// There is time left to wait for what a filter has to know.
     pub may_wait: bool,
 }
@@ -58,8 +68,23 @@ pub struct Progress {
     pub told: Option<Told>,
     /// The answer of an auth service that the client gets.
     pub refusal: Option<Arc<Refusal>>,
+    /// The limit that the answer tells of: the one that refused, or that has least left. With its rule.
+    pub limit: Option<(u32, State)>,
+    /// The request is held by its next limit for Redis' word; or what came of that.
+    pub held: Option<Waiting>,
+    /// A limiter has something to say to Redis: whoever reads this wakes the control plane, and unsets it.
+    pub rings: bool,
     /// Authentication is over.
     is_known: bool,
+    /// Limits that have admitted it.
+    admitted: usize,
+}
+
+/// A request that a limiter holds.
+#[derive(Debug)]
+pub enum Waiting {
+    For(Held),
+    Over(Decision),
 }
 
 /// What is known of a request by way of an auth service.
@@ -113,6 +138,8 @@ pub enum Lookup {
     Keys(u32),
     /// What this authenticator's service says; the answer goes into [`Progress::told`].
     Service(u32),
+    /// Redis' word on [`Progress::held`], from this limiter.
+    Limit(u32),
 }
 
 /// What the filters say of a request.
@@ -161,9 +188,9 @@ impl Gate<'_, '_> {
             progress.is_known = true;
         }
         self.authorize(progress.identity.as_deref())?;
-        self.validate(progress)?;
-        self.body_size()?;
-        Ok(())
+        self.limit(progress)?;
+        let judged = self.validate(progress).and_then(|()| self.body_size());
+        judged.map_err(Stop::from)
     }
 
     fn address(&self) -> Result<(), Failure> {
@@ -240,6 +267,76 @@ impl Gate<'_, '_> {
         condition.check(&subject, self.request, self.client_ip).map_err(|denial| Failure::Forbidden(denial.as_str()))
     }
 
+    /// All limits admit, or none has taken anything.
+    fn limit(&self, progress: &mut Progress) -> Result<(), Stop> {
+        while let Some(index) = self.policy.limits.get(progress.admitted) {
+            let (rule, at, limiter) = self.rule(*index, progress)?;
+            let decision = match progress.held.take() {
+                Some(Waiting::Over(decision)) => decision,
+                Some(Waiting::For(held)) => Decision::Hold(held),
+                None => {
+                    let mut key = self.key.borrow_mut();
+                    rule.write_key(&self.who(progress), &mut key);
+                    let decision = limiter.check(&key, rule.cost, self.now_us);
+                    progress.rings |= limiter.take_bell();
+                    decision
+                }
+            };
+            match decision {
+                Decision::Admitted(state) => {
+                    progress.admitted += 1;
+                    if progress.limit.is_none_or(|(_, least)| state.remaining < least.remaining) {
+                        progress.limit = Some((*index, state));
+                    }
+                }
+                Decision::Refused(state) => {
+                    self.give_back(progress)?;
+                    // For who counts the refusals.
+                    rule.write_key(&self.who(progress), &mut self.key.borrow_mut());
+                    progress.limit = Some((*index, state));
+                    return Err(Failure::RateLimited.into());
+                }
+                Decision::Unavailable => {
+                    self.give_back(progress)?;
+                    return Err(Failure::LimiterUnavailable.into());
+                }
+                Decision::Hold(held) => {
+                    progress.held = Some(Waiting::For(held));
+                    return Err(Stop::Need(Lookup::Limit(at)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the limits have taken so far.
+    fn give_back(&self, progress: &Progress) -> Result<(), Failure> {
+        for index in self.policy.limits.iter().take(progress.admitted) {
+            let (rule, _, limiter) = self.rule(*index, progress)?;
+            let mut key = self.key.borrow_mut();
+            rule.write_key(&self.who(progress), &mut key);
+            limiter.give_back(&key, rule.cost);
+        }
+        Ok(())
+    }
+
+    /// A rate limit, and the limiter that this request draws from.
+    fn rule(&self, index: u32, progress: &Progress) -> Result<(&Rule, u32, &Limiter), Failure> {
+        let rule = self.rules.get(index as usize).ok_or(Failure::Internal)?;
+        let at = rule.limiter(progress.identity.as_deref());
+        let limiter = self.limiters.get(at as usize).ok_or(Failure::Internal)?;
+        Ok((rule, at, limiter))
+    }
+
+    fn who<'w>(&'w self, progress: &'w Progress) -> Who<'w> {
+        Who {
+            client_ip: self.client_ip,
+            identity: progress.identity.as_deref(),
+            headers: self.request.headers,
+            route: self.route,
+        }
+    }
+
     fn validate(&self, progress: &mut Progress) -> Result<(), Failure> {
         let Some(validation) = &self.access.validation else { return Ok(()) };
         validation.check_head(self.request, self.captures, self.framing != Framing::None).map_err(|invalid| {
@@ -265,6 +362,7 @@ mod tests {
     use crate::auth::credentials::Place;
     use crate::auth::jwt::Rules;
     use crate::auth::{Algorithm, Algorithms, Kind, Source};
+    use crate::limit::{self, Fallback, HeaderStyle, KeyPart, Spec};
     use httparse::Header;
 
     const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
@@ -276,6 +374,8 @@ mod tests {
         authenticators: Vec<Arc<Authenticator>>,
         live: Vec<Arc<Live>>,
         tokens: RefCell<TokenCache>,
+        rules: Vec<Arc<Rule>>,
+        limiters: Vec<Arc<Limiter>>,
         framing: Framing,
         body_bytes_max: Option<u64>,
     }
@@ -286,7 +386,7 @@ mod tests {
             live.load(&Source::Secret, SECRET, NOW).unwrap();
             let rules = Rules::new(Algorithms::new([Algorithm::HS256]).unwrap());
             Self {
-                policy: Policy { authenticate: [0].into(), anonymous: false },
+                policy: Policy { authenticate: [0].into(), anonymous: false, limits: [].into() },
                 access: Access::default(),
                 authenticators: vec![Arc::new(Authenticator {
                     name: "main".into(),
@@ -295,6 +395,8 @@ mod tests {
                 })],
                 live: vec![Arc::new(live)],
                 tokens: RefCell::new(TokenCache::new(8, 1 << 20, 60, [1, 2, 3, 4])),
+                rules: vec![],
+                limiters: vec![],
                 framing: Framing::None,
                 body_bytes_max: None,
             }
@@ -311,12 +413,17 @@ mod tests {
                 authenticators: &self.authenticators,
                 live: &self.live,
                 tokens: &self.tokens,
+                rules: &self.rules,
+                limiters: &self.limiters,
+                key: &RefCell::default(),
+                route: 0,
                 request: &request,
                 captures: &Captures::default(),
                 client_ip: IpAddr::from([192, 0, 2, 7]),
                 framing: self.framing,
                 body_bytes_max: self.body_bytes_max,
                 now_unix_s: NOW,
+                now_us: 1_000_000,
                 may_wait: true,
             };
             admit(&gate, progress)
@@ -423,6 +530,38 @@ mod tests {
         assert_eq!(world.failure(Some(&token("admin"))), None);
         world.access.ip = Some(Arc::new(IpList::new(&[], &["192.0.2.0/24".parse().unwrap()])));
         assert_eq!(world.failure(None), Some(Failure::Forbidden("address_denied")));
+    }
+
+    #[test]
+    fn all_limits_admit_or_none_takes_anything() {
+        let mut world = World { policy: Policy { limits: [0, 1].into(), ..Policy::default() }, ..World::new() };
+        for (limiter, limit) in [(0, 3), (1, 2)] {
+            let spec = Spec {
+                name: "l".into(),
+                limit,
+                period: std::time::Duration::from_secs(60),
+                burst: limit,
+                strict: false,
+                without_redis: Fallback::FairShare,
+                keys_max: 10,
+            };
+            world.limiters.push(Arc::new(Limiter::new(limit::Policy::new(&spec).unwrap())));
+            let key = [KeyPart::ClientIp].into();
+            let headers = HeaderStyle::None;
+            world.rules.push(Arc::new(Rule { limiter, tiers: None, key, ipv6_prefix_bits: 64, cost: 1, headers }));
+        }
+        let mut progress = Progress::default();
+        assert!(matches!(world.ask(None, &mut progress), Verdict::Continue(_)));
+        assert_eq!(progress.limit.map(|(index, state)| (index, state.remaining)), Some((1, 1)));
+        assert_eq!(world.failure(None), None);
+        for _ in 0..3 {
+            let mut progress = Progress::default();
+            assert!(matches!(world.ask(None, &mut progress), Verdict::Answer(Failure::RateLimited)));
+            let (index, state) = progress.limit.unwrap();
+            assert_eq!((index, state.remaining, state.retry_after_us > 29_000_000), (1, 0, true));
+        }
+        let Decision::Admitted(state) = world.limiters[0].check(b"192.0.2.7", 1, 1_000_000) else { panic!() };
+        assert_eq!(state.remaining, 0, "the first limit has lost no token to what the second refused");
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod headers;
 mod hold;
 mod limiter;
 mod policy;
+mod rule;
 mod rules;
 pub mod script;
 mod sync;
@@ -31,6 +32,7 @@ pub use policy::{
     CALL_GAP_US, Fallback, HOLD_US, INSTANCES_MAX, LEASE_SHARE, LOST_US, PERIOD_US, Policy, PolicyError, Shares, Spec,
     WAIT_US_MAX,
 };
+pub use rule::{KeyPart, Rule, Tiers, Who};
 pub use rules::Mode;
 pub use sync::{CALLS_MAX, Call, Exchange, Holding, Token};
 

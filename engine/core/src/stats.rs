@@ -3,8 +3,9 @@
 //! A worker owns its cells: it adds with a plain load and store, no locked instruction. The control plane reads
 //! them when it is asked for metrics. Each worker's cells lie on cache lines of their own.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam::utils::CachePadded;
 
@@ -325,6 +326,50 @@ impl AuthenticatorStats {
     pub fn new(authenticator: Arc<str>, workers: usize) -> Self {
         let workers = (0..workers).map(|_| CachePadded::new(AuthenticatorCell::default())).collect();
         Self { authenticator, workers }
+    }
+}
+
+/// Clients of a limit that have a count of their own, by worker; those beyond are counted together.
+pub const REFUSED_CLIENTS_MAX: usize = 100;
+
+/// What one worker counts for one rate limit: refusals, by client.
+#[derive(Debug, Default)]
+pub struct LimitCell {
+    /// Locked by its worker with a refusal, and when somebody asks for the metrics.
+    refused: Mutex<HashMap<Box<[u8]>, u64>>,
+    others: Counter,
+}
+
+impl LimitCell {
+    /// Counts a refusal of this key.
+    pub fn refuse(&self, key: &[u8]) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = refused.get_mut(key) {
+            *count += 1;
+        } else if refused.len() < REFUSED_CLIENTS_MAX {
+            refused.insert(key.into(), 1);
+        } else {
+            self.others.add(1);
+        }
+    }
+
+    /// Refusals by key, and those of keys without a count of their own.
+    pub fn refused(&self) -> (HashMap<Box<[u8]>, u64>, u64) {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        (refused.clone(), self.others.get())
+    }
+}
+
+/// A rate limit's counters, one cell a worker.
+#[derive(Debug)]
+pub struct LimitStats {
+    pub policy: Arc<str>,
+    pub workers: Box<[CachePadded<LimitCell>]>,
+}
+
+impl LimitStats {
+    pub fn new(policy: Arc<str>, workers: usize) -> Self {
+        Self { policy, workers: (0..workers).map(|_| CachePadded::new(LimitCell::default())).collect() }
     }
 }
 

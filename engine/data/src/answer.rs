@@ -11,6 +11,7 @@ use crate::buffer::Buffer;
 use crate::clock::us;
 use crate::deadline::Slot;
 use crate::forward::Attempt;
+use crate::gate;
 use crate::io::{Blocks, write_client};
 use crate::request::Exchange;
 use crate::respond::{write_answer_ops, write_connection, write_number};
@@ -231,6 +232,7 @@ fn write_answer_head(
         out.extend_from_slice(&[100, 10, 1].map(|unit| b'0' + (fraction / unit % 10) as u8));
         out.extend_from_slice(b"\r\n");
     }
+    gate::write_limit(conn, exchange, out);
     if let Some(access) = access {
         access.write_answer_headers(exchange.origin.get(attempt.request), false, seen, out);
     }

@@ -1,4 +1,4 @@
-//! Time on a core: microseconds since its start, and the wall clock for logs and headers.
+//! Time on a core: microseconds since the start of the process, and the wall clock for logs and headers.
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -16,9 +16,10 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    pub(crate) fn new() -> Self {
+    /// `epoch`: time zero, the same on all cores.
+    pub(crate) fn new(epoch: Instant) -> Self {
         let clock = Self {
-            base: Instant::now(),
+            base: epoch,
             unix_base_us: Cell::new(0),
             last: Cell::new(0),
             date: RefCell::new(Vec::with_capacity(32)),
@@ -28,7 +29,7 @@ impl Clock {
         clock
     }
 
-    /// Microseconds since the start of this core.
+    /// Microseconds since the start of the process.
     #[inline]
     pub(crate) fn now(&self) -> u64 {
         let now = self.base.elapsed().as_micros() as u64;

@@ -2,7 +2,8 @@
 
 use ringway_core::audit_line::Kind;
 use ringway_core::failure::Failure;
-use ringway_core::filter::{Answer, Lookup, Told};
+use ringway_core::filter::{Answer, Lookup, Told, Waiting};
+use ringway_core::limit::{Limiter, Wake, write_headers};
 
 use crate::audit::{self, Refused};
 use crate::connection::Connection;
@@ -17,6 +18,7 @@ pub(crate) async fn look_up(conn: &Connection, exchange: &mut Exchange, lookup: 
     match lookup {
         // The control plane fetches them, and rings when it is done, well or not.
         Lookup::Keys(_) => conn.worker.news.wait().await,
+        Lookup::Limit(limiter) => limit(conn, exchange, limiter).await,
         Lookup::Service(authenticator) => {
             let (settings, state) = conn.view.auth_service(authenticator).ok_or(Failure::Internal)?;
             let question = exchange.question.take().ok_or(Failure::Internal)?;
@@ -25,6 +27,22 @@ pub(crate) async fn look_up(conn: &Connection, exchange: &mut Exchange, lookup: 
         }
     }
     Ok(())
+}
+
+/// Waits for Redis' word on a request that a rate limit holds, or for the end of its hold.
+async fn limit(conn: &Connection, exchange: &mut Exchange, limiter: u32) {
+    let (worker, published) = (&conn.worker, &conn.view.published);
+    let Some(Waiting::For(held)) = exchange.gate.held.take() else { return };
+    let Some(of) = published.limiters.get(limiter as usize) else { return };
+    let _held = worker.hold();
+    held.wake(Wake { worker: worker.id as u32, ticket: 0 });
+    loop {
+        if let Some(decision) = of.outcome(&held, worker.clock.now()) {
+            exchange.gate.held = Some(Waiting::Over(decision));
+            return;
+        }
+        worker.news.wait().await;
+    }
 }
 
 /// Records a refusal by the gate in the audit log. `head`: the request's.
@@ -39,9 +57,35 @@ pub(crate) async fn audit(conn: &Connection, exchange: &Exchange, head: &[u8], f
         Failure::LimiterUnavailable => (Kind::RateLimit, "unavailable"),
         _ => return,
     };
-    let authenticators = &conn.view.published.snapshot.authenticators;
+    let published = &conn.view.published;
+    let (authenticators, limit) = (&published.snapshot.authenticators, limiter_of(conn, exchange));
+    if let (Failure::RateLimited, Some((index, _))) = (failure, limit)
+        && let Some(cell) = published.limits.get(index as usize).and_then(|stats| stats.workers.get(conn.worker.id))
+    {
+        cell.refuse(&conn.worker.limit_key.borrow());
+    }
     let judged = exchange.gate.authentication.and_then(|(index, _)| authenticators.get(index as usize));
     let user = exchange.gate.identity.as_ref().and_then(|identity| identity.user.as_deref());
-    let refused = Refused { kind, policy: judged.map(|authenticator| &*authenticator.name), reason, user };
+    let policy = match limit.filter(|_| kind == Kind::RateLimit) {
+        Some((_, limiter)) => Some(&*limiter.policy().spec().name),
+        None => judged.map(|authenticator| &*authenticator.name),
+    };
+    let refused = Refused { kind, policy, reason, user };
     audit::audit(conn, exchange, head, &refused).await;
+}
+
+/// The limiter that the answer tells of.
+pub(crate) fn limiter_of<'c>(conn: &'c Connection, exchange: &Exchange) -> Option<(u32, &'c Limiter)> {
+    let published = &conn.view.published;
+    let rule = published.snapshot.rate_limits.get(exchange.gate.limit?.0 as usize)?;
+    let index = rule.limiter(exchange.gate.identity.as_deref());
+    published.limiters.get(index as usize).map(|limiter| (index, &**limiter))
+}
+
+/// What the rate limit tells the client, as header lines.
+pub(crate) fn write_limit(conn: &Connection, exchange: &Exchange, out: &mut Vec<u8>) {
+    let (Some((index, state)), Some((_, limiter))) = (exchange.gate.limit, limiter_of(conn, exchange)) else { return };
+    let Some(rule) = conn.view.published.snapshot.rate_limits.get(index as usize) else { return };
+    let unix_s = conn.worker.clock.unix_ms(exchange.started) / 1000;
+    write_headers(rule.headers, limiter.policy(), &state, unix_s, out);
 }

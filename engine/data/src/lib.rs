@@ -80,6 +80,12 @@ impl Workers {
             abort: AtomicBool::new(false),
             allocations: ALLOCATIONS.get().copied(),
         });
+        let reached = Arc::downgrade(&shared);
+        shared.hub.worker_bell.tie(Box::new(move |worker| {
+            if let Some(mailbox) = reached.upgrade().as_ref().and_then(|shared| shared.mailboxes.get(worker as usize)) {
+                mailbox.ring();
+            }
+        }));
         let (up, ups) = mpsc::channel();
         let mut workers = Self { shared, threads: Vec::with_capacity(count) };
         workers.give_listeners(listeners);

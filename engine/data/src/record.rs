@@ -79,7 +79,7 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
         client_ip: ip,
         user_agent: exchange.user_agent.get(head),
         user_id: exchange.gate.identity.as_ref().and_then(|identity| identity.user.as_deref()).map(str::as_bytes),
-        rate_limit_remaining: None,
+        rate_limit_remaining: exchange.gate.limit.map(|(_, state)| state.remaining),
         backend_service: exchange
             .service
             .and_then(|service| snapshot.services.get(service))

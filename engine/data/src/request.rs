@@ -267,12 +267,17 @@ impl Exchange {
             authenticators: &published.snapshot.authenticators,
             live: &published.live,
             tokens: &worker.tokens,
+            rules: &published.snapshot.rate_limits,
+            limiters: &published.limiters,
+            key: &worker.limit_key,
+            route: self.route.unwrap_or_default(),
             request,
             captures,
             client_ip: self.client_ip,
             framing: self.framing,
             body_bytes_max: self.body_bytes_max,
             now_unix_s: worker.clock.unix_ms(self.started) / 1000,
+            now_us: worker.clock.lately(),
             may_wait: worker.clock.lately() < self.gate_until,
         };
         loop {

@@ -14,6 +14,7 @@ use ringway_core::template::{HeaderOps, Vars};
 
 use crate::connection::Connection;
 use crate::forward::Attempt;
+use crate::gate;
 use crate::request::Exchange;
 
 /// A request body of at most this many bytes is read and dropped behind an answer that did not need it, so that the
@@ -46,6 +47,7 @@ pub(crate) fn write_connection(keep_alive: bool, is_http10: bool, out: &mut Vec<
 /// What [`begin_bare`] writes, and what the route adds to its answers.
 fn begin(conn: &Connection, exchange: &mut Exchange, status: u16, headers: &[Header<'_>], out: &mut Vec<u8>) {
     begin_bare(conn, exchange, status, out);
+    gate::write_limit(conn, exchange, out);
     if let Some(route) = conn.route(exchange)
         && route.access.changes_answers()
     {

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use ringway_config::Hub;
 use ringway_config::hub::Phase;
@@ -59,6 +60,10 @@ pub(crate) struct Worker {
     /// Room for the one path at a time that has to be rewritten.
     pub(crate) path: RefCell<Vec<u8>>,
     pub(crate) listeners: RefCell<HashMap<SocketAddr, accept::Accepting>>,
+    /// Room for the key of one rate limit at a time.
+    pub(crate) limit_key: RefCell<Vec<u8>>,
+    /// Requests that rate limits hold now.
+    held: Cell<usize>,
     /// Verified tokens.
     pub(crate) tokens: RefCell<TokenCache>,
     /// Rung when another thread has published something, and with each tick.
@@ -111,12 +116,14 @@ impl Worker {
         let seed = std::collections::hash_map::RandomState::new().build_hasher().finish();
         let worker = Rc::new(Self {
             id,
-            clock: Clock::new(),
+            clock: Clock::new(hub.epoch),
             deadlines: Rc::default(),
             log: Log::new(),
             audit: Audit::new(),
             path: RefCell::new(Vec::with_capacity(1024)),
             listeners: RefCell::default(),
+            limit_key: RefCell::new(Vec::with_capacity(256)),
+            held: Cell::new(0),
             tokens: RefCell::new(tokens(&view)),
             news: News::default(),
             view: RefCell::new(Rc::new(view)),
@@ -219,6 +226,24 @@ impl Worker {
         u128::from(self.random()) << 64 | u128::from(self.random())
     }
 
+    /// Counts a request that waits for Redis. While there are any, they look at the time each millisecond: they wait for
+    /// some of them only.
+    pub(crate) fn hold(self: &Rc<Self>) -> HeldRequest {
+        self.held.set(self.held.get() + 1);
+        if self.held.get() == 1
+            && let Ok(ticker) = Ticker::every(HOLD_LOOK)
+        {
+            let worker = Rc::clone(self);
+            ringway_io::spawn(async move {
+                while worker.held.get() > 0 {
+                    ticker.tick().await;
+                    worker.news.ring();
+                }
+            });
+        }
+        HeldRequest(Rc::clone(self))
+    }
+
     /// Looks at what was published: the snapshot, the phase.
     fn look(self: &Rc<Self>) {
         let published = self.hub.published();
@@ -282,6 +307,18 @@ fn tokens(view: &View) -> TokenCache {
     let settings = view.published.snapshot.token_cache;
     let seed = [(); 4].map(|()| std::collections::hash_map::RandomState::new().build_hasher().finish());
     TokenCache::new(settings.entries, settings.bytes, settings.ttl.as_secs(), seed)
+}
+
+/// How often held requests look at the time.
+const HOLD_LOOK: Duration = Duration::from_millis(1);
+
+/// A request that a rate limit holds.
+pub(crate) struct HeldRequest(Rc<Worker>);
+
+impl Drop for HeldRequest {
+    fn drop(&mut self) {
+        self.0.held.set(self.0.held.get() - 1);
+    }
 }
 
 /// Tasks that wait for something from another thread. Each looks for itself whether it was meant.

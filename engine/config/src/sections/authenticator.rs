@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ringway_core::auth::credentials::Place;
 use ringway_core::auth::jwt::Rules;
-use ringway_core::auth::{self, Algorithm, Algorithms, ClaimHeader, ClaimPath, Kind, Live, Source};
+use ringway_core::auth::{self, Algorithm, Algorithms, ClaimHeader, ClaimPath, HttpUrl, Kind, Live, Source};
 use ringway_core::auth_service::AuthService;
 use schemars::{Schema, SchemaGenerator, json_schema};
 
@@ -14,7 +14,7 @@ use super::headers::HeaderName;
 use super::route::ANONYMOUS;
 use crate::decode::{Cx, Decode, OneOrMore, Pairs, Spanned};
 use crate::error::Span;
-use crate::scalar::{Int, Name, is_token, one_of, parsed, words_schema};
+use crate::scalar::{Int, Name, is_token, one_of, or_variable, parsed, words_schema};
 use crate::shape::shape;
 use crate::snapshot::{self, KeySource, KeySources};
 use crate::suggest;
@@ -176,16 +176,13 @@ impl Decode for Location {
     }
 
     fn schema(generator: &mut SchemaGenerator) -> Schema {
-        crate::scalar::or_variable(
-            json_schema!({ "type": "string", "pattern": "^(bearer|(header|cookie|query) [^ ]+)$" }),
-            generator,
-        )
+        or_variable(json_schema!({ "type": "string", "pattern": "^(bearer|(header|cookie|query) [^ ]+)$" }), generator)
     }
 }
 
 /// An `http:` or `https:` URL.
 #[derive(Debug, Clone)]
-pub(crate) struct Url(String);
+pub(crate) struct Url(HttpUrl);
 
 impl Decode for Url {
     fn kind() -> String {
@@ -193,16 +190,11 @@ impl Decode for Url {
     }
 
     fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
-        parsed(node, cx, |text| {
-            let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-            let is_url = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
-                && text.bytes().all(|byte| byte.is_ascii_graphic());
-            if is_url { Ok(Self(text.to_owned())) } else { Err(Some("such as `https://id.example/jwks.json`".into())) }
-        })
+        parsed(node, cx, |text| HttpUrl::parse(text).map(Self).map_err(|error| Some(error.to_string())))
     }
 
     fn schema(generator: &mut SchemaGenerator) -> Schema {
-        crate::scalar::or_variable(json_schema!({ "type": "string", "pattern": "^https?://" }), generator)
+        or_variable(json_schema!({ "type": "string", "pattern": "^https?://" }), generator)
     }
 }
 
@@ -229,7 +221,7 @@ impl Authenticator {
         }
         let name: Arc<str> = Arc::from(self.name.value.0);
         let given = [
-            self.jwt.map(|section| (section.span, Written::Jwt(section.value))),
+            self.jwt.map(|section| (section.span, Written::Jwt(Box::new(section.value)))),
             self.api_keys.map(|section| (section.span, Written::ApiKeys(section.value))),
             self.auth_service.map(|section| (section.span, Written::AuthService(section.value))),
             self.introspection.map(|section| (section.span, Written::Introspection(section.value))),
@@ -261,7 +253,7 @@ impl Authenticator {
 
 /// The one kind that an authenticator is of.
 enum Written {
-    Jwt(JwtSection),
+    Jwt(Box<JwtSection>),
     ApiKeys(ApiKeysSection),
     AuthService(AuthServiceSection),
     Introspection(IntrospectionSection),
@@ -309,7 +301,7 @@ impl KeysSection {
     fn compile(self, span: Span, algorithms: Algorithms, algorithms_span: Span, cx: &mut Cx) -> Option<KeySource> {
         let text =
             |source: Source, text: Spanned<String>| (KeySource::Text(source, text.value.as_bytes().into()), text.span);
-        let url = |make: fn(Arc<str>) -> KeySource, url: Spanned<Url>| (make(Arc::from(url.value.0)), url.span);
+        let url = |make: fn(HttpUrl) -> KeySource, url: Spanned<Url>| (make(url.value.0), url.span);
         let is_secret = self.secret.is_some();
         let has_hmac = algorithms.iter().any(Algorithm::is_hmac);
         let jwks = Source::Jwks { secrets: has_hmac };

@@ -15,6 +15,7 @@ mod listener;
 mod matching;
 mod parameter;
 mod process;
+mod rate_limit;
 mod redis;
 mod route;
 mod security_headers;
@@ -26,6 +27,7 @@ pub(crate) use audit::AuditLog;
 pub(crate) use authenticator::{Authenticator, TokenCacheSection};
 pub(crate) use listener::Listener;
 pub(crate) use process::{AccessLog, AdminSection, DrainSection, LimitsSection, RuntimeSection};
+pub(crate) use rate_limit::RateLimit;
 pub(crate) use redis::{RedisSection, hide_password};
 pub(crate) use route::{Compiler, Route};
 pub use service::Lookup;
@@ -63,6 +65,8 @@ shape! {
         authenticators: Items<Spanned<Authenticator>> = "[]",
         /// What each worker remembers of verified tokens, so that a token is not verified with each request.
         token_cache: TokenCacheSection = "{}",
+        /// How often requests may come. Routes name them.
+        rate_limits: Items<Spanned<RateLimit>> = "[]",
         /// Which requests go where.
         routes: Items<Spanned<Route>> = "[]",
     }

@@ -47,6 +47,9 @@ shape! {
         /// The authenticators that are asked who a request comes from, in this order. `anonymous` as the last one lets
         /// requests without credentials pass, as nobody; those with bad credentials are refused all the same.
         authenticate: Option<Spanned<OneOrMore<Spanned<AuthenticatorRef>>>>,
+        /// The rate limits that count its requests, all of which must admit them; 429 else. Routes that name the same
+        /// limit share it.
+        rate_limit: Option<OneOrMore<Spanned<RateLimitRef>>>,
         /// How the path is changed for the service; the query stays.
         rewrite: Option<Spanned<RewriteSection>>,
         /// The `Host` that the service gets. `keep`: the client's (the default). `endpoint`: the endpoint's
@@ -129,6 +132,8 @@ reference! {
     ServiceRef = "service" in services
     /// Index of an authenticator.
     KnownAuthenticator = "authenticator" in authenticators
+    /// Index of a rate limit.
+    RateLimitRef = "rate limit" in rate_limits
 }
 
 /// An authenticator, or (`None`) the word `anonymous`.
@@ -182,7 +187,19 @@ fn policy(
     if known.is_empty() {
         cx.error(span, "`anonymous` alone asks nobody", "leave `authenticate` out");
     }
-    Policy { authenticate: known.into(), anonymous }
+    Policy { authenticate: known.into(), anonymous, ..Policy::default() }
+}
+
+/// How often the route may be used.
+fn limits(rate_limit: Option<OneOrMore<Spanned<RateLimitRef>>>, cx: &mut Cx) -> Box<[u32]> {
+    let mut known = Vec::new();
+    for Spanned { value, span } in rate_limit.into_iter().flat_map(|limits| limits.0) {
+        if known.contains(&(value.0 as u32)) {
+            cx.error(span, "the rate limit is named twice", None);
+        }
+        known.push(value.0 as u32);
+    }
+    known.into()
 }
 
 /// Compiles routes, one after the other, into the routers of the listeners.
@@ -257,7 +274,10 @@ impl Compiler {
             access,
             request_headers: request_headers.map(|ops| ops.value.compile(true, &parameters, cx)).unwrap_or_default(),
             response_headers: route.response_headers.compile(false, &parameters, cx),
-            policy: policy(route.authenticate.take(), &self.asks_a_service, cx),
+            policy: Policy {
+                limits: limits(route.rate_limit.take(), cx),
+                ..policy(route.authenticate.take(), &self.asks_a_service, cx)
+            },
             action: action(route, span, &parameters, cx)?,
         })
     }

@@ -12,6 +12,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringway_config::hub::Published;
+use ringway_config::snapshot::KeySource;
 use ringway_core::auth::{HttpUrl, Live, Looking, Source};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
@@ -72,6 +74,26 @@ impl Default for Fetching {
             ca: None,
         }
     }
+}
+
+/// Where the keys of a configuration are kept fresh from; what stands in it needs nobody.
+pub fn sources(published: &Published) -> Vec<(Arc<Live>, SourceSpec)> {
+    let mut sources = Vec::new();
+    for (live, of) in published.live.iter().zip(&published.snapshot.keys) {
+        let remote = Source::Jwks { secrets: false };
+        let keys = match &of.keys {
+            KeySource::Text(..) | KeySource::Service => None,
+            KeySource::File(source, path, _) => Some((source.clone(), Place::File(path.clone()))),
+            KeySource::Jwks(url) => Some((remote, Place::Url { url: url.clone(), fetching: Fetching::default() })),
+            KeySource::Oidc(issuer) => {
+                Some((remote, Place::Issuer { issuer: issuer.clone(), fetching: Fetching::default() }))
+            }
+        };
+        let revoked = of.revoked.iter().map(|(path, _)| (Source::Revoked, Place::File(path.clone())));
+        let all = keys.into_iter().chain(revoked);
+        sources.extend(all.map(|(source, place)| (Arc::clone(live), SourceSpec { source, place })));
+    }
+    sources
 }
 
 /// Called after every fetch and every look at a changed file, whether it went well or not.

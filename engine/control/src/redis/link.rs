@@ -70,13 +70,11 @@ impl Link {
         }
     }
 
-    #[expect(dead_code, reason = "for what is shared through it")]
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
     }
 
     /// Tells of every change.
-    #[expect(dead_code, reason = "for what is shared through it")]
     pub(super) fn state(&self) -> watch::Receiver<State> {
         self.state.subscribe()
     }

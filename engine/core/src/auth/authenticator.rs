@@ -120,7 +120,8 @@ impl Authenticator {
                     reason: error.reason(),
                 }),
             },
-            Kind::Jwt { rules, cached } => {
+            // Again only where the keys have changed while the token was judged.
+            Kind::Jwt { rules, cached } => loop {
                 // Before the keys, so that what is remembered is never newer than they are.
                 let generation = live.generation();
                 if *cached && let Some(identity) = cache.get(index, credential.as_bytes(), now_s, generation) {
@@ -133,33 +134,30 @@ impl Authenticator {
                             false => Ok(Arc::new(identity)),
                         }
                     });
-                match verified {
+                let error = match verified {
                     Ok(identity) => {
                         if *cached {
                             cache.insert(index, credential.as_bytes(), now_s, generation, &identity);
                         }
-                        Finding::Known { identity, cached: false }
+                        return Finding::Known { identity, cached: false };
                     }
-                    Err(error) => not_verified(live, &error, may_wait),
+                    Err(error) => error,
+                };
+                let kid = match &error {
+                    JwtError::UnknownKey { kid } => Some(kid.as_deref()),
+                    JwtError::NoKeys => Some(None),
+                    _ => None,
+                };
+                match kid.filter(|_| may_wait).map(|kid| live.ask(kid, generation)) {
+                    Some(Asked::Wait) => return Finding::Wait,
+                    Some(Asked::Again) => {}
+                    Some(Asked::No) | None if error == JwtError::NoKeys => return Finding::Unavailable,
+                    Some(Asked::No) | None => {
+                        let (description, reason) = (error.description(), error.reason());
+                        return Finding::Refused(Flaw { code: "invalid_token", description, reason });
+                    }
                 }
-            }
-        }
-    }
-}
-
-fn not_verified(live: &Live, error: &JwtError, may_wait: bool) -> Finding {
-    let kid = match error {
-        JwtError::UnknownKey { kid } => kid.as_deref(),
-        _ => None,
-    };
-    let is_open = matches!(error, JwtError::UnknownKey { .. } | JwtError::NoKeys);
-    if is_open && may_wait && live.ask(kid) == Asked::Wait {
-        return Finding::Wait;
-    }
-    match error {
-        JwtError::NoKeys => Finding::Unavailable,
-        error => {
-            Finding::Refused(Flaw { code: "invalid_token", description: error.description(), reason: error.reason() })
+            },
         }
     }
 }
