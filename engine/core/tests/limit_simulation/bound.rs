@@ -78,6 +78,7 @@ pub(super) fn assert_bound(world: &World) {
     let instances = world.instances.len() as u32;
     let (debt, bound) = (world.deepest_debt(), world.policy.bound(instances));
     assert!(debt <= bound as f64, "{debt} over {:?} by {instances} instances; allowed: {bound}", world.policy.spec());
+    assert!(!world.is_anybody_held());
     let longest_us = world.waited_us.iter().max().copied().unwrap_or(0);
     assert!(longest_us <= HOLD_US + WAIT_US_MAX + LATE_US, "held for {longest_us} us");
 }

@@ -6,7 +6,9 @@ use std::collections::{BinaryHeap, HashMap};
 use std::time::Duration;
 
 use ringway_core::limit::script::{self, Reply, Request, Stored};
-use ringway_core::limit::{Decision, Exchange, Fallback, HOLD_US, Held, Limiter, Policy, Spec, Token, Wake};
+use ringway_core::limit::{
+    CALL_GAP_US, Decision, Exchange, Fallback, HOLD_US, Held, Limiter, Policy, Spec, Token, Wake,
+};
 
 /// Splitmix64: all that happens by chance follows from the seed.
 #[derive(Debug, Clone)]
@@ -89,6 +91,8 @@ pub(crate) struct Instance {
     epoch_us: u64,
     held: HashMap<u32, Held>,
     poll_at_us: u64,
+    /// When a key's last call was sent.
+    called_us: HashMap<Vec<u8>, u64>,
     /// Neither requests nor polls reach it any more.
     pub(crate) is_dead: bool,
     /// Its messages are lost.
@@ -187,6 +191,7 @@ impl World {
             epoch_us: self.random.below(self.now_us),
             held: HashMap::new(),
             poll_at_us: u64::MAX,
+            called_us: HashMap::new(),
             is_dead: false,
             is_cut: false,
         });
@@ -310,8 +315,8 @@ impl World {
                 }
                 self.decided(index, decision);
             }
-            // Granted from a time on, or it waits on: it is woken again.
-            None => {}
+            // Granted from a time on: it is woken then.
+            None => assert!(now_us <= held.since_us() + HOLD_US, "still held"),
         }
     }
 
@@ -334,6 +339,9 @@ impl World {
         }
         for call in out.calls.drain(..) {
             self.calls += 1;
+            if let Some(before_us) = self.instances[index].called_us.insert(call.key().to_vec(), self.now_us) {
+                assert!(self.now_us >= before_us + CALL_GAP_US);
+            }
             let (key, token, request) = (call.key().to_vec(), call.token, call.request);
             self.send(index, |index| What::Arrive(index, token, key.clone(), request));
         }
@@ -409,6 +417,10 @@ impl World {
             }
         }
         admitted
+    }
+
+    pub(crate) fn is_anybody_held(&self) -> bool {
+        self.instances.iter().any(|instance| !instance.is_dead && !instance.held.is_empty())
     }
 
     pub(crate) fn check_holdings(&self) {
