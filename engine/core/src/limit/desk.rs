@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::cell::{Account, Cell};
 use super::hold::{Hold, Standing};
-use super::policy::{HOLD_US, LEASE_SHARE, PERIOD_US, Policy, Shares, WAIT_US_MAX};
+use super::policy::{CALL_GAP_US, HOLD_US, LEASE_SHARE, PERIOD_US, Policy, Shares, WAIT_US_MAX};
 use super::rules::floor;
 use super::script::{Reply, Request};
 use super::sync::{Call, Exchange, Token};
@@ -127,8 +127,12 @@ impl Desk {
             let is_low = balance <= self.cell.low();
             return if is_low || now_us >= period_us { Wish::Now } else { Wish::At(period_us.min(idle_at_us)) };
         }
+        if balance > 0 {
+            return Wish::At(idle_at_us);
+        }
         // An idle desk is kept for a while: it knows the demand, and when the last call was.
-        if balance > 0 || now_us < idle_at_us { Wish::At(idle_at_us) } else { Wish::Nothing }
+        let over_us = idle_at_us.max(self.sent_us.map_or(0, |us| us.saturating_add(CALL_GAP_US)));
+        if now_us < over_us { Wish::At(over_us) } else { Wish::Nothing }
     }
 
     /// A lease that came down to its mark and is enough all the same is looked at again when half of it is used.
