@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use ringway_core::access::Access;
 use ringway_core::answer::{Format, negotiate, status_line, write_error_body};
@@ -11,6 +12,7 @@ use ringway_core::balance::{Balancer, Kind};
 use ringway_core::filter::{Gate, Policy, Progress, Verdict, admit};
 use ringway_core::forwarded::{client_ip, is_trusted, write_forwarded_element, write_ip};
 use ringway_core::http::{Framing, HeadStorage, RequestHead};
+use ringway_core::limit::{Decision, Fallback, HeaderStyle, Limiter, Policy, Spec, State, write_headers};
 use ringway_core::path::{PathPolicy, normalize};
 use ringway_core::router::{Captures, Found, PathMatch, RouteRequest, RouteSpec, Router, RouterBuilder, ValueMatch};
 use ringway_core::template::{HeaderOps, Template, Vars};
@@ -22,7 +24,7 @@ const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 42));
 const CLIENT_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 42));
 
 pub(super) fn cases() -> Vec<Case> {
-    [paths(), routers(), balancers(), filters(), addresses(), templates(), own_answers()]
+    [paths(), routers(), balancers(), filters(), limits(), addresses(), templates(), own_answers()]
         .into_iter()
         .flatten()
         .collect()
@@ -176,6 +178,48 @@ fn filters() -> Vec<Case> {
             matches!(admit(black_box(&gate), &mut Progress::default()), Verdict::Continue(_))
         }
     })]
+}
+
+fn limits() -> Vec<Case> {
+    fn policy() -> Policy {
+        Policy::new(&Spec {
+            name: "per-client".into(),
+            limit: 100_000,
+            period: Duration::from_secs(1),
+            burst: 100_000,
+            strict: false,
+            without_redis: Fallback::FairShare,
+            keys_max: 10_000,
+        })
+        .expect("a policy")
+    }
+    let check = |name| {
+        Case::new("limit", name, move || {
+            let limiter = Limiter::new(policy());
+            let keys: Vec<String> = (0..10_000).map(|key| format!("203.0.{}.{}", key / 256, key % 256)).collect();
+            let mut now_us = 0;
+            keys.iter().for_each(|key| drop(limiter.check(key.as_bytes(), 1, now_us)));
+            // The burst is never used up: a request a second.
+            move || {
+                now_us += 1_000_000;
+                let decision = limiter.check(black_box(b"203.0.17.42"), 1, now_us);
+                assert!(matches!(decision, Decision::Admitted(_)));
+                decision
+            }
+        })
+    };
+    let headers = |name, style| {
+        let policy: &Policy = leak(policy());
+        let state = State { limit: 100_000, remaining: 99_987, reset_us: 11_000_001, retry_after_us: 0 };
+        Case::writes("limit", name, move |out| {
+            write_headers(style, policy, black_box(&state), 1_700_000_000, out);
+        })
+    };
+    vec![
+        check("of_10000_keys"),
+        headers("headers_draft6", HeaderStyle::Draft6),
+        headers("headers_structured", HeaderStyle::Structured),
+    ]
 }
 
 fn addresses() -> Vec<Case> {

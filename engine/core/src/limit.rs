@@ -14,6 +14,7 @@
 
 mod cell;
 mod concurrency;
+mod desk;
 mod headers;
 mod hold;
 mod limiter;

@@ -78,6 +78,7 @@ pub(super) fn assert_bound(world: &World) {
     let instances = world.instances.len() as u32;
     let (debt, bound) = (world.deepest_debt(), world.policy.bound(instances));
     assert!(debt <= bound as f64, "{debt} over {:?} by {instances} instances; allowed: {bound}", world.policy.spec());
+    assert!(!world.is_anybody_held());
     let longest_us = world.waited_us.iter().max().copied().unwrap_or(0);
     assert!(longest_us <= HOLD_US + WAIT_US_MAX + LATE_US, "held for {longest_us} us");
 }
@@ -103,7 +104,12 @@ fn no_client_gets_more_than_the_bound() {
         let deny_floor_s = (policy.burst as f64 / world.rate() / 50e6).min(0.01);
         let n = f64::from(instances);
         let allowed = world.admitted_us.len() as f64 + seconds * (n / deny_floor_s + 10.0 * n);
-        assert!(world.calls as f64 <= allowed, "{} calls, allowed: {allowed}", world.calls);
+        assert!(
+            world.calls as f64 <= allowed,
+            "{} calls, allowed: {allowed}; {} held, {policy:?} by {instances}",
+            world.calls,
+            world.waited_us.len()
+        );
     });
 }
 

@@ -43,3 +43,15 @@ fn some_policy(random: &mut Random) -> Spec {
     ]);
     spec(limit, period, burst)
 }
+
+#[test]
+fn a_seed_tells_everything() {
+    let run = |seed| {
+        let mut world = world::World::new(seed, &some_policy(&mut Random(seed)), 4);
+        bound::adversary(&mut world, 500_000);
+        (world.admitted_us, world.refused_us, world.waited_us, world.calls)
+    };
+    for seed in 0..10 {
+        assert_eq!(run(seed), run(seed), "seed {seed}");
+    }
+}
