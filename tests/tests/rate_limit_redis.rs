@@ -356,12 +356,16 @@ fn a_burst_within_the_limit_passes_and_more_than_the_bound_never() {
     for spec in [per(100, 60), per(50, 1), per(5_000, 1)] {
         let fleet = Fleet::start(&server.url(), spec);
         let burst = fleet.spec.burst as usize * 9 / 10;
-        let outcome = fleet.load("burst", 0.0, |number| number >= burst);
-        // Eight workers on few cores: one that does not run for longer than the hold may find its request refused.
-        let leases = fleet.instances[0].limiter.policy().shares(INSTANCES as u32).leases;
-        let unlucky = if leases { burst / 200 } else { 0 };
-        assert!(outcome.refused <= unlucky, "{}: {} of {burst} refused", fleet.spec.name, outcome.refused);
-        fleet.expect_short_holds(&outcome);
+        // Eight workers on few cores: where something did not run for as long as the hold, it is tried again.
+        let passes = |attempt: usize| {
+            let outcome = fleet.load(&format!("burst {attempt}"), 0.0, |number| number >= burst);
+            fleet.expect_short_holds(&outcome);
+            let is_late = outcome.held_longest >= Duration::from_micros(HOLD_US);
+            println!("{}: {} of a burst of {burst} refused", fleet.spec.name, outcome.refused);
+            assert!(outcome.refused == 0 || is_late, "{}: {} of {burst} refused", fleet.spec.name, outcome.refused);
+            outcome.refused == 0
+        };
+        assert!((0..10).any(passes), "{}: of ten bursts none passed", fleet.spec.name);
 
         // From a full bucket at one and a half times the rate, at 60 a second at least.
         let begin = fleet.epoch.elapsed();
@@ -471,4 +475,21 @@ fn redis_slow() {
 #[test]
 fn redis_flushed() {
     survive(Fault { strike: |server, _, _| server.flush(), is_outage: false });
+}
+
+#[test]
+fn a_cluster_serves_as_well() {
+    let nodes = Redis::cluster();
+    let fleet = Fleet::start(&format!("redis+cluster://127.0.0.1:{}", nodes[0].port()), per(50, 1));
+    for key in ["a", "b", "c", "d", "e"] {
+        let outcome = fleet.load(key, 0.0, |number| number >= 45);
+        assert_eq!((outcome.admitted.len(), outcome.refused), (45, 0), "{key}");
+        fleet.expect_short_holds(&outcome);
+    }
+    // Each key lies on the node that its braces choose.
+    let names = nodes.iter().map(|node| node.ask(&["KEYS", "ringway:{50-in-1s:*}"])).collect::<Vec<_>>().join("\n");
+    assert!(names.contains("ringway:{50-in-1s:"), "{names}");
+    let outcome = fleet.under_load(1.5, || thread::sleep(Duration::from_secs(2)));
+    fleet.expect_above(&outcome, -(fleet.bound() as f64));
+    fleet.stop();
 }
