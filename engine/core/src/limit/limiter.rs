@@ -18,7 +18,7 @@ use super::{Decision, State};
 /// Keys that are longer are told apart by their beginning and a hash.
 pub const KEY_BYTES_MAX: usize = 128;
 /// Requests of a policy that wait for Redis at the same time; others are decided at once.
-pub const HOLDS_MAX: usize = 4_096;
+pub const HOLDS_MAX: usize = 16_384;
 /// Cells of a policy that wait to be looked at; a cell that finds no place tries again with its next request.
 const NOTES_MAX: usize = 16_384;
 /// The key of the bucket that keys beyond the cap share.

@@ -484,9 +484,11 @@ impl Desk {
             Some(Account { balance: held, floor: floor(self.is_open, shares.debt_max, debt) })
         });
         let is_denied = now_us < self.cell.deny_us();
-        let extra = if is_denied { 0 } else { self.wanted(shares, held) };
-        let leases_us =
-            if shares.leases { policy.us((policy.spec().burst / LEASE_SHARE).saturating_mul(policy.token)) } else { 0 };
+        let extra = if is_denied || back > 0 { 0 } else { self.wanted(shares, held) };
+        let leases = if shares.leases { policy.spec().burst / LEASE_SHARE } else { 0 };
+        // The view dates from one call's arrival in Redis, the hint meets the arrival of another: without a margin for the
+        // difference every slower call would take a little away from the client.
+        let margin_us = policy.us(leases.saturating_mul(policy.token)).saturating_add(HOLD_US);
         let request = Request {
             token: policy.token,
             per_us: policy.per_us,
@@ -497,7 +499,7 @@ impl Desk {
             extra,
             held: u64::from(held.unsigned_abs()),
             back: u64::from(back.unsigned_abs()) + u64::from(self.cell.take_refund()),
-            hint_us: self.cell.full_at_us().saturating_sub(now_us).saturating_sub(leases_us),
+            hint_us: self.cell.full_at_us().saturating_sub(now_us).saturating_sub(margin_us),
             wait_us_max: WAIT_US_MAX,
         };
         self.balance = held;

@@ -103,7 +103,12 @@ fn no_client_gets_more_than_the_bound() {
         let deny_floor_s = (policy.burst as f64 / world.rate() / 50e6).min(0.01);
         let n = f64::from(instances);
         let allowed = world.admitted_us.len() as f64 + seconds * (n / deny_floor_s + 10.0 * n);
-        assert!(world.calls as f64 <= allowed, "{} calls, allowed: {allowed}", world.calls);
+        assert!(
+            world.calls as f64 <= allowed,
+            "{} calls, allowed: {allowed}; {} held, {policy:?} by {instances}",
+            world.calls,
+            world.waited_us.len()
+        );
     });
 }
 

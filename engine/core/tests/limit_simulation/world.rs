@@ -10,10 +10,10 @@ use ringway_core::limit::{Decision, Exchange, Fallback, HOLD_US, Held, Limiter, 
 
 /// Splitmix64: all that happens by chance follows from the seed.
 #[derive(Debug, Clone)]
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -22,48 +22,48 @@ impl Random {
     }
 
     /// Less than `n`.
-    pub fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.next() % n.max(1)
     }
 
-    pub fn between(&mut self, low: u64, high: u64) -> u64 {
+    pub(crate) fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.below(high - low + 1)
     }
 
-    pub fn happens(&mut self, probability: f64) -> bool {
+    pub(crate) fn happens(&mut self, probability: f64) -> bool {
         (self.next() >> 11) as f64 / ((1u64 << 53) as f64) < probability
     }
 
-    pub fn choose<T: Copy>(&mut self, from: &[T]) -> T {
+    pub(crate) fn choose<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }
 }
 
 /// The way to Redis and back, each of them on its own.
 #[derive(Debug, Clone, Copy)]
-pub struct Network {
-    pub delay_us: (u64, u64),
+pub(crate) struct Network {
+    pub(crate) delay_us: (u64, u64),
     /// How many messages take up to `slow_us` instead.
-    pub slow: f64,
-    pub slow_us: u64,
-    pub loss: f64,
-    pub repeat: f64,
+    pub(crate) slow: f64,
+    pub(crate) slow_us: u64,
+    pub(crate) loss: f64,
+    pub(crate) repeat: f64,
 }
 
 impl Network {
-    pub const GOOD: Self = Self { delay_us: (50, 300), slow: 0.0, slow_us: 0, loss: 0.0, repeat: 0.0 };
+    pub(crate) const GOOD: Self = Self { delay_us: (50, 300), slow: 0.0, slow_us: 0, loss: 0.0, repeat: 0.0 };
 }
 
 #[derive(Debug, Default)]
-pub struct Redis {
+pub(crate) struct Redis {
     stored: HashMap<Vec<u8>, (Stored, u64)>,
     /// Added to the world's time: what Redis' clock says.
-    pub clock_us: i64,
-    pub is_down: bool,
+    pub(crate) clock_us: i64,
+    pub(crate) is_down: bool,
 }
 
 impl Redis {
-    pub fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) {
         self.stored.clear();
     }
 
@@ -83,16 +83,16 @@ impl Redis {
     }
 }
 
-pub struct Instance {
-    pub limiter: Limiter,
+pub(crate) struct Instance {
+    pub(crate) limiter: Limiter,
     /// Its own clock began at another time.
     epoch_us: u64,
     held: HashMap<u32, Held>,
     poll_at_us: u64,
     /// Neither requests nor polls reach it any more.
-    pub is_dead: bool,
+    pub(crate) is_dead: bool,
     /// Its messages are lost.
-    pub is_cut: bool,
+    pub(crate) is_cut: bool,
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,35 +111,35 @@ enum What {
 
 /// What a request came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     Admitted,
     Refused,
     Unavailable,
     Waits,
 }
 
-pub struct World {
-    pub now_us: u64,
-    pub random: Random,
-    pub policy: Policy,
-    pub instances: Vec<Instance>,
-    pub redis: Redis,
-    pub network: Network,
+pub(crate) struct World {
+    pub(crate) now_us: u64,
+    pub(crate) random: Random,
+    pub(crate) policy: Policy,
+    pub(crate) instances: Vec<Instance>,
+    pub(crate) redis: Redis,
+    pub(crate) network: Network,
     events: BinaryHeap<Reverse<Event>>,
     whats: Vec<Option<What>>,
     free: Vec<usize>,
     number: u64,
     next_ticket: u32,
     /// When requests were admitted.
-    pub admitted_us: Vec<u64>,
-    pub refused_us: Vec<u64>,
-    pub unavailable: u64,
+    pub(crate) admitted_us: Vec<u64>,
+    pub(crate) refused_us: Vec<u64>,
+    pub(crate) unavailable: u64,
     /// How long held requests waited.
-    pub waited_us: Vec<u64>,
-    pub calls: u64,
+    pub(crate) waited_us: Vec<u64>,
+    pub(crate) calls: u64,
 }
 
-pub fn spec(limit: u64, period: Duration, burst: u64) -> Spec {
+pub(crate) fn spec(limit: u64, period: Duration, burst: u64) -> Spec {
     Spec {
         name: "simulated".into(),
         limit,
@@ -151,10 +151,10 @@ pub fn spec(limit: u64, period: Duration, burst: u64) -> Spec {
     }
 }
 
-pub const KEY: &[u8] = b"203.0.113.42";
+pub(crate) const KEY: &[u8] = b"203.0.113.42";
 
 impl World {
-    pub fn new(seed: u64, spec: &Spec, instances: u32) -> Self {
+    pub(crate) fn new(seed: u64, spec: &Spec, instances: u32) -> Self {
         let mut world = Self {
             now_us: 1_000_000_000_000,
             random: Random(seed),
@@ -181,7 +181,7 @@ impl World {
     }
 
     /// A new instance, which others have not heard of yet.
-    pub fn join(&mut self) -> usize {
+    pub(crate) fn join(&mut self) -> usize {
         self.instances.push(Instance {
             limiter: Limiter::shared(self.policy.clone()),
             epoch_us: self.random.below(self.now_us),
@@ -194,12 +194,12 @@ impl World {
     }
 
     /// Heartbeats: every live instance hears how many there are.
-    pub fn count(&mut self) {
+    pub(crate) fn count(&mut self) {
         let live = self.instances.iter().filter(|instance| !instance.is_dead).count() as u32;
         self.instances.iter().for_each(|instance| instance.limiter.set_instances(live));
     }
 
-    pub fn set_degraded(&mut self, index: usize, is_degraded: bool) {
+    pub(crate) fn set_degraded(&mut self, index: usize, is_degraded: bool) {
         let mut out = Exchange::default();
         let instance = &self.instances[index];
         instance.limiter.set_degraded(is_degraded, self.now_us - instance.epoch_us, &mut out);
@@ -208,11 +208,11 @@ impl World {
     }
 
     /// One request of the key, now.
-    pub fn request(&mut self, index: usize) -> Outcome {
+    pub(crate) fn request(&mut self, index: usize) -> Outcome {
         self.request_of(index, KEY)
     }
 
-    pub fn request_of(&mut self, index: usize, key: &[u8]) -> Outcome {
+    pub(crate) fn request_of(&mut self, index: usize, key: &[u8]) -> Outcome {
         let instance = &self.instances[index];
         let decision = instance.limiter.check(key, 1, self.now_us - instance.epoch_us);
         let rings = instance.limiter.take_bell();
@@ -251,7 +251,7 @@ impl World {
     }
 
     /// Lets time pass until `until_us`.
-    pub fn run_until(&mut self, until_us: u64) {
+    pub(crate) fn run_until(&mut self, until_us: u64) {
         while let Some(Reverse(event)) = self.events.peek() {
             if event.at_us > until_us {
                 break;
@@ -373,13 +373,13 @@ impl World {
     }
 
     /// Tokens per microsecond.
-    pub fn rate(&self) -> f64 {
+    pub(crate) fn rate(&self) -> f64 {
         let spec = self.policy.spec();
         spec.limit as f64 / spec.period.as_micros() as f64
     }
 
     /// Admissions replayed through a bucket that may go into debt: how deep the debt was at its deepest, in tokens.
-    pub fn deepest_debt(&self) -> f64 {
+    pub(crate) fn deepest_debt(&self) -> f64 {
         let spec = self.policy.spec();
         let (token, per_us) = (spec.period.as_micros() as i128, i128::from(spec.limit));
         let full = i128::from(spec.burst) * token;
@@ -394,7 +394,24 @@ impl World {
         (-lowest).max(0) as f64 / token as f64
     }
 
-    pub fn check_holdings(&self) {
+    /// How many of the requests, at these times, a single bucket would admit.
+    pub(crate) fn ideal(&self, times_us: impl Iterator<Item = u64>) -> u64 {
+        let spec = self.policy.spec();
+        let (token, per_us) = (spec.period.as_micros() as i128, i128::from(spec.limit));
+        let full = i128::from(spec.burst) * token;
+        let (mut level, mut before_us, mut admitted) = (full, 0, 0);
+        for us in times_us {
+            level = full.min(level + i128::from(us - before_us) * per_us);
+            before_us = us;
+            if level >= token {
+                level -= token;
+                admitted += 1;
+            }
+        }
+        admitted
+    }
+
+    pub(crate) fn check_holdings(&self) {
         let shares = self.policy.shares(self.instances.len() as u32);
         let holdings = self.instances.iter().filter_map(|instance| instance.limiter.holding(KEY));
         let mut leased = 0;
