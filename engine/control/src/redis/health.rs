@@ -5,7 +5,7 @@
 const SILENCE_US_MAX: u64 = 300_000;
 /// Round trips are averaged over about this time. With the clamp below, one stall is forgiven up to 300 ms, and an average
 /// that was bad is good again within a second.
-const AVERAGE_OVER_US: f64 = 750_000.0;
+const AVERAGE_OVER_US: f64 = 900_000.0;
 /// A round trip counts for at most so many times what is allowed.
 const CLAMP: f64 = 3.0;
 
