@@ -9,7 +9,7 @@ use ringway_core::access::Access;
 use ringway_core::answer::{Format, negotiate, status_line, write_error_body};
 use ringway_core::auth::TokenCache;
 use ringway_core::balance::{Balancer, Kind};
-use ringway_core::filter::{Gate, Policy, Progress, Verdict, admit};
+use ringway_core::filter::{self, Gate, Progress, Verdict, admit};
 use ringway_core::forwarded::{client_ip, is_trusted, write_forwarded_element, write_ip};
 use ringway_core::http::{Framing, HeadStorage, RequestHead};
 use ringway_core::limit::{Decision, Fallback, HeaderStyle, Limiter, Policy, Spec, State, write_headers};
@@ -152,7 +152,7 @@ fn balancers() -> Vec<Case> {
 
 fn filters() -> Vec<Case> {
     vec![Case::new("admit", "body_of_2KiB", || {
-        let (policy, access) = (Policy::default(), Access::default());
+        let (policy, access) = (filter::Policy::default(), Access::default());
         let tokens = RefCell::new(TokenCache::new(8, 1 << 20, 60, [1, 2, 3, 4]));
         let key = RefCell::default();
         move || {
