@@ -8,6 +8,8 @@ use rustix::process::Signal;
 
 struct Demo {
     process: Process,
+    /// `USER=eyJ...`
+    tokens: Vec<String>,
     curls: Vec<String>,
 }
 
@@ -18,8 +20,17 @@ impl Demo {
         let process = Process::start(&["demo", "--listen", &listen, "--admin", &admin]);
         eventually(PATIENCE, || process.stdout().contains("Ctrl-C"));
         let text = process.stdout();
-        let curls = text.lines().map(str::trim).filter(|line| line.starts_with("curl ")).map(str::to_owned).collect();
-        Self { process, curls }
+        let lines = |starts: &[&str]| -> Vec<String> {
+            let is_one = |line: &&str| starts.iter().any(|start| line.starts_with(start));
+            text.lines().map(str::trim).filter(is_one).map(str::to_owned).collect()
+        };
+        Self { process, tokens: lines(&["USER=", "ADMIN=", "GUEST="]), curls: lines(&["curl ", "for "]) }
+    }
+
+    /// Types the tokens, then the line with this number.
+    #[track_caller]
+    fn type_line(&self, number: usize) -> String {
+        bash(&format!("{}\n{}", self.tokens.join("\n"), self.curls[number]))
     }
 }
 
@@ -31,18 +42,29 @@ fn bash(line: &str) -> String {
 }
 
 #[test]
-fn the_three_curl_lines_work_as_printed() {
+fn the_lines_work_as_printed() {
     let demo = Demo::start();
-    assert_eq!(demo.curls.len(), 3, "{}", demo.process.stdout());
-    let product = bash(&demo.curls[0]);
+    assert_eq!((demo.tokens.len(), demo.curls.len()), (3, 6), "{}", demo.process.stdout());
+    let product = demo.type_line(0);
     assert!(product.starts_with("HTTP/1.1 200 OK\r\n"), "{product}");
     assert!(product.contains("X-Request-ID: ") && product.contains("\"name\":\"Product 42\""), "{product}");
-    let order = bash(&demo.curls[1]);
+    assert!(product.contains("RateLimit-Remaining: 99\r\n"), "{product}");
+    let order = demo.type_line(1);
     assert!(order.starts_with("HTTP/1.1 201 Created\r\n"), "{order}");
     assert!(order.contains("\"productId\":42"), "{order}");
-    let metrics = bash(&demo.curls[2]);
-    assert!(metrics.contains("gateway_requests_total{route=\"product\",status=\"200\"} 1\n"), "{metrics}");
+    assert!(demo.type_line(2).starts_with("HTTP/1.1 401 Unauthorized\r\n"));
+    assert!(demo.type_line(3).starts_with("HTTP/1.1 403 Forbidden\r\n"));
+    let statuses = demo.type_line(4);
+    let count = |status: &str| -> u32 {
+        let line = statuses.lines().find(|line| line.trim().ends_with(status)).unwrap_or("0");
+        line.split_ascii_whitespace().next().unwrap().parse().unwrap()
+    };
+    assert_eq!(count(" 200") + count(" 429"), 120, "{statuses}");
+    // Two were admitted before; one comes back each 0.6 s.
+    assert!((98..118).contains(&count(" 200")), "{statuses}");
+    let metrics = demo.type_line(5);
     assert!(metrics.contains("gateway_requests_total{route=\"create-order\",status=\"201\"} 1\n"), "{metrics}");
+    assert!(metrics.contains("gateway_requests_total{route=\"create-order\",status=\"403\"} 1\n"), "{metrics}");
 }
 
 #[test]
@@ -61,7 +83,7 @@ fn what_is_printed_names_where_everything_is_and_answers() {
 #[test]
 fn ctrl_c_drains_and_ends_well() {
     let demo = Demo::start();
-    bash(&demo.curls[0]);
+    demo.type_line(0);
     let begun = Instant::now();
     demo.process.signal(Signal::INT);
     let output = demo.process.finish(PATIENCE);

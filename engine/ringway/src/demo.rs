@@ -34,6 +34,7 @@ fn compile(services: &Services) -> Result<Snapshot, Failure> {
         "PRODUCT_SERVICE" => Some(services.product.to_string()),
         "ORDER_SERVICE" => Some(services.order.to_string()),
         "AUTH_SERVICE" => Some(services.auth.to_string()),
+        "JWT_SECRET" => Some(services.tokens.secret().to_owned()),
         _ => std::env::var(name).ok(),
     };
     ringway_config::compile(&[source], &environment).map_err(Failure::usage)
@@ -49,7 +50,7 @@ fn relocate(snapshot: &mut Snapshot, listen: SocketAddr, admin: SocketAddr) -> R
 }
 
 fn welcome(listen: SocketAddr, admin: SocketAddr, services: &Services) -> String {
-    let Services { product, order, auth } = services;
+    let Services { product, order, auth, tokens } = services;
     format!(
         "
 Ringway demo
@@ -60,6 +61,10 @@ Ringway demo
   order service    http://{order}
   auth service     http://{auth}
 
+Tokens for an hour:
+
+{}
+
 Try:
 
 {}
@@ -67,19 +72,28 @@ Try:
 Ctrl-C drains and ends.
 
 ",
+        ["user", "admin", "guest"]
+            .map(|role| format!("  {}={}", role.to_uppercase(), tokens.sign(&format!("usr_{role}"), role)))
+            .join("\n"),
         curl_lines(listen, admin).map(|line| format!("  {line}")).join("\n")
     )
 }
 
-/// What the welcome tells people to type.
-fn curl_lines(listen: SocketAddr, admin: SocketAddr) -> [String; 3] {
+/// What the welcome tells people to type, once they have set the variables above it.
+fn curl_lines(listen: SocketAddr, admin: SocketAddr) -> [String; 6] {
+    let order = "-H 'Content-Type: application/json' -d '{\"productId\":42,\"quantity\":1}'";
+    let authorized = |role: &str| format!("-H \"Authorization: Bearer ${role}\"");
     [
-        format!("curl -i http://{listen}/api/products/42"),
+        format!("curl -i http://{listen}/api/products/42 {}", authorized("USER")),
+        format!("curl -i http://{listen}/api/orders {} {order}", authorized("USER")),
+        format!("curl -i http://{listen}/api/products/42    # 401: no token"),
+        format!("curl -i http://{listen}/api/orders {} {order}    # 403: not for guests", authorized("GUEST")),
         format!(
-            "curl -i http://{listen}/api/orders -H 'Content-Type: application/json' \
-             -d '{{\"productId\":42,\"quantity\":1}}'"
+            "for i in $(seq 120); do curl -s -o /dev/null -w '%{{http_code}}\\n' http://{listen}/api/products/1 {}; done \
+             | sort | uniq -c    # 429: 100 a minute",
+            authorized("ADMIN")
         ),
-        format!("curl -s http://{admin}/metrics | grep '^gateway_requests_total'"),
+        format!("curl -s http://{admin}/metrics | grep -E '^gateway_(requests|rate_limit|authentications)'"),
     ]
 }
 
@@ -101,7 +115,7 @@ mod tests {
     fn the_welcome_names_everything() {
         let services = Services::start().unwrap();
         let text = welcome("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap(), &services);
-        assert_eq!(text.lines().filter(|line| line.starts_with("  curl ")).count(), 3);
+        assert_eq!(text.lines().filter(|line| line.starts_with("  curl ")).count(), 5);
         for address in [services.product, services.order, services.auth] {
             assert!(text.contains(&address.to_string()));
         }

@@ -1,12 +1,14 @@
 //! Three small HTTP services for the demo: real servers on ports from the kernel, on one thread.
 
+use std::collections::hash_map::RandomState;
 use std::convert::Infallible;
+use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -15,6 +17,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use jsonwebtoken::{EncodingKey, Header};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -31,6 +34,36 @@ pub(crate) struct Services {
     pub(crate) product: SocketAddr,
     pub(crate) order: SocketAddr,
     pub(crate) auth: SocketAddr,
+    pub(crate) tokens: Arc<Tokens>,
+}
+
+/// Signs the demo's tokens.
+#[derive(Debug)]
+pub(crate) struct Tokens(String);
+
+/// Seconds that a token holds.
+const TOKEN_LIFE_S: u64 = 3600;
+
+impl Tokens {
+    /// With a secret of this process, unless `JWT_SECRET` has one.
+    fn new() -> Self {
+        let random = || RandomState::new().build_hasher().finish();
+        let secret = || format!("{:016x}{:016x}{:016x}{:016x}", random(), random(), random(), random());
+        Self(std::env::var("JWT_SECRET").unwrap_or_else(|_| secret()))
+    }
+
+    pub(crate) fn secret(&self) -> &str {
+        &self.0
+    }
+
+    /// A token for this user in this role, for an hour.
+    pub(crate) fn sign(&self, user: &str, role: &str) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let claims = json!({ "sub": user, "role": role, "iat": now, "exp": now + TOKEN_LIFE_S });
+        let key = EncodingKey::from_secret(self.0.as_bytes());
+        // HMAC takes any secret.
+        jsonwebtoken::encode(&Header::default(), &claims, &key).unwrap_or_default()
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,11 +80,13 @@ impl Services {
     pub(crate) fn start() -> io::Result<Self> {
         let (product, products) = bind()?;
         let (order, orders) = bind()?;
-        let (auth, tokens) = bind()?;
+        let (auth, signers) = bind()?;
+        let tokens = Arc::new(Tokens::new());
+        let signs = tokens.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         thread::Builder::new().name("demo".into()).spawn(move || {
-            let services = [(products, Kind::Product), (orders, Kind::Order), (tokens, Kind::Auth)];
-            let all = services.map(|(listener, kind)| runtime.spawn(serve(listener, kind)));
+            let services = [(products, Kind::Product), (orders, Kind::Order), (signers, Kind::Auth)];
+            let all = services.map(|(listener, kind)| runtime.spawn(serve(listener, kind, signs.clone())));
             runtime.block_on(async {
                 for service in all {
                     if let Ok(Err(error)) = service.await {
@@ -60,7 +95,7 @@ impl Services {
                 }
             });
         })?;
-        Ok(Self { product, order, auth })
+        Ok(Self { product, order, auth, tokens })
     }
 }
 
@@ -70,7 +105,7 @@ fn bind() -> io::Result<(SocketAddr, StdTcpListener)> {
     Ok((listener.local_addr()?, listener))
 }
 
-async fn serve(listener: StdTcpListener, kind: Kind) -> io::Result<()> {
+async fn serve(listener: StdTcpListener, kind: Kind, tokens: Arc<Tokens>) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -79,10 +114,11 @@ async fn serve(listener: StdTcpListener, kind: Kind) -> io::Result<()> {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
+        let tokens = tokens.clone();
         tokio::spawn(async move {
             // Without this, an answer in two writes waits for the gateway's acknowledgement.
             let _ = stream.set_nodelay(true);
-            let service = service_fn(|request| async move { Ok::<_, Infallible>(answer(kind, request).await) });
+            let service = service_fn(|request| async { Ok::<_, Infallible>(answer(kind, request, &tokens).await) });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .serve_connection(TokioIo::new(stream), service);
@@ -93,12 +129,12 @@ async fn serve(listener: StdTcpListener, kind: Kind) -> io::Result<()> {
     }
 }
 
-async fn answer(kind: Kind, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(kind: Kind, request: Request<Incoming>, tokens: &Tokens) -> Response<Full<Bytes>> {
     let path = request.uri().path().to_owned();
     let (status, value) = match (kind, request.method(), path.as_str()) {
         (Kind::Product, &Method::GET, path) if path.starts_with("/products/") => product(path),
         (Kind::Order, &Method::POST, "/orders") => order(body(request).await),
-        (Kind::Auth, &Method::POST, "/token") => token(),
+        (Kind::Auth, &Method::POST, "/token") => token(body(request).await, tokens),
         _ => (StatusCode::NOT_FOUND, json!({ "error": "Not found" })),
     };
     let mut response = Response::new(Full::new(format!("{value}\n").into()));
@@ -133,11 +169,13 @@ fn order(body: Option<Bytes>) -> Answer {
     (StatusCode::CREATED, created)
 }
 
-/// The fields of RFC 6749 section 5.1. The token is opaque: no more than a number.
-fn token() -> Answer {
-    static TOKENS: AtomicU64 = AtomicU64::new(0);
-    let token = format!("demo-{}", TOKENS.fetch_add(1, Ordering::Relaxed) + 1);
-    (StatusCode::OK, json!({ "access_token": token, "token_type": "Bearer", "expires_in": 3600 }))
+/// The fields of RFC 6749 section 5.1. A demo asks for no password.
+fn token(body: Option<Bytes>, tokens: &Tokens) -> Answer {
+    let asked: Value = body.and_then(|body| serde_json::from_slice(&body).ok()).unwrap_or_default();
+    let field = |name: &str, default| asked.get(name).and_then(Value::as_str).unwrap_or(default).to_owned();
+    let (user, role) = (field("user", "usr_demo"), field("role", "user"));
+    let token = tokens.sign(&user, &role);
+    (StatusCode::OK, json!({ "access_token": token, "token_type": "Bearer", "expires_in": TOKEN_LIFE_S }))
 }
 
 /// The whole body; `None` where it broke off or is too long.
@@ -197,5 +235,6 @@ mod tests {
         let services = Services::start().unwrap();
         let (status, token) = ask(services.auth, "POST", "/token", "");
         assert_eq!((status, &token["token_type"], &token["expires_in"]), (200, &json!("Bearer"), &json!(3600)));
+        assert_eq!(token["access_token"].as_str().unwrap().split('.').count(), 3);
     }
 }

@@ -274,7 +274,7 @@ fn the_demo_says_what_is_where_and_ends_well() {
     while !said.contains("Ctrl-C drains") && stdout.read(&mut byte).unwrap() > 0 {
         said.push(byte[0].into());
     }
-    assert_eq!(said.lines().filter(|line| line.starts_with("  curl ")).count(), 3, "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("  curl ")).count(), 5, "{said}");
     assert!(said.contains(&listen.to_string()) && said.contains(&admin.to_string()), "{said}");
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));

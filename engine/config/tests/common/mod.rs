@@ -10,6 +10,7 @@ pub(crate) fn env(name: &str) -> Option<String> {
         "LISTEN" => Some("127.0.0.1:4000".into()),
         "UPSTREAM" => Some("127.0.0.1:4001".into()),
         "SECRET" => Some("hunter2".into()),
+        "JWT_SECRET" => Some("a secret of thirty-two bytes or more".into()),
         "NUMBER" => Some("7".into()),
         _ => None,
     }
