@@ -327,3 +327,22 @@ fn seconds(now_us: u64) -> u32 {
 fn not_retired(full_at: u64) -> u64 {
     if full_at == BUCKET_RETIRED { 0 } else { full_at }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_takes_what_its_description_says() {
+        // The `Arc` around it counts with two words.
+        assert_eq!(size_of::<Cell>() + 2 * size_of::<usize>(), 96);
+    }
+
+    #[test]
+    fn an_account_fits_in_one_number() {
+        for (balance, floor) in [(0, 0), (-1, -5), (i32::MIN, i32::MAX), (7, i32::MIN)] {
+            let account = Account { balance, floor };
+            assert_eq!(Account::unpack(account.pack()), account);
+        }
+    }
+}

@@ -297,7 +297,7 @@ impl std::fmt::Debug for Limiter {
 
 /// The key as cells and Redis know it: the same on every instance.
 #[inline]
-fn short(key: &[u8]) -> Cow<'_, [u8]> {
+pub(super) fn short(key: &[u8]) -> Cow<'_, [u8]> {
     if key.len() <= KEY_BYTES_MAX {
         return Cow::Borrowed(key);
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use super::cell::{Account, Cell};
 use super::desk::{Desk, Wish};
 use super::hold::{Standing, Wake};
-use super::limiter::Limiter;
+use super::limiter::{Limiter, short};
 use super::policy::{CALL_GAP_US, HOLD_US, LOST_US};
 use super::rules::{Mode, floor};
 use super::script::{Reply, Request};
@@ -112,10 +112,11 @@ impl Limiter {
     pub fn set_instances(&self, instances: u32) {
         let Some(desks) = self.desks() else { return };
         let rules = self.table.rules();
-        if rules.instances() == instances {
+        let before = rules.shares();
+        let shares = rules.set_instances(instances);
+        if shares == before {
             return;
         }
-        let shares = rules.set_instances(instances);
         self.table.for_each(|cell| {
             let flight = cell.place().and_then(|place| desks.get(place)).and_then(|desk| desk.flight.as_ref());
             let on_the_way = flight.map_or(0, |flight| flight.debt);
@@ -165,7 +166,7 @@ impl Limiter {
     /// What this instance holds of the bucket of `key` in Redis; `None`: the key has no cell.
     pub fn holding(&self, key: &[u8]) -> Option<Holding> {
         let desks = self.desks()?;
-        self.table.peek(key, |cell| {
+        self.table.peek(&short(key), |cell| {
             let balance = cell.account()?.balance;
             let desk = cell.place().and_then(|place| desks.get(place));
             let reported = desk.and_then(|desk| desk.flight.as_ref()).map_or(0, |flight| flight.debt);

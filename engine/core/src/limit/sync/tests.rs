@@ -7,6 +7,10 @@ use super::*;
 const NOW_US: u64 = 1_000_000_000;
 
 fn limiter(limit: u64, burst: u64, instances: u32) -> Limiter {
+    limiter_of_keys(limit, burst, instances, 10)
+}
+
+fn limiter_of_keys(limit: u64, burst: u64, instances: u32, keys_max: usize) -> Limiter {
     let spec = Spec {
         name: "test".into(),
         limit,
@@ -14,7 +18,7 @@ fn limiter(limit: u64, burst: u64, instances: u32) -> Limiter {
         burst,
         strict: false,
         without_redis: Fallback::FairShare,
-        keys_max: 10,
+        keys_max,
     };
     let limiter = Limiter::shared(Policy::new(&spec).unwrap());
     limiter.set_instances(instances);
@@ -248,4 +252,39 @@ fn a_quiet_cell_leaves_no_desk_behind() {
     let mut out = Exchange::default();
     assert_eq!(limiter.poll(NOW_US + 2 * PERIOD_US, &mut out), None);
     assert!(limiter.desks().unwrap().desks.iter().all(Option::is_none));
+}
+
+#[test]
+fn a_cell_goes_only_when_it_equals_none() {
+    let limiter = limiter_of_keys(100, 100, 4, 1);
+    let others = |now_us| {
+        (0..50_u8).for_each(|key| drop(limiter.check(&[key], 1, now_us)));
+        limiter.holding(b"a").is_some()
+    };
+    // A debt that is not reported, then one on its way, then a bucket that is not full, then one that is.
+    admit(&limiter, 2, NOW_US);
+    assert!(others(NOW_US));
+    let calls = poll(&limiter, NOW_US);
+    let call = calls.iter().find(|call| call.key() == b"a").unwrap();
+    assert!(others(NOW_US + 100));
+    let answer = Reply { level: 98, full_after_us: 500_000, ..Reply::default() };
+    reply(&limiter, call, &answer, NOW_US + 300);
+    poll(&limiter, NOW_US + 2 * PERIOD_US);
+    assert!(others(NOW_US + 2 * PERIOD_US));
+    assert!(!others(NOW_US + 500_000));
+}
+
+#[test]
+fn a_refused_key_is_not_forgotten() {
+    let limiter = limiter_of_keys(10, 10, 4, 1);
+    let held = hold(&limiter, NOW_US);
+    let calls = poll(&limiter, NOW_US);
+    reply(&limiter, &calls[0], &Reply { retry_us: 900_000, ..Reply::default() }, NOW_US + 300);
+    drop(held);
+    // Longer than the sync keeps it in mind.
+    poll(&limiter, NOW_US + 2 * PERIOD_US);
+    (0..50_u8).for_each(|key| drop(limiter.check(&[key], 1, NOW_US + 2 * PERIOD_US)));
+    assert!(matches!(limiter.check(b"a", 1, NOW_US + 890_000), Decision::Refused(_)));
+    (0..50_u8).for_each(|key| drop(limiter.check(&[key], 1, NOW_US + 900_000)));
+    assert!(limiter.holding(b"a").is_none());
 }
