@@ -229,7 +229,7 @@ impl Authenticator {
         }
         let name: Arc<str> = Arc::from(self.name.value.0);
         let given = [
-            self.jwt.map(|section| (section.span, Written::Jwt(section.value))),
+            self.jwt.map(|section| (section.span, Written::Jwt(Box::new(section.value)))),
             self.api_keys.map(|section| (section.span, Written::ApiKeys(section.value))),
             self.auth_service.map(|section| (section.span, Written::AuthService(section.value))),
             self.introspection.map(|section| (section.span, Written::Introspection(section.value))),
@@ -261,7 +261,7 @@ impl Authenticator {
 
 /// The one kind that an authenticator is of.
 enum Written {
-    Jwt(JwtSection),
+    Jwt(Box<JwtSection>),
     ApiKeys(ApiKeysSection),
     AuthService(AuthServiceSection),
     Introspection(IntrospectionSection),
