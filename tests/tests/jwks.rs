@@ -1,7 +1,7 @@
 //! Keys that change while the gateway runs: key sets that an issuer publishes, revocations and API keys in files.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -124,24 +124,57 @@ fn ask(client: &mut Client, token: &str) -> u16 {
 #[test]
 fn keys_rotate_without_a_refused_request() {
     let (old, new, foreign) = (Signer::new("old"), Signer::new("new"), Signer::new("foreign"));
-    for (key, path) in [("jwks_url", "/jwks"), ("oidc", "")] {
-        let (app, issuer) = (Backend::ok(), Issuer::start(set_of(&[&old])));
+    let app = Backend::ok();
+    let both = [("jwks_url", "/jwks"), ("oidc", "")].map(|(key, path)| {
+        let issuer = Issuer::start(set_of(&[&old]));
         let gateway = start(&app, &issuer.keys_as(key, path));
-        let mut client = gateway.connect();
-        assert_eq!(ask(&mut client, &old.token("1")), 200, "{key}: a request waits for the first keys");
-        let fetches = issuer.fetches();
+        assert_eq!(ask(&mut gateway.connect(), &old.token("1")), 200, "{key}: a request waits for the first keys");
+        assert_eq!(issuer.fetches(), 1);
         *issuer.keys.lock().unwrap() = set_of(&[&old, &new]);
+        (key, issuer, gateway)
+    });
+    for (key, issuer, gateway) in both {
         // An unknown key leads to a fetch when the last one is old enough.
         let enough = ASK_INTERVAL + Duration::from_millis(500);
         eventually(PATIENCE, || issuer.fetched.lock().unwrap().elapsed() > enough);
+        let mut client = gateway.connect();
         assert_eq!(ask(&mut client, &new.token("2")), 200, "{key}: it waits for the new ones too");
         assert_eq!(ask(&mut client, &old.token("3")), 200);
-        assert_eq!(issuer.fetches(), fetches + 1);
+        assert_eq!(issuer.fetches(), 2);
         // Nobody can have keys fetched as often as they like.
         assert_eq!(ask(&mut client, &foreign.token("4")), 401);
-        assert_eq!(issuer.fetches(), fetches + 1);
+        assert_eq!(issuer.fetches(), 2);
         assert_eq!(gateway.metric("gateway_authenticator_keys{authenticator=\"main\"}"), 2.0);
     }
+}
+
+/// An issuer that answers with what it had when it was asked, while a token of its next key is already under way.
+#[test]
+fn a_key_that_is_newer_than_the_first_answer_is_waited_for() {
+    let (old, new) = (Signer::new("old"), Signer::new("new"));
+    let [first, second] = [set_of(&[&old]), set_of(&[&old, &new])];
+    let is_asked = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&is_asked);
+    let fetches = AtomicUsize::new(0);
+    let issuer = Backend::start(move |conn| {
+        while conn.next_request().is_some() {
+            if fetches.fetch_add(1, Ordering::AcqRel) == 0 {
+                eventually(PATIENCE, || asked.load(Ordering::Acquire));
+                conn.send(json_answer(&first));
+            } else {
+                conn.send(json_answer(&second));
+            }
+        }
+    });
+    let app = Backend::ok();
+    let gateway = start(&app, &format!("keys: {{ jwks_url: \"http://{}/jwks\" }}", issuer.endpoint()));
+    let mut client = gateway.connect();
+    client.send(format!("GET /a HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {}\r\n\r\n", new.token("1")));
+    // It is not answered while nobody knows.
+    assert!(client.stays_silent(Duration::from_millis(200)));
+    is_asked.store(true, Ordering::Release);
+    assert_eq!(client.read_response().status(), 200);
+    assert_eq!(ask(&mut client, &old.token("2")), 200);
 }
 
 #[test]
