@@ -328,16 +328,36 @@ fn defaults_are_for_routes_without_a_word_of_their_own() {
     assert_eq!(bad.count(), 1, "{bad}");
 }
 
+/// The blocks of YAML in a page.
+fn blocks_of(page: &str) -> Vec<String> {
+    let page = std::fs::read_to_string(repository().join("docs").join(page)).unwrap();
+    page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+}
+
 /// Every block of YAML in the page is a good configuration beside a listener and a service.
 #[test]
 fn the_examples_of_the_page_compile() {
-    let page = std::fs::read_to_string(repository().join("docs/ACCESS.md")).unwrap();
-    let blocks: Vec<&str> = page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let blocks = blocks_of("ACCESS.md");
     assert!(blocks.len() >= 6, "{}", blocks.len());
     for block in blocks {
-        let text = with_basics(block);
+        let text = with_basics(&block);
         if let Err(errors) = compiled(&text) {
             panic!("{errors}\n{text}");
         }
     }
+}
+
+/// The page about authentication has a configuration, and the file with API keys that it names.
+#[test]
+fn the_examples_of_authentication_compile() {
+    let [configuration, keys] = blocks_of("AUTHENTICATION.md").try_into().expect("two blocks");
+    let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("authentication");
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join("keys.yaml"), keys).unwrap();
+    std::fs::write(directory.join("revoked.txt"), "# token IDs\n").unwrap();
+    let at = |name: &str| format!("{:?}", directory.join(name));
+    let text = configuration.replace("keys.yaml", &at("keys.yaml")).replace("revoked.txt", &at("revoked.txt"));
+    let snapshot = compiled(&with_basics(&text)).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
+    assert_eq!((snapshot.authenticators.len(), snapshot.routes.len()), (2, 3));
+    assert!(snapshot.routes[0].policy.anonymous && snapshot.routes[2].policy.authenticate.is_empty());
 }

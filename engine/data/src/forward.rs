@@ -100,14 +100,14 @@ pub(crate) async fn forward(
     }
 }
 
-fn timeouts(conn: &Connection, exchange: &Exchange) -> RouteTimeouts {
+pub(crate) fn timeouts(conn: &Connection, exchange: &Exchange) -> RouteTimeouts {
     match conn.route(exchange).map(|route| &route.action) {
         Some(Action::Forward(Forward { timeouts, .. })) => *timeouts,
         _ => RouteTimeouts { request: None, per_try: None },
     }
 }
 
-fn check_size(received: u64, exchange: &Exchange) -> Result<(), Failure> {
+pub(crate) fn check_size(received: u64, exchange: &Exchange) -> Result<(), Failure> {
     match exchange.body_bytes_max {
         Some(max) if received > max => Err(Failure::BodyTooLarge),
         _ => Ok(()),
@@ -255,40 +255,16 @@ impl Attempt<'_> {
     ) -> Result<Option<Buffer>, Failure> {
         let conn = self.outbound.conn;
         let clock = &conn.worker.clock;
-        let times = &conn.listener.timeouts;
         let idle = us(self.outbound.service.timeouts.idle);
         let mut buffer = conn.worker.take_inbox();
         let mut out = conn.worker.take_head();
         let mut received = facts.received;
-        // Moves on while the service is waited for: that time is not the client's.
-        let mut started = clock.now();
+        let mut pace = Pace::start(conn);
         let mut blocks = Blocks::default();
         while !body.is_done() {
             blocks.next().await;
-            let now = clock.lately();
-            let by_rate = match times.body_rate {
-                0 => u64::MAX,
-                rate => started + us(times.body) + (received - facts.received).saturating_mul(1_000_000) / rate,
-            };
-            conn.timers.set(Slot::ClientRead, (now + us(times.body)).min(by_rate));
             buffer.clear();
-            let arrived = loop {
-                match conn.sock.recv(buffer.room()) {
-                    Ok(None) => conn.sock.readable().await,
-                    Ok(Some(arrived)) if arrived > 0 => break arrived,
-                    Ok(Some(_)) | Err(_) => {
-                        let late = conn.timers.has_fired(Slot::ClientRead);
-                        return Err(match (late, conn.timers.has_fired(Slot::Request)) {
-                            (true, _) => Failure::BodyTimeout,
-                            (_, true) => Failure::RequestTimeout,
-                            _ => Failure::ClientGone,
-                        });
-                    }
-                }
-            };
-            conn.timers.clear(Slot::ClientRead);
-            conn.worker.cell().client_bytes_in.add(arrived as u64);
-            buffer.received(arrived);
+            pace.receive(conn, &mut buffer, received - facts.received).await?;
             let decoded = body.decode(buffer.data_mut()).map_err(|_| Failure::Malformed("Malformed chunked body"))?;
             received += decoded.data.len() as u64;
             if facts.max.is_some_and(|max| received > max) {
@@ -304,7 +280,7 @@ impl Attempt<'_> {
                 let data = buffer.data().get(decoded.data.clone()).unwrap_or_default();
                 write_service(conn, sock, data, idle).await
             };
-            started += clock.now() - writing;
+            pace.started += clock.now() - writing;
             buffer.consume(decoded.consumed);
             if written.is_err() {
                 // The service does not take more of it: what it answers, if anything, decides.
@@ -317,6 +293,46 @@ impl Attempt<'_> {
             self.outbound.arm_answer();
         }
         Ok((!buffer.is_empty()).then_some(buffer))
+    }
+}
+
+/// How slowly a client may send its body.
+pub(crate) struct Pace {
+    /// Moves on while the service is waited for: that time is not the client's.
+    started: u64,
+}
+
+impl Pace {
+    pub(crate) fn start(conn: &Connection) -> Self {
+        Self { started: conn.worker.clock.now() }
+    }
+
+    /// Waits for more of the body, of which `received` bytes came since the start. How many bytes arrived.
+    pub(crate) async fn receive(&self, conn: &Connection, buffer: &mut Buffer, received: u64) -> Result<u64, Failure> {
+        let times = &conn.listener.timeouts;
+        let by_rate = match times.body_rate {
+            0 => u64::MAX,
+            rate => self.started + us(times.body) + received.saturating_mul(1_000_000) / rate,
+        };
+        conn.timers.set(Slot::ClientRead, (conn.worker.clock.lately() + us(times.body)).min(by_rate));
+        let arrived = loop {
+            match conn.sock.recv(buffer.room()) {
+                Ok(None) => conn.sock.readable().await,
+                Ok(Some(arrived)) if arrived > 0 => break arrived,
+                Ok(Some(_)) | Err(_) => {
+                    let late = conn.timers.has_fired(Slot::ClientRead);
+                    return Err(match (late, conn.timers.has_fired(Slot::Request)) {
+                        (true, _) => Failure::BodyTimeout,
+                        (_, true) => Failure::RequestTimeout,
+                        _ => Failure::ClientGone,
+                    });
+                }
+            }
+        };
+        conn.timers.clear(Slot::ClientRead);
+        conn.worker.cell().client_bytes_in.add(arrived as u64);
+        buffer.received(arrived);
+        Ok(arrived as u64)
     }
 }
 

@@ -14,6 +14,7 @@ mod connection;
 mod deadline;
 mod forward;
 mod gate;
+mod hold;
 mod io;
 mod mailbox;
 mod outbound;

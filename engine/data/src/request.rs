@@ -197,7 +197,9 @@ impl Exchange {
         };
         let route = conn.view.published.snapshot.routes.get(index as usize).ok_or(Failure::Internal)?;
         self.route = Some(index);
-        self.body_bytes_max = route.body_bytes;
+        // A body that is looked at is no longer than what is held of it.
+        let held = route.access.validation.as_ref().and_then(|validation| validation.body_bytes_max());
+        self.body_bytes_max = held.map_or(route.body_bytes, |held| Some(held as u64));
         if route.access.cors.is_some() {
             self.origin = Span::of(cors::origin(request.headers).unwrap_or_default(), head);
         }
@@ -391,6 +393,7 @@ fn write_head(
     let authenticators = &conn.view.published.snapshot.authenticators;
     let asked = route.policy.authenticate.iter().filter_map(|index| authenticators.get(*index as usize));
     let is_vouched_for = |name: &str| asked.clone().any(|authenticator| authenticator.vouches_for(name));
+    let holds_body = route.access.validation.as_ref().is_some_and(|validation| validation.body_bytes_max().is_some());
     let hops = if request.has(Name::MaxForwards) { max_forwards(request) } else { None };
     HeadLines { head, headers: request.headers, names: request.names }.copy(out, |name, header| {
         let kept = match name {
@@ -399,7 +402,8 @@ fn write_head(
             }
             Name::Accept | Name::UserAgent => true,
             Name::Host | Name::XRequestId => false,
-            Name::Expect => exchange.expects_continue,
+            // Where the body is held it comes with the head.
+            Name::Expect => exchange.expects_continue && !holds_body,
             Name::ContentLength => exchange.framing != Framing::Chunked,
             Name::XForwardedFor | Name::XForwardedHost | Name::XForwardedProto => {
                 trusted && !listener.forwarded.x_forwarded

@@ -221,6 +221,12 @@ pub(crate) fn failure(conn: &Connection, exchange: &mut Exchange, failure: Failu
         Failure::Forbidden("scope") => {
             out.extend_from_slice(b"WWW-Authenticate: Bearer error=\"insufficient_scope\"\r\n")
         }
+        // RFC 9110 section 15.5.16.
+        Failure::UnsupportedContent => {
+            if let Some(validation) = conn.route(exchange).and_then(|route| route.access.validation.as_ref()) {
+                write_field("Accept", validation.accept().as_bytes(), out);
+            }
+        }
         _ => {}
     }
     error_body(conn, exchange, failure, format, out);

@@ -14,6 +14,7 @@ use crate::connection::Connection;
 use crate::deadline::Slot;
 use crate::forward::forward;
 use crate::gate;
+use crate::hold::hold;
 use crate::io::{Blocks, linger, write_client};
 use crate::record::record;
 use crate::request::{Exchange, Step};
@@ -139,11 +140,18 @@ async fn exchange(conn: &mut Connection, inbox: &mut Buffer, head_length: usize,
         Step::Wait(_) => Some(Failure::Internal),
         Step::Fail(failure) => Some(failure),
         Step::Forward { service, endpoint, permit } => {
-            let forwarded = forward(conn, &mut exchange, inbox, &mut used, &mut body, out, (service, endpoint), permit);
-            match forwarded.await {
+            let held = hold(conn, &mut exchange, inbox, &mut used, &mut body, out, &mut spare).await;
+            let forwarded = match held {
+                Ok(()) => {
+                    let to = (service, endpoint);
+                    forward(conn, &mut exchange, inbox, &mut used, &mut body, out, to, permit).await
+                }
+                Err(failure) => Err(failure),
+            };
+            match forwarded {
                 Ok(rest) => {
                     record(conn, &exchange, inbox.data());
-                    spare = rest;
+                    spare = spare.or(rest);
                     return finish(conn, &exchange, inbox, used, body, spare).await;
                 }
                 Err(failure) => {
