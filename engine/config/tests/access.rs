@@ -328,16 +328,18 @@ fn defaults_are_for_routes_without_a_word_of_their_own() {
     assert_eq!(bad.count(), 1, "{bad}");
 }
 
-/// Every block of YAML in the page is a good configuration beside a listener and a service.
+/// Every block of YAML in these pages is a good configuration beside a listener and a service.
 #[test]
-fn the_examples_of_the_page_compile() {
-    let page = std::fs::read_to_string(repository().join("docs/ACCESS.md")).unwrap();
-    let blocks: Vec<&str> = page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert!(blocks.len() >= 6, "{}", blocks.len());
-    for block in blocks {
-        let text = with_basics(block);
-        if let Err(errors) = compiled(&text) {
-            panic!("{errors}\n{text}");
+fn the_examples_of_the_pages_compile() {
+    for (page, blocks_min) in [("docs/ACCESS.md", 6), ("docs/rate-limits.md", 4)] {
+        let text = std::fs::read_to_string(repository().join(page)).unwrap();
+        let blocks: Vec<&str> = text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+        assert!(blocks.len() >= blocks_min, "{page}: {}", blocks.len());
+        for block in blocks {
+            let text = with_basics(block);
+            if let Err(errors) = compiled(&text) {
+                panic!("{page}: {errors}\n{text}");
+            }
         }
     }
 }
