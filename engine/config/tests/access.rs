@@ -334,15 +334,17 @@ fn blocks_of(page: &str) -> Vec<String> {
     page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
 }
 
-/// Every block of YAML in the page is a good configuration beside a listener and a service.
+/// Every block of YAML in these pages is a good configuration beside a listener and a service.
 #[test]
-fn the_examples_of_the_page_compile() {
-    let blocks = blocks_of("ACCESS.md");
-    assert!(blocks.len() >= 6, "{}", blocks.len());
-    for block in blocks {
-        let text = with_basics(&block);
-        if let Err(errors) = compiled(&text) {
-            panic!("{errors}\n{text}");
+fn the_examples_of_the_pages_compile() {
+    for (page, blocks_min) in [("ACCESS.md", 6), ("rate-limits.md", 4)] {
+        let blocks = blocks_of(page);
+        assert!(blocks.len() >= blocks_min, "{page}: {}", blocks.len());
+        for block in blocks {
+            let text = with_basics(&block);
+            if let Err(errors) = compiled(&text) {
+                panic!("{page}: {errors}\n{text}");
+            }
         }
     }
 }

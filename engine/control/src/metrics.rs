@@ -28,7 +28,7 @@ pub fn render(hub: &Hub, redis: &RedisStats, started: SystemTime, format: Format
     let mut out = Exposition::new(format);
     requests(&mut out, &published, hub);
     authenticators(&mut out, &published);
-    rate_limits(&mut out, &published, redis);
+    rate_limits(&mut out, &published);
     services(&mut out, &published);
     endpoints(&mut out, &published);
     workers(&mut out, hub);
@@ -102,7 +102,7 @@ fn authenticators(out: &mut Exposition, published: &Published) {
     }
 }
 
-fn rate_limits(out: &mut Exposition, published: &Published, redis: &RedisStats) {
+fn rate_limits(out: &mut Exposition, published: &Published) {
     let mut samples = out.family(&f::RATE_LIMIT_EXCEEDED);
     for stats in &published.limits {
         let (mut clients, mut others) = (BTreeMap::new(), 0);
@@ -125,13 +125,9 @@ fn rate_limits(out: &mut Exposition, published: &Published, redis: &RedisStats) 
             samples.count(&[&stats.policy, "other"], others);
         }
     }
-    let instances = u32::try_from(redis.instances.get()).unwrap_or(u32::MAX).max(1);
     type Value<'v> = &'v dyn Fn(&Limiter) -> u64;
     let columns: [(&'static Family, Value<'_>); 5] = [
-        (&f::RATE_LIMIT_BOUND, &|limiter| match limiter.mode() {
-            Mode::Alone => 0,
-            Mode::Shared | Mode::Degraded => limiter.policy().bound(instances),
-        }),
+        (&f::RATE_LIMIT_BOUND, &Limiter::bound),
         (&f::RATE_LIMIT_DEGRADED, &|limiter| u64::from(limiter.mode() == Mode::Degraded)),
         (&f::RATE_LIMIT_KEYS, &|limiter| limiter.keys() as u64),
         (&f::RATE_LIMIT_HELD, &Limiter::held_total),

@@ -39,6 +39,10 @@ async fn limit(conn: &Connection, exchange: &mut Exchange, limiter: u32) {
     loop {
         if let Some(decision) = of.outcome(&held, worker.clock.now()) {
             exchange.gate.held = Some(Waiting::Over(decision));
+            // It may have been decided without Redis, which is to hear of it.
+            if of.take_bell() {
+                worker.hub.limits_bell.ring(0);
+            }
             return;
         }
         worker.news.wait().await;

@@ -283,7 +283,11 @@ impl Exchange {
             may_wait: worker.clock.lately() < self.gate_until,
         };
         loop {
-            match filter::admit(&gate, &mut self.gate) {
+            let verdict = filter::admit(&gate, &mut self.gate);
+            if std::mem::take(&mut self.gate.rings) {
+                worker.hub.limits_bell.ring(0);
+            }
+            match verdict {
                 Verdict::Need(Lookup::Service(index)) if self.recall(conn, route, head, request, index) => {}
                 verdict => return verdict,
             }

@@ -64,6 +64,8 @@ pub(crate) struct Worker {
     pub(crate) limit_key: RefCell<Vec<u8>>,
     /// Requests that rate limits hold now.
     held: Cell<usize>,
+    /// A task looks at the time for them.
+    looks: Cell<bool>,
     /// Verified tokens.
     pub(crate) tokens: RefCell<TokenCache>,
     /// Rung when another thread has published something, and with each tick.
@@ -124,6 +126,7 @@ impl Worker {
             listeners: RefCell::default(),
             limit_key: RefCell::new(Vec::with_capacity(256)),
             held: Cell::new(0),
+            looks: Cell::new(false),
             tokens: RefCell::new(tokens(&view)),
             news: News::default(),
             view: RefCell::new(Rc::new(view)),
@@ -230,15 +233,18 @@ impl Worker {
     /// some of them only.
     pub(crate) fn hold(self: &Rc<Self>) -> HeldRequest {
         self.held.set(self.held.get() + 1);
-        if self.held.get() == 1
+        // The one of earlier requests may still be at work.
+        if !self.looks.get()
             && let Ok(ticker) = Ticker::every(HOLD_LOOK)
         {
+            self.looks.set(true);
             let worker = Rc::clone(self);
             ringway_io::spawn(async move {
                 while worker.held.get() > 0 {
                     ticker.tick().await;
                     worker.news.ring();
                 }
+                worker.looks.set(false);
             });
         }
         HeldRequest(Rc::clone(self))
@@ -283,6 +289,7 @@ impl Worker {
 
     pub(crate) fn tick(&self, round: u64) {
         self.clock.tick();
+        self.news.ring();
         let now = self.clock.now();
         let cell = self.cell();
         self.deadlines.sweep(now, self.is_draining(), &cell.deadlines);

@@ -78,6 +78,12 @@ impl Limiter {
         self.table.rules().mode()
     }
 
+    /// [`Policy::bound`] for the instances that there are, as far as this one knows; 0 without Redis.
+    pub fn bound(&self) -> u64 {
+        let rules = self.table.rules();
+        if rules.mode() == Mode::Alone { 0 } else { rules.policy.bound(rules.instances()) }
+    }
+
     /// Keys that have a cell of their own now.
     pub fn keys(&self) -> usize {
         self.table.len()
