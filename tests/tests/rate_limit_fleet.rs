@@ -475,8 +475,8 @@ fn clients_that_leave_while_their_requests_are_held_leave_nothing_behind() {
         most
     });
     println!("{before} descriptors, at most {most} while {CLIENTS} clients were held");
-    // A connection of each client and one to the service for it, a timer and a spare per worker, the admin listener's.
-    assert!(most <= before + 2 * CLIENTS + 8, "{most}, {before} before");
+    // A connection of each client and one to the service for it, a timer per worker, a connection of the admin listener.
+    assert!(most <= before + 2 * CLIENTS + 4, "{most}, {before} before");
     gateway.expect_idle();
     eventually(PATIENCE, || gateway.open_fds() <= before + CLIENTS + 2);
 }
