@@ -172,3 +172,28 @@ fn a_reload_changes_the_key_and_no_cached_token_outlives_it() {
     assert!(gateway.replace_config(&changed.yaml(backend.endpoint())));
     assert_eq!(ask(&mut client, &fields).status(), 401);
 }
+
+#[test]
+fn trailers_do_not_say_what_the_gate_vouches_for() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let tell = std::sync::Mutex::new(tell);
+    let backend = Backend::start(move |conn| {
+        while let Some(request) = conn.next_request() {
+            tell.lock().unwrap().send(request.trailers).unwrap();
+            conn.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    let gateway = Setup { route: "authenticate: main", sections: MAIN, ..Setup::default() }.start(backend.endpoint());
+    let head =
+        format!("POST /a HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n{}\r\n", bearer(&token(json!({}))));
+    let body = "1\r\nx\r\n0\r\nX-User-Id: root\r\nX_Tenant: evil\r\nX-Kept: 1\r\n\r\n";
+    // In one piece with the head, and behind it.
+    let mut client = gateway.connect();
+    assert_eq!(client.ask(format!("{head}{body}")).status(), 200);
+    client.send(&head);
+    eventually(PATIENCE, || gateway.metric("gateway_active_requests") == 1.0);
+    assert_eq!(client.send(body).read_response().status(), 200);
+    for _ in 0..2 {
+        assert_eq!(told.recv_timeout(PATIENCE).unwrap(), [("X-Kept".to_owned(), "1".to_owned())]);
+    }
+}

@@ -4,18 +4,18 @@ use std::cell::Cell;
 use std::pin::pin;
 use std::task::Poll;
 
-use ringway_config::snapshot::{Action, Forward, RouteTimeouts};
+use ringway_config::snapshot::{Action, Forward, Route, RouteTimeouts};
 use ringway_core::failure::Failure;
 use ringway_core::filter::Permit;
 use ringway_core::http::{BodyDecoder, CHUNK_HEAD_MAX, Framing, write_chunk_head, write_trailers};
 use ringway_core::stats::BackendError;
-use ringway_core::template::HeaderOps;
 
 use crate::answer::{Relayed, relay};
 use crate::buffer::Buffer;
 use crate::clock::us;
 use crate::connection::Connection;
 use crate::deadline::Slot;
+use crate::gate;
 use crate::io::{Blocks, write_service};
 use crate::outbound::{Broken, Outbound};
 use crate::request::Exchange;
@@ -56,8 +56,8 @@ pub(crate) async fn forward(
     let decoded = body.decode(arrived).map_err(|_| Failure::Malformed("Malformed chunked body"))?;
     let data = arrived.get(decoded.data.clone()).unwrap_or_default();
     check_size(decoded.data.len() as u64, exchange)?;
-    let ops = conn.route(exchange).map(|route| &route.request_headers);
-    write_body(exchange.framing, data, body, ops, head)?;
+    let route = conn.route(exchange);
+    write_body(conn, route, exchange.framing, data, body, head)?;
     *used += decoded.consumed;
     let timeouts = timeouts(conn, exchange);
     let attempt = Attempt {
@@ -116,10 +116,11 @@ pub(crate) fn check_size(received: u64, exchange: &Exchange) -> Result<(), Failu
 
 /// Appends a piece of a request body as the service gets it, and the end where it is reached.
 fn write_body(
+    conn: &Connection,
+    route: Option<&Route>,
     framing: Framing,
     data: &[u8],
     body: &BodyDecoder,
-    ops: Option<&HeaderOps>,
     out: &mut Vec<u8>,
 ) -> Result<(), Failure> {
     if framing != Framing::Chunked {
@@ -135,8 +136,11 @@ fn write_body(
     }
     if body.is_done() {
         out.extend_from_slice(b"0\r\n");
-        write_trailers(body.trailers(), |name| ops.is_none_or(|ops| !ops.drops(name)), out)
-            .ok_or(Failure::Malformed("Malformed trailer section"))?;
+        // What the route drops or the gate vouches for does not come in by the back door.
+        let is_kept = |name: &str| {
+            route.is_none_or(|route| !route.request_headers.drops(name) && !gate::vouches_for(conn, route, name))
+        };
+        write_trailers(body.trailers(), is_kept, out).ok_or(Failure::Malformed("Malformed trailer section"))?;
     }
     Ok(())
 }
@@ -165,12 +169,8 @@ impl Attempt<'_> {
 
         // Both directions at once: the answer may begin, and end, while the body still comes.
         let sock = upstream.sock.clone();
-        let facts = Upload {
-            framing: exchange.framing,
-            max: exchange.body_bytes_max,
-            received,
-            ops: conn.route(exchange).map(|route| &route.request_headers),
-        };
+        let facts =
+            Upload { framing: exchange.framing, max: exchange.body_bytes_max, received, route: conn.route(exchange) };
         let mut rest = None;
         let relayed = {
             let mut upload = pin!(self.upload(&facts, body, &sock));
@@ -274,7 +274,7 @@ impl Attempt<'_> {
             let written = if facts.framing == Framing::Chunked {
                 out.clear();
                 let data = buffer.data().get(decoded.data.clone()).unwrap_or_default();
-                write_body(facts.framing, data, body, facts.ops, &mut out)?;
+                write_body(conn, facts.route, facts.framing, data, body, &mut out)?;
                 write_service(conn, sock, &out, idle).await
             } else {
                 let data = buffer.data().get(decoded.data.clone()).unwrap_or_default();
@@ -342,5 +342,5 @@ struct Upload<'a> {
     max: Option<u64>,
     /// Bytes of the body that went with the head.
     received: u64,
-    ops: Option<&'a HeaderOps>,
+    route: Option<&'a Route>,
 }

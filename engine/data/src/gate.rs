@@ -1,5 +1,6 @@
 //! What the gate cannot know by itself, and what its refusals leave behind.
 
+use ringway_config::snapshot::Route;
 use ringway_core::audit_line::Kind;
 use ringway_core::failure::Failure;
 use ringway_core::filter::{Answer, Lookup, Told, Waiting};
@@ -76,6 +77,13 @@ pub(crate) async fn audit(conn: &Connection, exchange: &Exchange, head: &[u8], f
     };
     let refused = Refused { kind, policy, reason, user };
     audit::audit(conn, exchange, head, &refused).await;
+}
+
+/// Whether the gate tells the service a field of this name itself, so that the client's own is dropped.
+pub(crate) fn vouches_for(conn: &Connection, route: &Route, name: &str) -> bool {
+    let authenticators = &conn.view.published.snapshot.authenticators;
+    let mut asked = route.policy.authenticate.iter().filter_map(|index| authenticators.get(*index as usize));
+    asked.any(|authenticator| authenticator.vouches_for(name))
 }
 
 /// The limiter that the answer tells of.

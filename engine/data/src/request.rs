@@ -19,6 +19,7 @@ use ringway_core::trace::{NewTrace, valid_b3, valid_b3_id, valid_traceparent};
 
 use crate::auth_service::{Known, Question};
 use crate::connection::Connection;
+use crate::gate;
 use crate::respond;
 
 /// How long a request waits in all for what the gate has to know.
@@ -394,15 +395,14 @@ fn write_head(
 
     let trace = TraceContext::of(request);
     let ops = (!route.request_headers.is_empty()).then_some(&route.request_headers);
-    let authenticators = &conn.view.published.snapshot.authenticators;
-    let asked = route.policy.authenticate.iter().filter_map(|index| authenticators.get(*index as usize));
-    let is_vouched_for = |name: &str| asked.clone().any(|authenticator| authenticator.vouches_for(name));
     let holds_body = route.access.validation.as_ref().is_some_and(|validation| validation.body_bytes_max().is_some());
     let hops = if request.has(Name::MaxForwards) { max_forwards(request) } else { None };
     HeadLines { head, headers: request.headers, names: request.names }.copy(out, |name, header| {
         let kept = match name {
             Name::Other => {
-                !is_look_alike(header.name) && (trusted || !claims_a_hop(header.name)) && !is_vouched_for(header.name)
+                !is_look_alike(header.name)
+                    && (trusted || !claims_a_hop(header.name))
+                    && !gate::vouches_for(conn, route, header.name)
             }
             Name::Accept | Name::UserAgent => true,
             Name::Host | Name::XRequestId => false,
