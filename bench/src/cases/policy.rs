@@ -165,7 +165,7 @@ fn filters() -> Vec<Case> {
                 rules: &[],
                 limiters: &[],
                 key: &key,
-                route: 0,
+                route: "products",
                 request: &RouteRequest { host: b"a", method: b"POST", path: b"/a", query: None, headers: &[] },
                 captures: &Captures::default(),
                 client_ip: CLIENT,

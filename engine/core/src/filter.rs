@@ -41,7 +41,7 @@ pub struct Gate<'a, 'r> {
     pub limiters: &'a [Arc<Limiter>],
     /// Room for a limit's key. After a refusal by one it holds that one's.
     pub key: &'a RefCell<Vec<u8>>,
-    pub route: u32,
+    pub route: &'a str,
     pub request: &'a RouteRequest<'r>,
     pub captures: &'a Captures,
     pub client_ip: IpAddr,
@@ -416,7 +416,7 @@ mod tests {
                 rules: &self.rules,
                 limiters: &self.limiters,
                 key: &RefCell::default(),
-                route: 0,
+                route: "products",
                 request: &request,
                 captures: &Captures::default(),
                 client_ip: IpAddr::from([192, 0, 2, 7]),

@@ -273,7 +273,7 @@ impl Exchange {
             rules: &published.snapshot.rate_limits,
             limiters: &published.limiters,
             key: &worker.limit_key,
-            route: self.route.unwrap_or_default(),
+            route: &route.name,
             request,
             captures,
             client_ip: self.client_ip,

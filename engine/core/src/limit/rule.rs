@@ -50,7 +50,7 @@ pub struct Who<'a> {
     pub client_ip: IpAddr,
     pub identity: Option<&'a Identity>,
     pub headers: &'a [Header<'a>],
-    pub route: u32,
+    pub route: &'a str,
 }
 
 impl Rule {
@@ -90,7 +90,7 @@ impl Rule {
             KeyPart::Header(name) => {
                 who.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
             }
-            KeyPart::Route => return out.extend_from_slice(itoa::Buffer::new().format(who.route).as_bytes()),
+            KeyPart::Route => return out.extend_from_slice(who.route.as_bytes()),
         };
         match named {
             Some(named) => out.extend_from_slice(named),
@@ -130,7 +130,7 @@ mod tests {
             headers: HeaderStyle::None,
         };
         let mut out = b"old".to_vec();
-        rule.write_key(&Who { client_ip: ip.parse().unwrap(), identity: None, headers, route: 3 }, &mut out);
+        rule.write_key(&Who { client_ip: ip.parse().unwrap(), identity: None, headers, route: "products" }, &mut out);
         out
     }
 
