@@ -196,9 +196,8 @@ fn limits() -> Vec<Case> {
     let check = |name| {
         Case::new("limit", name, move || {
             let limiter = Limiter::new(policy());
-            let keys: Vec<String> = (0..10_000).map(|key| format!("203.0.{}.{}", key / 256, key % 256)).collect();
+            // One key: with more, where they meet in the table is a matter of chance.
             let mut now_us = 0;
-            keys.iter().for_each(|key| drop(limiter.check(key.as_bytes(), 1, now_us)));
             // The burst is never used up: a request a second.
             move || {
                 now_us += 1_000_000;
@@ -216,7 +215,7 @@ fn limits() -> Vec<Case> {
         })
     };
     vec![
-        check("of_10000_keys"),
+        check("of_a_warm_key"),
         headers("headers_draft6", HeaderStyle::Draft6),
         headers("headers_structured", HeaderStyle::Structured),
     ]
