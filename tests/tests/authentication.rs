@@ -174,6 +174,32 @@ fn a_reload_changes_the_key_and_no_cached_token_outlives_it() {
 }
 
 #[test]
+fn a_remembered_token_is_of_no_use_to_another_authenticator_after_a_reload() {
+    let backend = Backend::ok();
+    let authenticator = |name: &str, secret: &str| {
+        format!("{{ name: {name}, jwt: {{ algorithms: HS256, audience: \"*\", keys: {{ secret: \"{secret}\" }} }} }}")
+    };
+    let (a, b) = (authenticator("a", SECRET), authenticator("b", "another secret of thirty-two bytes and more"));
+    let first = format!("authenticators: [{a}, {b}]\n");
+    let setup = Setup { route: "authenticate: a", sections: &first, ..Setup::default() };
+    let gateway = setup.start(backend.endpoint());
+    let mut client = gateway.connect();
+    let fields = bearer(&token(json!({})));
+    assert_eq!((ask(&mut client, &fields).status(), ask(&mut client, &fields).status()), (200, 200));
+    // `b` stands now where `a` stood.
+    let second = format!("authenticators: [{b}, {a}]\n");
+    let changed = Setup { route: "authenticate: b", sections: &second, ..setup };
+    assert!(gateway.replace_config(&changed.yaml(backend.endpoint())));
+    assert_eq!(ask(&mut client, &fields).status(), 401);
+    // The same authenticator with another rule.
+    let third = first.replacen("audience: \"*\"", "audience: other", 1);
+    assert!(gateway.replace_config(&Setup { sections: &first, ..setup }.yaml(backend.endpoint())));
+    assert_eq!(ask(&mut client, &fields).status(), 200);
+    assert!(gateway.replace_config(&Setup { sections: &third, ..setup }.yaml(backend.endpoint())));
+    assert_eq!(ask(&mut client, &fields).status(), 401);
+}
+
+#[test]
 fn trailers_do_not_say_what_the_gate_vouches_for() {
     let (tell, told) = std::sync::mpsc::channel();
     let tell = std::sync::Mutex::new(tell);

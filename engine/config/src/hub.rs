@@ -14,7 +14,7 @@ use ringway_core::limit::{Limiter, Mode};
 use ringway_core::log_queue::LogQueue;
 use ringway_core::stats::{AuthenticatorStats, EndpointStats, LimitStats, RouteStats, ServiceStats, WorkerStats};
 
-use crate::snapshot::Snapshot;
+use crate::snapshot::{KeySource, Snapshot};
 
 /// The name that requests without a route are counted under.
 pub const UNMATCHED: &str = "unmatched";
@@ -31,7 +31,7 @@ pub struct Published {
     pub services: Vec<Arc<ServiceStats>>,
     /// By service, then by endpoint.
     pub endpoints: Vec<Vec<Arc<EndpointStats>>>,
-    /// What the authenticators know now: it outlives reloads, by name.
+    /// What the authenticators know now: it outlives reloads, by name, as long as its keys come from the same place.
     pub live: Vec<Arc<Live>>,
     pub authenticators: Vec<Arc<AuthenticatorStats>>,
     /// The buckets of the rate limits: they outlive reloads that do not change their policy.
@@ -156,10 +156,11 @@ impl Published {
             }
         }
         let mut authenticators = HashMap::new();
-        let mut live: HashMap<&str, Arc<Live>> = HashMap::new();
+        let mut live: HashMap<&str, (Arc<Live>, &KeySource)> = HashMap::new();
         if let Some(old) = old {
             authenticators.extend(old.authenticators.iter().map(|stats| (stats.authenticator.clone(), stats.clone())));
-            live.extend(old.live.iter().map(|live| (&*live.name, live.clone())));
+            let sources = old.snapshot.keys.iter().map(|sources| &sources.keys);
+            live.extend(old.live.iter().zip(sources).map(|(live, keys)| (&*live.name, (live.clone(), keys))));
         }
         let (mut limiters, mut limits): (HashMap<_, Arc<Limiter>>, HashMap<_, _>) = Default::default();
         if let Some(old) = old {
@@ -202,8 +203,9 @@ impl Published {
                 .iter()
                 .zip(&snapshot.keys)
                 .map(|(authenticator, sources)| {
-                    let known = live.get(&*authenticator.name).cloned();
-                    let known = known.unwrap_or_else(|| Arc::new(Live::new(&authenticator.name)));
+                    let known = live.get(&*authenticator.name).filter(|(_, keys)| sources.keys.goes_on_from(keys));
+                    let known =
+                        known.map(|(live, _)| live.clone()).unwrap_or_else(|| Arc::new(Live::new(&authenticator.name)));
                     sources.load(&known);
                     known
                 })

@@ -200,6 +200,18 @@ pub enum KeySource {
     Service,
 }
 
+impl KeySource {
+    /// Whether what was learned from `old` still counts: what stands in the configuration or in a file is read with it, but
+    /// keys that were fetched from somewhere else must not be trusted for another moment.
+    pub(crate) fn goes_on_from(&self, old: &Self) -> bool {
+        match (self, old) {
+            (Self::Text(..) | Self::File(..), Self::Text(..) | Self::File(..)) | (Self::Service, Self::Service) => true,
+            (Self::Jwks(new), Self::Jwks(old)) | (Self::Oidc(new), Self::Oidc(old)) => new == old,
+            _ => false,
+        }
+    }
+}
+
 /// The table of verified tokens that each worker has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenCache {

@@ -2,13 +2,14 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{compiled, env, repository, with_basics};
 use ringway_config::snapshot::{
     AccessLog, Action, AuditLog, Balance, EndpointAddress, HostRewrite, Rewrite, TraceStart,
 };
-use ringway_config::{Snapshot, Source, compile, load};
+use ringway_config::{Hub, Snapshot, Source, compile, load};
 use ringway_core::router::{Found, RouteRequest};
 
 /// The name of the route that a request to the first listener finds.
@@ -126,6 +127,25 @@ fn the_quickstart_is_the_gateway_of_the_article() {
     let labels: Vec<_> = snapshot.services.iter().map(|service| &*service.endpoints[0].label).collect();
     assert_eq!(labels, ["127.0.0.1:8081", "127.0.0.1:8082", "127.0.0.1:8080"]);
     assert!(snapshot.services.iter().all(|service| service.timeouts.answer == Duration::from_secs(5)));
+}
+
+#[test]
+fn keys_from_another_place_are_not_those_that_were_learned() {
+    let with = |keys: &str| {
+        let authenticator = format!("{{ name: main, jwt: {{ algorithms: RS256, keys: {{ {keys} }} }} }}");
+        compiled(&with_basics(&format!("authenticators: [{authenticator}]\n")))
+            .unwrap_or_else(|errors| panic!("{errors}"))
+    };
+    let hub = Hub::new(with("jwks_url: \"https://a.example/jwks\""), 1);
+    let live = |hub: &Hub| hub.published().live[0].clone();
+    let first = live(&hub);
+    hub.publish(with("jwks_url: \"https://a.example/jwks\""));
+    assert!(Arc::ptr_eq(&first, &live(&hub)), "the same place");
+    for other in ["jwks_url: \"https://b.example/jwks\"", "oidc: \"https://b.example\""] {
+        let before = live(&hub);
+        hub.publish(with(other));
+        assert!(!Arc::ptr_eq(&before, &live(&hub)), "{other}");
+    }
 }
 
 #[test]

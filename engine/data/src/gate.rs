@@ -50,8 +50,8 @@ async fn limit(conn: &Connection, exchange: &mut Exchange, limiter: u32) {
     }
 }
 
-/// Records a refusal by the gate in the audit log. `head`: the request's.
-pub(crate) async fn audit(conn: &Connection, exchange: &Exchange, head: &[u8], failure: Failure) {
+/// Counts a refusal by the gate and records it in the audit log. `head`: the request's.
+pub(crate) async fn record_refusal(conn: &Connection, exchange: &Exchange, head: &[u8], failure: Failure) {
     let (kind, reason) = match failure {
         Failure::Unauthenticated(None) => (Kind::Authentication, "missing"),
         Failure::Unauthenticated(Some(flaw)) => (Kind::Authentication, flaw.reason),

@@ -269,7 +269,7 @@ impl Exchange {
             access: &route.access,
             authenticators: &published.snapshot.authenticators,
             live: &published.live,
-            tokens: &worker.tokens,
+            tokens: &conn.view.tokens,
             rules: &published.snapshot.rate_limits,
             limiters: &published.limiters,
             key: &worker.limit_key,

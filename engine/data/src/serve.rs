@@ -169,7 +169,7 @@ async fn exchange(conn: &mut Connection, inbox: &mut Buffer, head_length: usize,
     if let Some(failure) = failure {
         let head = inbox.data().get(..head_length).unwrap_or_default();
         respond::failure(conn, &mut exchange, failure, head, out);
-        gate::audit(conn, &exchange, head, failure).await;
+        gate::record_refusal(conn, &exchange, head, failure).await;
         if let (Some(service), Some(error)) = (exchange.service, failure.backend_error()) {
             conn.view.service_cell(service, conn.worker.id).inspect(|cell| cell.record_error(error));
         }

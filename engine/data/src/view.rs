@@ -1,12 +1,14 @@
 //! A published snapshot as one core sees it: with the core's own balancers and connection pools.
 
 use std::cell::RefCell;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use ringway_config::hub::Published;
 use ringway_config::snapshot::{Authenticator, Balance, Service};
-use ringway_core::auth::Kind as AuthKind;
+use ringway_core::auth::{Kind as AuthKind, TokenCache};
 use ringway_core::auth_service::AuthService;
 use ringway_core::balance::{Balancer, Kind};
 use ringway_core::stats::{RouteStats, ServiceCell};
@@ -20,6 +22,8 @@ pub(crate) struct View {
     pub(crate) services: Vec<ServiceView>,
     /// What the core knows of auth services, by authenticator.
     pub(crate) auth_states: Vec<Option<Rc<AuthState>>>,
+    /// Verified tokens. They do not outlive the rules that they were verified by: each snapshot begins without any.
+    pub(crate) tokens: RefCell<TokenCache>,
 }
 
 pub(crate) struct ServiceView {
@@ -60,7 +64,8 @@ impl View {
             })
             .collect();
         let auth_states = auth_states(&published, old);
-        let view = Self { published, services, auth_states };
+        let tokens = RefCell::new(tokens(&published));
+        let view = Self { published, services, auth_states, tokens };
         for pool in old.into_iter().flat_map(View::pools) {
             if !view.pools().any(|kept| Rc::ptr_eq(kept, pool)) {
                 pool.close();
@@ -90,6 +95,13 @@ impl View {
     pub(crate) fn service_cell(&self, service: usize, worker: usize) -> Option<&ServiceCell> {
         self.published.services.get(service)?.workers.get(worker).map(|cell| &**cell)
     }
+}
+
+/// An empty table of verified tokens, of the size that the configuration says. Its seed is secret.
+fn tokens(published: &Published) -> TokenCache {
+    let settings = published.snapshot.token_cache;
+    let seed = [(); 4].map(|()| RandomState::new().build_hasher().finish());
+    TokenCache::new(settings.entries, settings.bytes, settings.ttl.as_secs(), seed)
 }
 
 /// Those of `old` whose authenticator asks the same service in the same way go on.

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use ringway_config::Hub;
 use ringway_config::hub::Phase;
-use ringway_core::auth::TokenCache;
 use ringway_core::forwarded::write_ip;
 use ringway_core::stats::WorkerCell;
 
@@ -66,8 +65,6 @@ pub(crate) struct Worker {
     held: Cell<usize>,
     /// A task looks at the time for them.
     looks: Cell<bool>,
-    /// Verified tokens.
-    pub(crate) tokens: RefCell<TokenCache>,
     /// Rung when another thread has published something, and with each tick.
     pub(crate) news: News,
     view: RefCell<Rc<View>>,
@@ -127,7 +124,6 @@ impl Worker {
             limit_key: RefCell::new(Vec::with_capacity(256)),
             held: Cell::new(0),
             looks: Cell::new(false),
-            tokens: RefCell::new(tokens(&view)),
             news: News::default(),
             view: RefCell::new(Rc::new(view)),
             inboxes: Buffers::new(),
@@ -265,9 +261,6 @@ impl Worker {
                 }
                 kept
             });
-            if renewed.published.snapshot.token_cache != current.published.snapshot.token_cache {
-                *self.tokens.borrow_mut() = tokens(&renewed);
-            }
             *self.view.borrow_mut() = Rc::new(renewed);
             self.cell().generation.set(generation);
         }
@@ -307,13 +300,6 @@ impl Worker {
             cell.allocations.set(count());
         }
     }
-}
-
-/// An empty table of verified tokens, of the size that the configuration says. Its seed is secret.
-fn tokens(view: &View) -> TokenCache {
-    let settings = view.published.snapshot.token_cache;
-    let seed = [(); 4].map(|()| std::collections::hash_map::RandomState::new().build_hasher().finish());
-    TokenCache::new(settings.entries, settings.bytes, settings.ttl.as_secs(), seed)
 }
 
 /// How often held requests look at the time.
