@@ -25,6 +25,7 @@ pub mod path;
 pub mod request_id;
 pub mod router;
 pub mod stats;
+mod strict_json;
 pub mod template;
 pub mod timestamp;
 pub mod trace;

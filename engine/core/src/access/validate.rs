@@ -8,9 +8,10 @@ mod schema;
 use std::borrow::Cow;
 use std::fmt;
 
+pub use crate::strict_json::JSON_DEPTH_MAX;
 pub use media::MediaRange;
 pub use parameter::{PATTERN_BYTES_MAX, Pattern, Shape};
-pub use schema::{JSON_DEPTH_MAX, Schema, SchemaError, WORK_MAX};
+pub use schema::{Schema, SchemaError, WORK_MAX};
 
 pub(super) use parameter::pattern_error;
 

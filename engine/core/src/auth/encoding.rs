@@ -1,11 +1,10 @@
 //! Base64url and JSON as tokens have them, in one reading only.
 
-use std::fmt;
-
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
+
+use crate::strict_json;
 
 /// Decodes base64url (RFC 7515 section 2): no padding, no other character, no bits left over behind the last byte.
 pub(crate) fn from_base64url(text: &[u8]) -> Option<Vec<u8>> {
@@ -18,95 +17,9 @@ pub(crate) fn to_base64url(bytes: &[u8]) -> String {
 
 /// Reads a JSON object. A member that occurs twice, at any depth, is an error: recipients differ in which one counts.
 pub(crate) fn from_json_object(json: &[u8]) -> Option<Map<String, Value>> {
-    serde_json::from_slice::<UniqueObject>(json).ok().map(|object| object.0)
-}
-
-struct UniqueObject(Map<String, Value>);
-
-impl<'de> Deserialize<'de> for UniqueObject {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = UniqueObject;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<UniqueObject, A::Error> {
-                unique_members(members).map(UniqueObject)
-            }
-        }
-        deserializer.deserialize_map(Object)
-    }
-}
-
-fn unique_members<'de, A: MapAccess<'de>>(mut members: A) -> Result<Map<String, Value>, A::Error> {
-    let mut map = Map::new();
-    while let Some((name, value)) = members.next_entry::<String, UniqueValue>()? {
-        if map.insert(name, value.0).is_some() {
-            return Err(de::Error::custom("a member occurs twice"));
-        }
-    }
-    Ok(map)
-}
-
-/// Any JSON value whose objects have no member twice. serde_json bounds the depth, at 128.
-struct UniqueValue(Value);
-
-impl<'de> Deserialize<'de> for UniqueValue {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(AnyValue).map(Self)
-    }
-}
-
-struct AnyValue;
-
-impl<'de> Visitor<'de> for AnyValue {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON value")
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Bool(value))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(Value::Number(value.into()))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(Value::Number(value.into()))
-    }
-
-    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("not a number"))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(Value::String(value.into()))
-    }
-
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(Value::String(value))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let mut array = Vec::new();
-        while let Some(item) = items.next_element::<UniqueValue>()? {
-            array.push(item.0);
-        }
-        Ok(Value::Array(array))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<Value, A::Error> {
-        unique_members(members).map(Value::Object)
+    match strict_json::read(json) {
+        Ok(Value::Object(members)) => Some(members),
+        _ => None,
     }
 }
 

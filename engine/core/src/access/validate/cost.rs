@@ -7,7 +7,8 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::schema::{JSON_DEPTH_MAX, SchemaError};
+use super::schema::SchemaError;
+use crate::strict_json::JSON_DEPTH_MAX;
 
 /// Most parts of a schema.
 const PARTS_MAX: usize = 20_000;

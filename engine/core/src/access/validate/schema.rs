@@ -4,14 +4,11 @@ use std::fmt;
 
 use jsonschema::error::ValidationErrorKind as Kind;
 use jsonschema::{Draft, PatternOptions, ValidationError, Validator};
-use serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::cost::{self, Visits};
 use super::{Invalid, PATTERN_BYTES_MAX};
-
-/// Most levels of lists and objects within each other in a body.
-pub const JSON_DEPTH_MAX: usize = 64;
+use crate::strict_json;
 
 /// Most work for one body, in looks at a value or at [`TEXT_BYTES`] of text: some ten milliseconds. Bodies that would take
 /// more are refused.
@@ -121,9 +118,7 @@ fn invalid(error: &ValidationError<'_>) -> Invalid {
 
 /// JSON (RFC 8259) without repeated keys: readers differ on which of them counts (section 4).
 fn parse(body: &[u8]) -> Result<Value, Invalid> {
-    let mut json = serde_json::Deserializer::from_slice(body);
-    let value = Strict { depth: 0 }.deserialize(&mut json).and_then(|value| json.end().map(|()| value));
-    value.map_err(|error| {
+    strict_json::read(body).map_err(|error| {
         let what = match error.classify() {
             serde_json::error::Category::Data => {
                 let text = error.to_string();
@@ -136,86 +131,10 @@ fn parse(body: &[u8]) -> Result<Value, Invalid> {
     })
 }
 
-/// Reads a value; refuses repeated keys and more than [`JSON_DEPTH_MAX`] levels.
-#[derive(Clone, Copy)]
-struct Strict {
-    depth: usize,
-}
-
-impl Strict {
-    fn deeper<E: de::Error>(self) -> Result<Self, E> {
-        if self.depth == JSON_DEPTH_MAX {
-            return Err(E::custom(format_args!("has more than {JSON_DEPTH_MAX} levels within each other")));
-        }
-        Ok(Self { depth: self.depth + 1 })
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Strict {
-    type Value = Value;
-
-    fn deserialize<D: de::Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Strict {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON value")
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Bool(value))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
-        let (inner, mut items) = (self.deeper()?, Vec::new());
-        while let Some(item) = list.next_element_seed(inner)? {
-            items.push(item);
-        }
-        Ok(Value::Array(items))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        let (inner, mut entries) = (self.deeper()?, Map::new());
-        while let Some(key) = map.next_key::<String>()? {
-            if entries.insert(key, map.next_value_seed(inner)?).is_some() {
-                return Err(de::Error::custom("has a key twice in one object"));
-            }
-        }
-        Ok(Value::Object(entries))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::strict_json::JSON_DEPTH_MAX;
     use proptest::prelude::*;
     use serde_json::json;
 
