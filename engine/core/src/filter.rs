@@ -298,6 +298,7 @@ impl Gate<'_, '_> {
                 }
                 Decision::Unavailable => {
                     self.give_back(progress)?;
+                    progress.limit = None;
                     return Err(Failure::LimiterUnavailable.into());
                 }
                 Decision::Hold(held) => {

@@ -71,9 +71,9 @@ pub(crate) async fn record_refusal(conn: &Connection, exchange: &Exchange, head:
     }
     let judged = exchange.gate.authentication.and_then(|(index, _)| authenticators.get(index as usize));
     let user = exchange.gate.identity.as_ref().and_then(|identity| identity.user.as_deref());
-    let policy = match limit.filter(|_| kind == Kind::RateLimit) {
-        Some((_, limiter)) => Some(&*limiter.policy().spec().name),
-        None => judged.map(|authenticator| &*authenticator.name),
+    let policy = match kind {
+        Kind::RateLimit => limit.map(|(_, limiter)| &*limiter.policy().spec().name),
+        _ => judged.map(|authenticator| &*authenticator.name),
     };
     let refused = Refused { kind, policy, reason, user };
     audit::audit(conn, exchange, head, &refused).await;
