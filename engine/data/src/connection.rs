@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ringway_config::snapshot::{Listener, Route};
 
+use crate::client::Client;
 use crate::clock::us;
 use crate::deadline::{Slot, Timers};
 use crate::places::Panicked;
@@ -17,7 +18,7 @@ use ringway_io::Sock;
 /// A client's connection. While it is idle this is all there is of it: no buffer, no future of a request.
 pub(crate) struct Connection {
     pub(crate) worker: Rc<Worker>,
-    pub(crate) sock: Sock,
+    pub(crate) client: Client,
     pub(crate) peer: SocketAddr,
     /// The snapshot of the current request; never changes within one.
     pub(crate) view: Rc<View>,
@@ -65,7 +66,7 @@ impl Connection {
             timers: worker.deadlines.register(sock.clone()),
             view: worker.view(),
             worker: Rc::clone(worker),
-            sock,
+            client: Client::plain(sock),
             peer,
             listener,
             served: 0,
@@ -110,7 +111,7 @@ pub(crate) async fn connection(mut conn: Box<Connection>) {
     let worker = Rc::clone(&conn.worker);
     loop {
         conn.timers.idle(worker.clock.lately(), us(conn.listener.timeouts.idle));
-        conn.sock.readable().await;
+        conn.client.readable().await;
         if conn.timers.has_fired(Slot::ClientRead) {
             return;
         }

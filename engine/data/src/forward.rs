@@ -243,7 +243,7 @@ impl Attempt<'_> {
     fn break_off(&self, exchange: &mut Exchange) {
         exchange.keep_alive = false;
         exchange.broken_off = true;
-        self.outbound.conn.sock.reset_on_close();
+        self.outbound.conn.client.reset_on_close();
     }
 
     /// Passes the rest of the request's body on. Gives back what followed it, if it did not end with a read.
@@ -316,8 +316,8 @@ impl Pace {
         };
         conn.timers.set(Slot::ClientRead, (conn.worker.clock.lately() + us(times.body)).min(by_rate));
         let arrived = loop {
-            match conn.sock.recv(buffer.room()) {
-                Ok(None) => conn.sock.readable().await,
+            match conn.client.recv(buffer.room()) {
+                Ok(None) => conn.client.readable().await,
                 Ok(Some(arrived)) if arrived > 0 => break arrived,
                 Ok(Some(_)) | Err(_) => {
                     let late = conn.timers.has_fired(Slot::ClientRead);

@@ -40,33 +40,36 @@ pub(crate) struct Gone;
 #[inline]
 pub(crate) async fn write_client(conn: &Connection, bytes: &[u8]) -> Result<(), Gone> {
     conn.worker.cell().client_bytes_out.add(bytes.len() as u64);
-    let sent = conn.sock.send(bytes, false).map_err(|_| Gone)?;
-    if sent == bytes.len() {
-        return Ok(());
+    let mut sent = conn.client.send(bytes).map_err(|_| Gone)?;
+    while sent < bytes.len() {
+        wait_to_write(conn, Slot::ClientWrite, us(conn.listener.timeouts.write), conn.client.writable()).await?;
+        sent += conn.client.send(bytes.get(sent..).unwrap_or_default()).map_err(|_| Gone)?;
     }
-    let limit = us(conn.listener.timeouts.write);
-    write_rest(conn, &conn.sock, bytes.get(sent..).unwrap_or_default(), Slot::ClientWrite, limit).await
+    Ok(())
 }
 
 /// Writes everything to a service; `idle`: the longest wait between two writes, in microseconds.
 #[inline]
 pub(crate) async fn write_service(conn: &Connection, sock: &Sock, bytes: &[u8], idle: u64) -> Result<(), Gone> {
-    let sent = sock.send(bytes, false).map_err(|_| Gone)?;
-    if sent == bytes.len() {
-        return Ok(());
+    let mut sent = sock.send(bytes, false).map_err(|_| Gone)?;
+    while sent < bytes.len() {
+        wait_to_write(conn, Slot::ServiceWrite, idle, sock.writable()).await?;
+        sent += sock.send(bytes.get(sent..).unwrap_or_default(), false).map_err(|_| Gone)?;
     }
-    write_rest(conn, sock, bytes.get(sent..).unwrap_or_default(), Slot::ServiceWrite, idle).await
+    Ok(())
 }
 
-async fn write_rest(conn: &Connection, sock: &Sock, mut bytes: &[u8], slot: Slot, limit: u64) -> Result<(), Gone> {
-    while !bytes.is_empty() {
-        conn.timers.set(slot, conn.worker.clock.lately() + limit);
-        sock.writable().await;
-        if conn.timers.has_fired(slot) {
-            return Err(Gone);
-        }
-        let sent = sock.send(bytes, false).map_err(|_| Gone)?;
-        bytes = bytes.get(sent..).unwrap_or_default();
+/// Waits until there is room, for at most `limit` microseconds.
+async fn wait_to_write(
+    conn: &Connection,
+    slot: Slot,
+    limit: u64,
+    writable: impl Future<Output = ()>,
+) -> Result<(), Gone> {
+    conn.timers.set(slot, conn.worker.clock.lately() + limit);
+    writable.await;
+    if conn.timers.has_fired(slot) {
+        return Err(Gone);
     }
     conn.timers.clear(slot);
     Ok(())
@@ -74,16 +77,16 @@ async fn write_rest(conn: &Connection, sock: &Sock, mut bytes: &[u8], slot: Slot
 
 /// Closes the writing side and reads what the client still sends, for a while.
 pub(crate) async fn linger(conn: &Connection, buffer: &mut Buffer) {
-    conn.sock.shutdown(Shutdown::Write);
+    conn.client.shutdown(Shutdown::Write);
     conn.timers.begin();
     conn.timers.set(Slot::ClientRead, conn.worker.clock.lately() + LINGER_US);
     let mut left = LINGER_BYTES_MAX;
     while left > 0 && !conn.timers.has_fired(Slot::ClientRead) {
         buffer.clear();
-        match conn.sock.recv(buffer.room()) {
+        match conn.client.recv(buffer.room()) {
             Ok(Some(0)) | Err(_) => return,
             Ok(Some(received)) => left = left.saturating_sub(received),
-            Ok(None) => conn.sock.readable().await,
+            Ok(None) => conn.client.readable().await,
         }
     }
 }

@@ -88,7 +88,7 @@ async fn read_head(conn: &Connection, inbox: &mut Buffer) -> Next {
         if inbox.room().is_empty() {
             inbox.make_room(limit.min(inbox.len() * 2).max(1));
         }
-        match conn.sock.recv(inbox.room()) {
+        match conn.client.recv(inbox.room()) {
             Ok(Some(0)) | Err(_) => {
                 let late = conn.timers.has_fired(Slot::ClientRead) && !inbox.is_empty();
                 break if late { Next::Refused(Failure::HeadTimeout) } else { Next::Closed };
@@ -104,7 +104,7 @@ async fn read_head(conn: &Connection, inbox: &mut Buffer) -> Next {
                     let head = us(conn.listener.timeouts.head);
                     conn.timers.set(Slot::ClientRead, conn.worker.clock.lately() + head);
                 }
-                conn.sock.readable().await;
+                conn.client.readable().await;
             }
         }
     };
@@ -218,10 +218,10 @@ async fn drain(conn: &Connection, inbox: &mut Buffer, body: &mut BodyDecoder) ->
             conn.timers.clear(Slot::ClientRead);
             return true;
         }
-        match conn.sock.recv(inbox.room()) {
+        match conn.client.recv(inbox.room()) {
             Ok(Some(0)) | Err(_) => return false,
             Ok(Some(received)) => inbox.received(received),
-            Ok(None) => conn.sock.readable().await,
+            Ok(None) => conn.client.readable().await,
         }
     }
 }
