@@ -223,6 +223,14 @@ mod tests {
         places.keep(limit.enter(b"a").unwrap());
         drop(places);
         assert_eq!(limit.requests(), 0);
+        let place = limit.enter(b"a").unwrap();
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let mut places = Places::default();
+            places.keep(place);
+            panic!("a request that ends badly");
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(limit.requests(), 0);
     }
 
     #[test]
