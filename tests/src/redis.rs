@@ -250,11 +250,18 @@ fn write_certificates(directory: &Path) {
     }
 }
 
-/// A proxy in front of a server that lets answers wait.
+/// A proxy in front of a server that lets what passes wait.
 pub struct Slow {
     address: SocketAddr,
-    delay_us: Arc<AtomicU64>,
+    delays: Arc<Delays>,
     ended: Arc<AtomicBool>,
+}
+
+/// Of each direction.
+#[derive(Default)]
+struct Delays {
+    to_server_us: AtomicU64,
+    to_client_us: AtomicU64,
 }
 
 impl Slow {
@@ -262,20 +269,20 @@ impl Slow {
     pub fn before(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
-        let (delay_us, ended) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (delays, ended) = (Arc::<Delays>::default(), Arc::new(AtomicBool::new(false)));
         thread::spawn({
-            let (delay_us, ended) = (delay_us.clone(), ended.clone());
+            let (delays, ended) = (delays.clone(), ended.clone());
             move || {
                 for client in listener.incoming().flatten() {
                     if ended.load(Ordering::Relaxed) {
                         return;
                     }
                     let Ok(server) = TcpStream::connect(server) else { continue };
-                    relay(client, server, &delay_us);
+                    relay(client, server, &delays);
                 }
             }
         });
-        Self { address, delay_us, ended }
+        Self { address, delays, ended }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -284,7 +291,13 @@ impl Slow {
 
     /// How long each answer waits from now on.
     pub fn set_delay(&self, delay: Duration) {
-        self.delay_us.store(delay.as_micros() as u64, Ordering::Relaxed);
+        self.delays.to_client_us.store(delay.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// How long everything waits from now on, in each direction.
+    pub fn set_delay_each_way(&self, delay: Duration) {
+        self.set_delay(delay);
+        self.delays.to_server_us.store(delay.as_micros() as u64, Ordering::Relaxed);
     }
 }
 
@@ -296,32 +309,33 @@ impl Drop for Slow {
     }
 }
 
-/// Both directions of a connection; the one to the client is late, however much comes.
-fn relay(client: TcpStream, server: TcpStream, delay_us: &Arc<AtomicU64>) {
+/// Both directions of a connection.
+fn relay(client: TcpStream, server: TcpStream, delays: &Arc<Delays>) {
     for stream in [&client, &server] {
         stream.set_nodelay(true).expect("an option");
     }
-    let (mut from_client, mut to_server) = (client.try_clone().expect("a clone"), server.try_clone().expect("a clone"));
-    thread::spawn(move || {
-        let _ = std::io::copy(&mut from_client, &mut to_server);
-        let _ = to_server.shutdown(Shutdown::Both);
-    });
+    let [from_client, to_client] = [(); 2].map(|()| client.try_clone().expect("a clone"));
+    let (to_server, delays_up, delays_down) = (server.try_clone().expect("a clone"), delays.clone(), delays.clone());
+    pump(from_client, to_server, move || delays_up.to_server_us.load(Ordering::Relaxed));
+    pump(server, to_client, move || delays_down.to_client_us.load(Ordering::Relaxed));
+}
+
+/// Passes on what comes, each piece as late as it is told, however much comes.
+fn pump(mut from: TcpStream, mut to: TcpStream, delay_us: impl Fn() -> u64 + Send + 'static) {
     let (late, due) = std::sync::mpsc::channel::<(Instant, Vec<u8>)>();
-    let mut to_client = client.try_clone().expect("a clone");
     thread::spawn(move || {
         while let Ok((at, bytes)) = due.recv() {
             thread::sleep(at.saturating_duration_since(Instant::now()));
-            if to_client.write_all(&bytes).is_err() {
+            if to.write_all(&bytes).is_err() {
                 break;
             }
         }
-        let _ = to_client.shutdown(Shutdown::Both);
+        let _ = to.shutdown(Shutdown::Both);
     });
-    let (mut server, delay_us) = (server, delay_us.clone());
     thread::spawn(move || {
         let mut chunk = [0; 16 * 1024];
-        while let Ok(read @ 1..) = server.read(&mut chunk) {
-            let at = Instant::now() + Duration::from_micros(delay_us.load(Ordering::Relaxed));
+        while let Ok(read @ 1..) = from.read(&mut chunk) {
+            let at = Instant::now() + Duration::from_micros(delay_us());
             if late.send((at, chunk[..read].to_vec())).is_err() {
                 break;
             }

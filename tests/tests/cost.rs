@@ -152,6 +152,19 @@ fn routes_that_rewrite_and_change_headers() {
 }
 
 #[test]
+fn a_route_with_limits() {
+    let backend = sized(100);
+    let gateway = Gateway::start(&format!(
+        "services: [{{ name: app, endpoints: \"{}\" }}]\n\
+         rate_limits: [{{ name: rate, limit: 1000000/s }}]\n\
+         concurrency_limits: [{{ name: own, requests: 10 }}, {{ name: all, requests: 100, key: [route, header X-Tenant] }}]\n\
+         routes: [{{ service: app, rate_limit: rate, concurrency_limit: [own, all] }}]\n",
+        backend.endpoint()
+    ));
+    assert_get_is_cheap(&gateway, "/", 100);
+}
+
+#[test]
 fn an_answer_of_the_gateway_itself() {
     let gateway = Gateway::start("routes: [{ match: { path: /health }, respond: { json: { status: healthy } } }]\n");
     assert_get_is_cheap(&gateway, "/health", r#"{"status":"healthy"}"#.len());

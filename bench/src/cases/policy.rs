@@ -164,6 +164,8 @@ fn filters() -> Vec<Case> {
                 tokens: &tokens,
                 rules: &[],
                 limiters: &[],
+                scopes: &[],
+                concurrency: &[],
                 key: &key,
                 route: "products",
                 request: &RouteRequest { host: b"a", method: b"POST", path: b"/a", query: None, headers: &[] },

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::decode::{Cx, Decode, Names, Spanned};
 use crate::error::{Errors, Sink, Span};
-use crate::sections::{Compiler, File, Listener, Lookup, Resolver, hide_password, system_lookup};
+use crate::sections::{Compiler, File, LimitsSection, Listener, Lookup, Resolver, hide_password, system_lookup};
 use crate::tree::{self, Node, Value};
 use crate::{Snapshot, emit, expand, snapshot};
 
@@ -120,8 +120,18 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
         }
     }
     let (mut rate_limits, mut limiters) = (Vec::new(), Vec::new());
-    for limit in file.rate_limits.0 {
-        rate_limits.extend(limit.value.compile(&mut limiters, cx).map(Arc::new));
+    let mut keys_left = KeysLeft::of(file.limits.0.as_ref());
+    for Spanned { value, span } in file.rate_limits.0 {
+        let first = limiters.len();
+        rate_limits.extend(value.compile(&mut limiters, cx).map(Arc::new));
+        let added = limiters.iter().skip(first);
+        keys_left.take(added.map(|policy| policy.spec().keys_max).sum(), span, cx);
+    }
+    let (mut concurrency_limits, mut concurrency) = (Vec::new(), Vec::new());
+    for Spanned { value, span } in file.concurrency_limits.0 {
+        let first = concurrency.len();
+        concurrency_limits.extend(value.compile(&mut concurrency, cx).map(Arc::new));
+        keys_left.take(concurrency.iter().skip(first).map(|spec| spec.keys_max).sum(), span, cx);
     }
     let runtime = file.runtime.0.map(|section| section.compile(cx));
     let listeners = listeners.into_iter().zip(routers);
@@ -133,6 +143,8 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
         authenticators,
         rate_limits,
         limiters,
+        concurrency_limits,
+        concurrency,
         token_cache: file.token_cache.compile(),
         keys,
         admin: admin?,
@@ -143,6 +155,32 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
         redis: redis?,
         redacted: emit::redacted(root),
     })
+}
+
+/// The room for keys that limits have not asked for yet. Each has its own, so that none takes another's; this bounds what
+/// all of them take.
+struct KeysLeft {
+    keys_max: usize,
+    asked: usize,
+}
+
+impl KeysLeft {
+    fn of(limits: Option<&LimitsSection>) -> Self {
+        Self { keys_max: limits.map_or(usize::MAX, |limits| limits.limit_keys.0 as usize), asked: 0 }
+    }
+
+    /// Reports the limit that asks for more than is left; one is enough.
+    fn take(&mut self, keys: usize, span: Span, cx: &mut Cx) {
+        let fitted = self.asked <= self.keys_max;
+        self.asked = self.asked.saturating_add(keys);
+        if fitted && self.asked > self.keys_max {
+            let message = format!(
+                "with this one all limits together have {} keys, `limits.limit_keys` allows {}",
+                self.asked, self.keys_max
+            );
+            cx.error(span, message, "lower `keys`, of which each tier has as many, or raise `limits.limit_keys`");
+        }
+    }
 }
 
 /// Every listener, the operators' included, has an address of its own. Port 0 is another port each time.

@@ -75,6 +75,7 @@ pub(crate) struct Names {
     pub(crate) services: HashMap<String, usize>,
     pub(crate) authenticators: HashMap<String, usize>,
     pub(crate) rate_limits: HashMap<String, usize>,
+    pub(crate) concurrency_limits: HashMap<String, usize>,
 }
 
 impl Names {
@@ -103,6 +104,7 @@ impl Names {
             services: table("services"),
             authenticators: table("authenticators"),
             rate_limits: table("rate_limits"),
+            concurrency_limits: table("concurrency_limits"),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use ringway_core::auth::Live;
-use ringway_core::limit::{Limiter, Mode};
+use ringway_core::limit::{Concurrency, Limiter, Mode};
 use ringway_core::log_queue::LogQueue;
 use ringway_core::stats::{AuthenticatorStats, EndpointStats, LimitStats, RouteStats, ServiceStats, WorkerStats};
 
@@ -37,6 +37,10 @@ pub struct Published {
     /// The buckets of the rate limits: they outlive reloads that do not change their policy.
     pub limiters: Vec<Arc<Limiter>>,
     pub limits: Vec<Arc<LimitStats>>,
+    /// The requests under way, by limit: they outlive reloads.
+    pub concurrency: Vec<Concurrency>,
+    /// Refusals by those.
+    pub concurrency_limits: Vec<Arc<LimitStats>>,
 }
 
 /// The life of the process.
@@ -167,6 +171,11 @@ impl Published {
             limiters.extend(old.limiters.iter().map(|limiter| (limiter.policy().spec().name.clone(), limiter.clone())));
             limits.extend(old.limits.iter().map(|stats| (stats.policy.clone(), stats.clone())));
         }
+        let (mut concurrency, mut full): (HashMap<_, Concurrency>, HashMap<_, _>) = Default::default();
+        if let Some(old) = old {
+            concurrency.extend(old.concurrency.iter().map(|limit| (limit.spec().name.clone(), limit.clone())));
+            full.extend(old.concurrency_limits.iter().map(|stats| (stats.policy.clone(), stats.clone())));
+        }
         let is_shared = snapshot.redis.is_some();
         let unmatched = match old {
             Some(old) => old.unmatched.clone(),
@@ -236,6 +245,19 @@ impl Published {
                     let name = &policy.spec().name;
                     stats_of(&limits, name, || LimitStats::new(name.clone(), workers))
                 })
+                .collect(),
+            concurrency: snapshot
+                .concurrency
+                .iter()
+                .map(|spec| match concurrency.get(&spec.name) {
+                    Some(known) => known.changed(spec.clone()),
+                    None => Concurrency::new(spec.clone()),
+                })
+                .collect(),
+            concurrency_limits: snapshot
+                .concurrency
+                .iter()
+                .map(|spec| stats_of(&full, &spec.name, || LimitStats::new(spec.name.clone(), workers)))
                 .collect(),
             snapshot,
         }

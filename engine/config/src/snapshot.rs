@@ -11,7 +11,7 @@ use ringway_core::access::Access;
 pub use ringway_core::auth::Authenticator;
 use ringway_core::auth::{HttpUrl, Live, Source};
 use ringway_core::filter::Policy;
-use ringway_core::limit::{self, Rule};
+use ringway_core::limit::{self, ConcurrencySpec, Rule, Scope};
 use ringway_core::path::PathPolicy;
 use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
@@ -28,6 +28,10 @@ pub struct Snapshot {
     pub rate_limits: Vec<Arc<Rule>>,
     /// What those draw from: one for each limit, and one for each of its tiers.
     pub limiters: Vec<limit::Policy>,
+    /// What routes limit the requests under way by.
+    pub concurrency_limits: Vec<Arc<Scope>>,
+    /// What those count on: one for each limit, and one for each of its tiers.
+    pub concurrency: Vec<ConcurrencySpec>,
     /// What each worker remembers of verified tokens.
     pub token_cache: TokenCache,
     /// Where keys come from and what is revoked, by authenticator.

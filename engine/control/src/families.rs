@@ -43,6 +43,12 @@ families! {
         "Requests that waited for Redis' word, for 5 ms at most."
     RATE_LIMIT_CALLS = Counter "gateway_rate_limit_redis_calls_total" "" ["policy"]
         "Calls of the rate limiter to Redis."
+    CONCURRENCY_EXCEEDED = Counter "gateway_concurrency_limit_exceeded_total" "" ["policy", "client"]
+        "Requests refused by a concurrency limit, by its key: of each policy the first hundred, the others as \"other\"."
+    CONCURRENCY_REQUESTS = Gauge "gateway_concurrency_limit_requests" "" ["policy"]
+        "Requests under way that a concurrency limit counts."
+    CONCURRENCY_KEYS = Gauge "gateway_concurrency_limit_keys" "" ["policy"]
+        "Keys that a concurrency limit has in memory, those without requests included."
     BACKEND_ERRORS = Counter "gateway_backend_errors_total" "" ["service", "kind"]
         "Failed tries at a service, by what happened."
     BACKEND_DURATION = Histogram "gateway_backend_duration_seconds" "seconds" ["service"]

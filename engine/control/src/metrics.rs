@@ -1,14 +1,15 @@
 //! The counters of all workers, merged into one exposition. Runs when somebody asks, off every request's path.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use ringway_config::Hub;
 use ringway_config::hub::Published;
 use ringway_core::auth::Stats;
-use ringway_core::limit::{Limiter, Mode};
-use ringway_core::stats::{Counter, EndpointCell, Histogram, REFUSED_CLIENTS_MAX, RouteStats, WorkerCell};
+use ringway_core::limit::{Concurrency, Limiter, Mode};
+use ringway_core::stats::{Counter, EndpointCell, Histogram, LimitStats, REFUSED_CLIENTS_MAX, RouteStats, WorkerCell};
 
 use crate::exposition::{Buckets, Exposition, Family, Format};
 use crate::redis::RedisStats;
@@ -29,6 +30,7 @@ pub fn render(hub: &Hub, redis: &RedisStats, started: SystemTime, format: Format
     requests(&mut out, &published, hub);
     authenticators(&mut out, &published);
     rate_limits(&mut out, &published);
+    concurrency_limits(&mut out, &published);
     services(&mut out, &published);
     endpoints(&mut out, &published);
     workers(&mut out, hub);
@@ -103,8 +105,40 @@ fn authenticators(out: &mut Exposition, published: &Published) {
 }
 
 fn rate_limits(out: &mut Exposition, published: &Published) {
-    let mut samples = out.family(&f::RATE_LIMIT_EXCEEDED);
-    for stats in &published.limits {
+    exceeded(out, &f::RATE_LIMIT_EXCEEDED, &published.limits);
+    type Value<'v> = &'v dyn Fn(&Limiter) -> u64;
+    let columns: [(&'static Family, Value<'_>); 5] = [
+        (&f::RATE_LIMIT_BOUND, &Limiter::bound),
+        (&f::RATE_LIMIT_DEGRADED, &|limiter| u64::from(limiter.mode() == Mode::Degraded)),
+        (&f::RATE_LIMIT_KEYS, &|limiter| limiter.keys() as u64),
+        (&f::RATE_LIMIT_HELD, &Limiter::held_total),
+        (&f::RATE_LIMIT_CALLS, &Limiter::calls_total),
+    ];
+    for (family, value) in columns {
+        let mut samples = out.family(family);
+        for limiter in &published.limiters {
+            samples.count(&[&limiter.policy().spec().name], value(limiter));
+        }
+    }
+}
+
+fn concurrency_limits(out: &mut Exposition, published: &Published) {
+    exceeded(out, &f::CONCURRENCY_EXCEEDED, &published.concurrency_limits);
+    type Value = fn(&Concurrency) -> u64;
+    let columns: [(&'static Family, Value); 2] =
+        [(&f::CONCURRENCY_REQUESTS, Concurrency::requests), (&f::CONCURRENCY_KEYS, |limit| limit.keys() as u64)];
+    for (family, value) in columns {
+        let mut samples = out.family(family);
+        for limit in &published.concurrency {
+            samples.count(&[&limit.spec().name], value(limit));
+        }
+    }
+}
+
+/// Refusals by limits, by key.
+fn exceeded(out: &mut Exposition, family: &'static Family, limits: &[Arc<LimitStats>]) {
+    let mut samples = out.family(family);
+    for stats in limits {
         let (mut clients, mut others) = (BTreeMap::new(), 0);
         for cell in &stats.workers {
             let (refused, more) = cell.refused();
@@ -123,20 +157,6 @@ fn rate_limits(out: &mut Exposition, published: &Published) {
         }
         if others > 0 {
             samples.count(&[&stats.policy, "other"], others);
-        }
-    }
-    type Value<'v> = &'v dyn Fn(&Limiter) -> u64;
-    let columns: [(&'static Family, Value<'_>); 5] = [
-        (&f::RATE_LIMIT_BOUND, &Limiter::bound),
-        (&f::RATE_LIMIT_DEGRADED, &|limiter| u64::from(limiter.mode() == Mode::Degraded)),
-        (&f::RATE_LIMIT_KEYS, &|limiter| limiter.keys() as u64),
-        (&f::RATE_LIMIT_HELD, &Limiter::held_total),
-        (&f::RATE_LIMIT_CALLS, &Limiter::calls_total),
-    ];
-    for (family, value) in columns {
-        let mut samples = out.family(family);
-        for limiter in &published.limiters {
-            samples.count(&[&limiter.policy().spec().name], value(limiter));
         }
     }
 }

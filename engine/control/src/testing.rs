@@ -47,6 +47,8 @@ pub(crate) fn snapshot() -> Snapshot {
         authenticators: vec![],
         rate_limits: vec![],
         limiters: vec![],
+        concurrency_limits: vec![],
+        concurrency: vec![],
         token_cache: TokenCache { entries: 8, bytes: 1 << 16, ttl: second },
         keys: vec![],
         admin: None,

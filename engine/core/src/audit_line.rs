@@ -21,6 +21,8 @@ pub enum Kind {
     Authorization,
     /// It is one too many: 429.
     RateLimit,
+    /// Too many like it are under way: 429.
+    ConcurrencyLimit,
     /// Its address is not let in: 403.
     Ip,
 }
@@ -31,6 +33,7 @@ impl Kind {
             Self::Authentication => "authentication",
             Self::Authorization => "authorization",
             Self::RateLimit => "rate_limit",
+            Self::ConcurrencyLimit => "concurrency_limit",
             Self::Ip => "ip",
         }
     }

@@ -48,6 +48,9 @@ pub enum Failure {
     /// The answer needs `Retry-After`.
     #[error("rate limit reached")]
     RateLimited,
+    /// Too many requests like it are under way. The answer needs `Retry-After`.
+    #[error("concurrency limit reached")]
+    ConcurrencyLimited,
     /// Something other than its framing is wrong with the request; the exchange knows what.
     #[error("request not valid")]
     Invalid,
@@ -136,6 +139,7 @@ impl Failure {
             | Self::Unauthenticated(_)
             | Self::Forbidden(_)
             | Self::RateLimited
+            | Self::ConcurrencyLimited
             | Self::Invalid
             | Self::UnsupportedContent
             | Self::ClientGone => Fault::Client,
@@ -175,6 +179,7 @@ impl Failure {
             | Self::Unauthenticated(_)
             | Self::Forbidden(_)
             | Self::RateLimited
+            | Self::ConcurrencyLimited
             | Self::Invalid
             | Self::UnsupportedContent
             | Self::AuthenticationUnavailable
@@ -203,7 +208,7 @@ impl Failure {
             Self::TargetTooLong => 414,
             Self::UnsupportedContent => 415,
             Self::ExpectationFailed => 417,
-            Self::RateLimited => 429,
+            Self::RateLimited | Self::ConcurrencyLimited => 429,
             Self::HeadTooLarge => 431,
             Self::ClientGone => 499,
             Self::Internal => 500,
@@ -245,6 +250,7 @@ impl Failure {
             Self::Unauthenticated(Some(_)) => "Invalid token",
             Self::Forbidden(_) => "Insufficient permissions",
             Self::RateLimited => "Too many requests",
+            Self::ConcurrencyLimited => "Too many requests at the same time",
             Self::Invalid => "Request not valid",
             Self::UnsupportedContent => "Unsupported media type",
             Self::NoRoute => "Not found",
@@ -264,10 +270,10 @@ impl Failure {
         }
     }
 
-    /// The value of `Retry-After`, which every 503 has.
+    /// The value of `Retry-After`, which every 503 has, and a 429 where only the end of another request can tell.
     pub const fn retry_after_secs(self) -> Option<u32> {
-        match self.status() {
-            503 => Some(1),
+        match (self, self.status()) {
+            (Self::ConcurrencyLimited, _) | (_, 503) => Some(1),
             _ => None,
         }
     }
@@ -295,6 +301,7 @@ impl Failure {
             | Self::Unauthenticated(_)
             | Self::Forbidden(_)
             | Self::RateLimited
+            | Self::ConcurrencyLimited
             | Self::Invalid
             | Self::UnsupportedContent
             | Self::AuthenticationUnavailable
@@ -335,6 +342,7 @@ impl Failure {
             Self::Unauthenticated(_)
             | Self::Forbidden(_)
             | Self::RateLimited
+            | Self::ConcurrencyLimited
             | Self::Invalid
             | Self::UnsupportedContent => Some("http_request_denied"),
             Self::Internal => Some("proxy_internal_error"),
@@ -377,6 +385,7 @@ impl Failure {
             | Self::Unauthenticated(_)
             | Self::Forbidden(_)
             | Self::RateLimited
+            | Self::ConcurrencyLimited
             | Self::Invalid
             | Self::UnsupportedContent
             | Self::AuthenticationUnavailable
@@ -394,7 +403,7 @@ mod tests {
     use crate::answer;
     use crate::stats::STATUSES;
 
-    const ALL: [Failure; 34] = [
+    const ALL: [Failure; 35] = [
         Failure::Malformed("Missing Host header"),
         Failure::BadPath(PathError::AboveRoot),
         Failure::UnsupportedVersion,
@@ -412,6 +421,7 @@ mod tests {
         Failure::Unauthenticated(Some(Flaw { code: "invalid_token", description: "", reason: "" })),
         Failure::Forbidden("role"),
         Failure::RateLimited,
+        Failure::ConcurrencyLimited,
         Failure::Invalid,
         Failure::UnsupportedContent,
         Failure::ClientGone,
@@ -435,8 +445,8 @@ mod tests {
     fn the_table_of_the_design() {
         let statuses: Vec<_> = ALL.iter().map(|failure| failure.status()).collect();
         let expected = [
-            400, 400, 505, 501, 501, 414, 431, 413, 417, 408, 408, 404, 405, 401, 401, 403, 429, 400, 415, 499, 503,
-            503, 503, 500, 502, 503, 502, 504, 502, 504, 504, 502, 502, 502,
+            400, 400, 505, 501, 501, 414, 431, 413, 417, 408, 408, 404, 405, 401, 401, 403, 429, 429, 400, 415, 499,
+            503, 503, 503, 500, 502, 503, 502, 504, 502, 504, 504, 502, 502, 502,
         ];
         assert_eq!(statuses, expected);
     }
@@ -446,7 +456,8 @@ mod tests {
         for failure in ALL {
             let status = failure.status();
             assert!(STATUSES.contains(&status), "{failure}");
-            assert_eq!(failure.retry_after_secs().is_some(), status == 503, "{failure}");
+            let says_when = status == 503 || failure == Failure::ConcurrencyLimited;
+            assert_eq!(failure.retry_after_secs().is_some(), says_when, "{failure}");
             assert_eq!(failure.proxy_status_error().is_none(), status == 499, "{failure}");
             assert_eq!(answer::reason(status).is_empty(), status == 499, "{failure}");
             assert_eq!(failure.backend_error().is_some(), failure.fault() == Fault::Service, "{failure}");

@@ -1,7 +1,8 @@
 //! The gate in front of every service: filters look at a request, in one order, and only they can make the [`Permit`] to
 //! forward it.
 //!
-//! client address (403) -> authentication (401) -> authorization (403) -> rate limits (429) -> validation (400, 415) -> body size (413)
+//! client address (403) -> authentication (401) -> authorization (403) -> rate limits (429) -> concurrency limits (429)
+//! -> validation (400, 415) -> body size (413)
 
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -14,7 +15,7 @@ use crate::auth::{Authenticator, Finding, Flaw, Identity, Live, TokenCache};
 use crate::auth_service::{self, Refusal};
 use crate::failure::Failure;
 use crate::http::Framing;
-use crate::limit::{Decision, Held, Limiter, Rule, State, Who};
+use crate::limit::{Concurrency, Decision, Held, Limiter, Places, Rule, Scope, State, Who};
 use crate::router::{Captures, RouteRequest};
 use crate::stats::Authentication;
 
@@ -27,6 +28,8 @@ pub struct Policy {
     pub anonymous: bool,
     /// Indices of the rate limits, which all must admit.
     pub limits: Box<[u32]>,
+    /// Indices of the concurrency limits, which all must have a place; [`PLACES_MAX`](crate::limit::PLACES_MAX) at most.
+    pub concurrency: Box<[u32]>,
 }
 
 /// What the filters judge by.
@@ -39,6 +42,8 @@ pub struct Gate<'a, 'r> {
     pub tokens: &'a RefCell<TokenCache>,
     pub rules: &'a [Arc<Rule>],
     pub limiters: &'a [Arc<Limiter>],
+    pub scopes: &'a [Arc<Scope>],
+    pub concurrency: &'a [Concurrency],
     /// Room for a limit's key. After a refusal by one it holds that one's.
     pub key: &'a RefCell<Vec<u8>>,
     pub route: &'a str,
@@ -70,6 +75,10 @@ pub struct Progress {
     pub refusal: Option<Arc<Refusal>>,
     /// The limit that the answer tells of: the one that refused, or that has least left. With its rule.
     pub limit: Option<(u32, State)>,
+    /// Its places among the requests under way. Whoever ends the request gives them back; dropped with it otherwise.
+    pub places: Places,
+    /// The concurrency limit that refused.
+    pub full: Option<u32>,
     /// The request is held by its next limit for Redis' word; or what came of that.
     pub held: Option<Waiting>,
     /// A limiter has something to say to Redis: whoever reads this wakes the control plane, and unsets it.
@@ -189,6 +198,7 @@ impl Gate<'_, '_> {
         }
         self.authorize(progress.identity.as_deref())?;
         self.limit(progress)?;
+        self.take_places(progress)?;
         let judged = self.validate(progress).and_then(|()| self.body_size());
         judged.map_err(Stop::from)
     }
@@ -276,7 +286,7 @@ impl Gate<'_, '_> {
                 Some(Waiting::For(held)) => Decision::Hold(held),
                 None => {
                     let mut key = self.key.borrow_mut();
-                    rule.write_key(&self.who(progress), &mut key);
+                    rule.scope.write_key(&self.who(progress), &mut key);
                     let decision = limiter.check(&key, rule.cost, self.now_us);
                     progress.rings |= limiter.take_bell();
                     decision
@@ -292,7 +302,7 @@ impl Gate<'_, '_> {
                 Decision::Refused(state) => {
                     self.give_back(progress)?;
                     // For who counts the refusals.
-                    rule.write_key(&self.who(progress), &mut self.key.borrow_mut());
+                    rule.scope.write_key(&self.who(progress), &mut self.key.borrow_mut());
                     progress.limit = Some((*index, state));
                     return Err(Failure::RateLimited.into());
                 }
@@ -315,8 +325,30 @@ impl Gate<'_, '_> {
         for index in self.policy.limits.iter().take(progress.admitted) {
             let (rule, _, limiter) = self.rule(*index, progress)?;
             let mut key = self.key.borrow_mut();
-            rule.write_key(&self.who(progress), &mut key);
+            rule.scope.write_key(&self.who(progress), &mut key);
             limiter.give_back(&key, rule.cost);
+        }
+        Ok(())
+    }
+
+    /// All concurrency limits have a place for the request, or it takes none, and no token either.
+    fn take_places(&self, progress: &mut Progress) -> Result<(), Failure> {
+        while let Some(index) = self.policy.concurrency.get(progress.places.taken()) {
+            let scope = self.scopes.get(*index as usize).ok_or(Failure::Internal)?;
+            let at = scope.counter(progress.identity.as_deref());
+            let limit = self.concurrency.get(at as usize).ok_or(Failure::Internal)?;
+            scope.write_key(&self.who(progress), &mut self.key.borrow_mut());
+            let Some(place) = limit.enter(&self.key.borrow()) else {
+                progress.places.give_back();
+                self.give_back(progress)?;
+                // What it told of has its tokens back.
+                progress.limit = None;
+                progress.full = Some(*index);
+                // For who counts the refusals.
+                scope.write_key(&self.who(progress), &mut self.key.borrow_mut());
+                return Err(Failure::ConcurrencyLimited);
+            };
+            progress.places.keep(place);
         }
         Ok(())
     }
@@ -324,7 +356,7 @@ impl Gate<'_, '_> {
     /// A rate limit, and the limiter that this request draws from.
     fn rule(&self, index: u32, progress: &Progress) -> Result<(&Rule, u32, &Limiter), Failure> {
         let rule = self.rules.get(index as usize).ok_or(Failure::Internal)?;
-        let at = rule.limiter(progress.identity.as_deref());
+        let at = rule.scope.counter(progress.identity.as_deref());
         let limiter = self.limiters.get(at as usize).ok_or(Failure::Internal)?;
         Ok((rule, at, limiter))
     }
@@ -363,7 +395,7 @@ mod tests {
     use crate::auth::credentials::Place;
     use crate::auth::jwt::Rules;
     use crate::auth::{Algorithm, Algorithms, Kind, Source};
-    use crate::limit::{self, Fallback, HeaderStyle, KeyPart, Spec};
+    use crate::limit::{self, ConcurrencySpec, Fallback, HeaderStyle, KeyPart, Spec};
     use httparse::Header;
 
     const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
@@ -377,6 +409,8 @@ mod tests {
         tokens: RefCell<TokenCache>,
         rules: Vec<Arc<Rule>>,
         limiters: Vec<Arc<Limiter>>,
+        scopes: Vec<Arc<Scope>>,
+        concurrency: Vec<Concurrency>,
         framing: Framing,
         body_bytes_max: Option<u64>,
     }
@@ -387,7 +421,7 @@ mod tests {
             live.load(&Source::Secret, SECRET, NOW).unwrap();
             let rules = Rules::new(Algorithms::new([Algorithm::HS256]).unwrap());
             Self {
-                policy: Policy { authenticate: [0].into(), anonymous: false, limits: [].into() },
+                policy: Policy { authenticate: [0].into(), ..Policy::default() },
                 access: Access::default(),
                 authenticators: vec![Arc::new(Authenticator {
                     name: "main".into(),
@@ -398,6 +432,8 @@ mod tests {
                 tokens: RefCell::new(TokenCache::new(8, 1 << 20, 60, [1, 2, 3, 4])),
                 rules: vec![],
                 limiters: vec![],
+                scopes: vec![],
+                concurrency: vec![],
                 framing: Framing::None,
                 body_bytes_max: None,
             }
@@ -416,6 +452,8 @@ mod tests {
                 tokens: &self.tokens,
                 rules: &self.rules,
                 limiters: &self.limiters,
+                scopes: &self.scopes,
+                concurrency: &self.concurrency,
                 key: &RefCell::default(),
                 route: "products",
                 request: &request,
@@ -533,10 +571,17 @@ mod tests {
         assert_eq!(world.failure(None), Some(Failure::Forbidden("address_denied")));
     }
 
-    #[test]
-    fn all_limits_admit_or_none_takes_anything() {
-        let mut world = World { policy: Policy { limits: [0, 1].into(), ..Policy::default() }, ..World::new() };
-        for (limiter, limit) in [(0, 3), (1, 2)] {
+    fn by_address(counter: u32) -> Scope {
+        Scope { counter, tiers: None, key: [KeyPart::ClientIp].into(), ipv6_prefix_bits: 64 }
+    }
+
+    /// Rate limits of so many a minute, and concurrency limits of so many.
+    fn limited(rates: &[u64], concurrency: &[u32]) -> World {
+        let numbers = |count: usize| (0..count as u32).collect();
+        let (limits, places) = (numbers(rates.len()), numbers(concurrency.len()));
+        let policy = Policy { limits, concurrency: places, ..Policy::default() };
+        let mut world = World { policy, ..World::new() };
+        for (counter, limit) in (0..).zip(rates.iter().copied()) {
             let spec = Spec {
                 name: "l".into(),
                 limit,
@@ -547,10 +592,19 @@ mod tests {
                 keys_max: 10,
             };
             world.limiters.push(Arc::new(Limiter::new(limit::Policy::new(&spec).unwrap())));
-            let key = [KeyPart::ClientIp].into();
             let headers = HeaderStyle::None;
-            world.rules.push(Arc::new(Rule { limiter, tiers: None, key, ipv6_prefix_bits: 64, cost: 1, headers }));
+            world.rules.push(Arc::new(Rule { scope: by_address(counter), cost: 1, headers }));
         }
+        for (counter, requests) in (0..).zip(concurrency.iter().copied()) {
+            world.concurrency.push(Concurrency::new(ConcurrencySpec { name: "c".into(), requests, keys_max: 10 }));
+            world.scopes.push(Arc::new(by_address(counter)));
+        }
+        world
+    }
+
+    #[test]
+    fn all_limits_admit_or_none_takes_anything() {
+        let world = limited(&[3, 2], &[]);
         let mut progress = Progress::default();
         assert!(matches!(world.ask(None, &mut progress), Verdict::Continue(_)));
         assert_eq!(progress.limit.map(|(index, state)| (index, state.remaining)), Some((1, 1)));
@@ -563,6 +617,36 @@ mod tests {
         }
         let Decision::Admitted(state) = world.limiters[0].check(b"192.0.2.7", 1, 1_000_000) else { panic!() };
         assert_eq!(state.remaining, 0, "the first limit has lost no token to what the second refused");
+    }
+
+    #[test]
+    fn a_request_has_its_places_until_it_ends_and_refused_ones_take_nothing() {
+        let world = limited(&[9], &[3, 2]);
+        let pass = || {
+            let mut progress = Progress::default();
+            assert!(matches!(world.ask(None, &mut progress), Verdict::Continue(_)));
+            progress
+        };
+        let under_way = || [0, 1].map(|index: usize| world.concurrency[index].requests());
+        let mut first = pass();
+        let second = pass();
+        for _ in 0..20 {
+            let mut progress = Progress::default();
+            assert!(matches!(world.ask(None, &mut progress), Verdict::Answer(Failure::ConcurrencyLimited)));
+            assert_eq!((progress.full, progress.limit, progress.places.taken()), (Some(1), None, 0));
+        }
+        assert_eq!(under_way(), [2, 2], "the first has lost no place to what the second refused");
+        assert!(matches!(world.ask(None, &mut first), Verdict::Continue(_)));
+        assert_eq!(under_way(), [2, 2], "asked again it takes no more");
+        first.places.give_back();
+        let third = pass();
+        assert_eq!(third.limit.map(|(_, state)| state.remaining), Some(6), "nor any token");
+        drop((first, second, third));
+        assert_eq!(under_way(), [0, 0]);
+        let world = limited(&[1], &[1]);
+        let _ended = world.failure(None);
+        assert_eq!(world.failure(None), Some(Failure::RateLimited));
+        assert_eq!(world.concurrency[0].requests(), 0, "what the rate refuses takes no place");
     }
 
     #[test]

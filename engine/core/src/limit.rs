@@ -11,6 +11,8 @@
 //! is held for Redis' word, for at most [`HOLD_US`], only where neither will do: a key at its limit, or a limit too small
 //! to be shared. Nothing here waits, knows a socket or reads a clock: [`Limiter::poll`] says which calls to send,
 //! [`Limiter::reply`] takes what came back.
+//!
+//! Apart from rates, [`Concurrency`] limits how many requests of a key are under way at the same time.
 
 mod cell;
 mod concurrency;
@@ -25,7 +27,7 @@ pub mod script;
 mod sync;
 mod table;
 
-pub use concurrency::{Concurrency, Slot};
+pub use concurrency::{Concurrency, ConcurrencySpec, PLACES_MAX, Place, Places};
 pub use headers::{HeaderStyle, write_headers};
 pub use hold::{Held, Wake};
 pub use limiter::{HOLDS_MAX, KEY_BYTES_MAX, Limiter};
@@ -33,7 +35,7 @@ pub use policy::{
     CALL_GAP_US, Fallback, HOLD_US, INSTANCES_MAX, LEASE_SHARE, LOST_US, PERIOD_US, Policy, PolicyError, Shares, Spec,
     WAIT_US_MAX,
 };
-pub use rule::{KeyPart, Rule, Tiers, Who};
+pub use rule::{KeyPart, Rule, Scope, Tiers, Who};
 pub use rules::Mode;
 pub use sync::{CALLS_MAX, Call, Exchange, Holding, Token};
 

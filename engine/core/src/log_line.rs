@@ -3,7 +3,7 @@
 use crate::{json, timestamp};
 
 /// No line is longer, whatever a client sends.
-pub const LINE_BYTES_MAX: usize = FIXED_BYTES_MAX + 2 * LONG_BYTES_MAX + 5 * SHORT_BYTES_MAX;
+pub const LINE_BYTES_MAX: usize = FIXED_BYTES_MAX + 2 * LONG_BYTES_MAX + 6 * SHORT_BYTES_MAX;
 
 /// `path` and `userAgent` are cut to this length, as written, escapes included.
 pub const LONG_BYTES_MAX: usize = 2048;
@@ -34,6 +34,8 @@ pub struct Line<'a> {
     pub rate_limit_remaining: Option<u64>,
     pub backend_service: Option<&'a str>,
     pub backend_latency_us: Option<u64>,
+    /// The concurrency limit that refused; not written where there is none.
+    pub concurrency_limit: Option<&'a str>,
 }
 
 /// Writes lines; one a core, since it keeps the second that it formatted last.
@@ -83,6 +85,11 @@ impl Formatter {
         write_string_or_null(line.backend_service.map(str::as_bytes), SHORT_BYTES_MAX, out);
         out.extend_from_slice(b",\"backendLatencyMs\":");
         write_or_null(line.backend_latency_us, write_millis, out);
+        if let Some(limit) = line.concurrency_limit {
+            out.extend_from_slice(b",\"concurrencyLimit\":\"");
+            json::escape(limit.as_bytes(), SHORT_BYTES_MAX, out);
+            out.push(b'"');
+        }
         out.extend_from_slice(b"}\n");
     }
 
@@ -163,6 +170,7 @@ mod tests {
         rate_limit_remaining: Some(87),
         backend_service: Some("product-service"),
         backend_latency_us: Some(8_000),
+        concurrency_limit: None,
     };
 
     fn written(line: &Line<'_>) -> String {
@@ -195,6 +203,9 @@ mod tests {
         };
         let end = r#""userAgent":null,"userId":null,"rateLimitRemaining":null,"backendService":null,"backendLatencyMs":null}"#;
         assert!(written(&line).ends_with(&format!("{end}\n")));
+        let refused = Line { concurrency_limit: Some("per-\"user"), ..line };
+        let end = r#""backendLatencyMs":null,"concurrencyLimit":"per-\"user"}"#;
+        assert!(written(&refused).ends_with(&format!("{end}\n")));
     }
 
     #[test]
@@ -248,6 +259,7 @@ mod tests {
                 rate_limit_remaining: Some(u64::MAX),
                 backend_service: Some(&service),
                 backend_latency_us: Some(u64::MAX),
+                concurrency_limit: Some(&service),
             };
             let text = written(&line);
             assert!(text.len() <= LINE_BYTES_MAX && text.len() > LINE_BYTES_MAX - 200, "{}", text.len());
@@ -269,7 +281,7 @@ mod tests {
                 unix_ms, request_id: &request_id, method: &method, path: &path, status, latency_us,
                 client_ip: &client_ip, user_agent: user_agent.as_deref(), user_id: user_id.as_deref(),
                 rate_limit_remaining, backend_service: backend_service.as_deref(),
-                backend_latency_us: Some(backend_latency_us),
+                backend_latency_us: Some(backend_latency_us), concurrency_limit: None,
             });
             prop_assert!(text.len() <= LINE_BYTES_MAX);
             prop_assert_eq!(text.find('\n'), Some(text.len() - 1));

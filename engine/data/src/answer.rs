@@ -95,6 +95,10 @@ pub(crate) async fn relay(
         let has_rest = decoded.consumed < buffer.len();
         buffer.narrow(decoded.data);
         let has_trailers = frame(&mut buffer, shape.delivery, &body, decoded.done);
+        if decoded.done {
+            // With the last piece the client may ask again, of another worker.
+            exchange.gate.places.give_back();
+        }
         if std::mem::take(&mut has_head) && !buffer.prepend(out) && write_client(conn, out).await.is_err() {
             return Ok(Relayed::ClientGone);
         }
@@ -128,6 +132,7 @@ pub(crate) async fn relay(
                     if shape.framing == Framing::Close
                         && attempt.outbound.late(Failure::AnswerIncomplete).is_none() =>
                 {
+                    exchange.gate.places.give_back();
                     let end: &[u8] = if shape.delivery == Delivery::Chunked { b"0\r\n\r\n" } else { b"" };
                     let ended = end.is_empty() || write_client(conn, end).await.is_ok();
                     return Ok(if ended { Relayed::Whole { reusable: false } } else { Relayed::ClientGone });

@@ -60,6 +60,7 @@ pub(crate) async fn record_refusal(conn: &Connection, exchange: &Exchange, head:
         Failure::Forbidden(reason) => (Kind::Authorization, reason),
         Failure::RateLimited => (Kind::RateLimit, "limit"),
         Failure::LimiterUnavailable => (Kind::RateLimit, "unavailable"),
+        Failure::ConcurrencyLimited => (Kind::ConcurrencyLimit, "limit"),
         _ => return,
     };
     let published = &conn.view.published;
@@ -69,10 +70,17 @@ pub(crate) async fn record_refusal(conn: &Connection, exchange: &Exchange, head:
     {
         cell.refuse(&conn.worker.limit_key.borrow());
     }
+    if let Some(index) = full_of(conn, exchange)
+        && let Some(stats) = published.concurrency_limits.get(index as usize)
+        && let Some(cell) = stats.workers.get(conn.worker.id)
+    {
+        cell.refuse(&conn.worker.limit_key.borrow());
+    }
     let judged = exchange.gate.authentication.and_then(|(index, _)| authenticators.get(index as usize));
     let user = exchange.gate.identity.as_ref().and_then(|identity| identity.user.as_deref());
     let policy = match kind {
         Kind::RateLimit => limit.map(|(_, limiter)| &*limiter.policy().spec().name),
+        Kind::ConcurrencyLimit => concurrency_limit_of(conn, exchange),
         _ => judged.map(|authenticator| &*authenticator.name),
     };
     let refused = Refused { kind, policy, reason, user };
@@ -90,8 +98,19 @@ pub(crate) fn vouches_for(conn: &Connection, route: &Route, name: &str) -> bool 
 pub(crate) fn limiter_of<'c>(conn: &'c Connection, exchange: &Exchange) -> Option<(u32, &'c Limiter)> {
     let published = &conn.view.published;
     let rule = published.snapshot.rate_limits.get(exchange.gate.limit?.0 as usize)?;
-    let index = rule.limiter(exchange.gate.identity.as_deref());
+    let index = rule.scope.counter(exchange.gate.identity.as_deref());
     published.limiters.get(index as usize).map(|limiter| (index, &**limiter))
+}
+
+/// The concurrency limit that refused, by name.
+pub(crate) fn concurrency_limit_of<'c>(conn: &'c Connection, exchange: &Exchange) -> Option<&'c str> {
+    let limit = conn.view.published.concurrency.get(full_of(conn, exchange)? as usize)?;
+    Some(&limit.spec().name)
+}
+
+fn full_of(conn: &Connection, exchange: &Exchange) -> Option<u32> {
+    let scope = conn.view.published.snapshot.concurrency_limits.get(exchange.gate.full? as usize)?;
+    Some(scope.counter(exchange.gate.identity.as_deref()))
 }
 
 /// What the rate limit tells the client, as header lines.

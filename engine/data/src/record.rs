@@ -8,6 +8,7 @@ use ringway_core::log_line::{Formatter, Line};
 use ringway_core::log_queue::{BATCH_BYTES, BUFFER_BYTES};
 
 use crate::connection::Connection;
+use crate::gate;
 use crate::request::Exchange;
 use crate::worker::Worker;
 
@@ -85,6 +86,7 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
             .and_then(|service| snapshot.services.get(service))
             .map(|service| &*service.name),
         backend_latency_us: exchange.service_us,
+        concurrency_limit: gate::concurrency_limit_of(conn, exchange),
     };
     formatter.write(&line, lines);
     if lines.len() >= BATCH_BYTES {

@@ -272,6 +272,8 @@ impl Exchange {
             tokens: &conn.view.tokens,
             rules: &published.snapshot.rate_limits,
             limiters: &published.limiters,
+            scopes: &published.snapshot.concurrency_limits,
+            concurrency: &published.concurrency,
             key: &worker.limit_key,
             route: &route.name,
             request,

@@ -150,6 +150,7 @@ async fn exchange(conn: &mut Connection, inbox: &mut Buffer, head_length: usize,
             };
             match forwarded {
                 Ok(rest) => {
+                    exchange.gate.places.give_back();
                     record(conn, &exchange, inbox.data());
                     spare = spare.or(rest);
                     return finish(conn, &exchange, inbox, used, body, spare).await;
@@ -174,6 +175,8 @@ async fn exchange(conn: &mut Connection, inbox: &mut Buffer, head_length: usize,
             conn.view.service_cell(service, conn.worker.id).inspect(|cell| cell.record_error(error));
         }
     }
+    // Before the client knows that it may ask again.
+    exchange.gate.places.give_back();
     if failure != Some(Failure::ClientGone) && write_client(conn, out).await.is_err() {
         exchange.keep_alive = false;
     }

@@ -6,6 +6,7 @@ mod audit;
 mod auth_service;
 mod authenticator;
 mod authorize;
+mod concurrency_limit;
 mod cors;
 mod deprecation;
 mod endpoint;
@@ -25,6 +26,7 @@ mod validate;
 pub(crate) use access::DefaultsSection;
 pub(crate) use audit::AuditLog;
 pub(crate) use authenticator::{Authenticator, TokenCacheSection};
+pub(crate) use concurrency_limit::ConcurrencyLimit;
 pub(crate) use listener::Listener;
 pub(crate) use process::{AccessLog, AdminSection, DrainSection, LimitsSection, RuntimeSection};
 pub(crate) use rate_limit::RateLimit;
@@ -47,7 +49,7 @@ shape! {
         /// Where the access log goes, one JSON line per request.
         access_log: Lenient<AccessLog> = "stdout",
         /// Where the audit log goes, one JSON line for each request that is refused by authentication, authorization
-        /// or a rate limit. No record is dropped: where it cannot be written, such requests wait for their answer.
+        /// or a limit. No record is dropped: where it cannot be written, such requests wait for their answer.
         audit_log: Lenient<AuditLog> = "stderr",
         /// How the process ends after SIGTERM or SIGINT.
         drain: Lenient<DrainSection> = "{}",
@@ -67,6 +69,8 @@ shape! {
         token_cache: TokenCacheSection = "{}",
         /// How often requests may come. Routes name them.
         rate_limits: Items<Spanned<RateLimit>> = "[]",
+        /// How many requests may be under way at the same time. Routes name them.
+        concurrency_limits: Items<Spanned<ConcurrencyLimit>> = "[]",
         /// Which requests go where.
         routes: Items<Spanned<Route>> = "[]",
     }

@@ -54,6 +54,9 @@ shape! {
         connections: Int<1, 10_000_000> = "65536",
         /// Open client connections of one client address; more are closed at once.
         connections_per_ip: OrOff<Int<1, 10_000_000>> = "1024",
+        /// Keys that all of `rate_limits` and `concurrency_limits` together may have: the sum of their `keys`, those of tiers
+        /// included, must not be above.
+        limit_keys: Int<1, 1_000_000_000> = "1000000",
     }
 
     pub(crate) struct LogFile {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringway_core::limit::{Fallback, HeaderStyle, KeyPart, Policy, Rule, Spec, Tiers};
+use ringway_core::limit::{Fallback, HeaderStyle, KeyPart, Policy, Rule, Scope, Spec, Tiers};
 use schemars::{Schema, SchemaGenerator, json_schema};
 
 use super::authenticator::ClaimName;
@@ -138,6 +138,11 @@ impl Decode for Part {
     }
 }
 
+/// What stays of them: `all` is no part of a key.
+pub(super) fn parts(key: OneOrMore<Part>) -> Box<[KeyPart]> {
+    key.0.into_iter().filter_map(|part| part.0).collect()
+}
+
 impl RateLimit {
     /// Adds its limiters to `limiters`. `None` after an error, which is reported.
     pub(crate) fn compile(self, limiters: &mut Vec<Policy>, cx: &mut Cx) -> Option<Rule> {
@@ -173,16 +178,10 @@ impl RateLimit {
                 let name = format!("{}:{}", self.name.0, value.value);
                 of.push((value.value.as_str().into(), add(&spec(&name, rate.value, None), rate.span, cx)?));
             }
-            tiers = Some(Tiers { claim: section.claim.0.clone(), limiters: of.into() });
+            tiers = Some(Tiers { claim: section.claim.0.clone(), counters: of.into() });
         }
-        let parts = self.key.0;
-        Some(Rule {
-            limiter,
-            tiers,
-            key: parts.into_iter().filter_map(|part| part.0).collect(),
-            ipv6_prefix_bits: self.ipv6_prefix.0 as u8,
-            cost: self.cost.0 as u32,
-            headers: self.headers,
-        })
+        let ipv6_prefix_bits = self.ipv6_prefix.0 as u8;
+        let scope = Scope { counter: limiter, tiers, key: parts(self.key), ipv6_prefix_bits };
+        Some(Rule { scope, cost: self.cost.0 as u32, headers: self.headers })
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use ringway_core::filter::Policy;
+use ringway_core::limit::PLACES_MAX;
 use ringway_core::router::{RouteError, Router, RouterBuilder};
 use schemars::{Schema, SchemaGenerator, json_schema};
 
@@ -50,6 +51,9 @@ shape! {
         /// The rate limits that count its requests, all of which must admit them; 429 else. Routes that name the same
         /// limit share it.
         rate_limit: Option<OneOrMore<Spanned<RateLimitRef>>>,
+        /// The concurrency limits that its requests count on while they are under way, all of which must have a place for
+        /// them; 429 else. Four at most. Routes that name the same limit share it.
+        concurrency_limit: Option<OneOrMore<Spanned<ConcurrencyLimitRef>>>,
         /// How the path is changed for the service; the query stays.
         rewrite: Option<Spanned<RewriteSection>>,
         /// The `Host` that the service gets. `keep`: the client's (the default). `endpoint`: the endpoint's
@@ -134,6 +138,8 @@ reference! {
     KnownAuthenticator = "authenticator" in authenticators
     /// Index of a rate limit.
     RateLimitRef = "rate limit" in rate_limits
+    /// Index of a concurrency limit.
+    ConcurrencyLimitRef = "concurrency limit" in concurrency_limits
 }
 
 /// An authenticator, or (`None`) the word `anonymous`.
@@ -196,6 +202,20 @@ fn limits(rate_limit: Option<OneOrMore<Spanned<RateLimitRef>>>, cx: &mut Cx) -> 
     for Spanned { value, span } in rate_limit.into_iter().flat_map(|limits| limits.0) {
         if known.contains(&(value.0 as u32)) {
             cx.error(span, "the rate limit is named twice", None);
+        }
+        known.push(value.0 as u32);
+    }
+    known.into()
+}
+
+/// How many of its requests may be under way.
+fn concurrency(limit: Option<OneOrMore<Spanned<ConcurrencyLimitRef>>>, cx: &mut Cx) -> Box<[u32]> {
+    let mut known = Vec::new();
+    for Spanned { value, span } in limit.into_iter().flat_map(|limits| limits.0) {
+        if known.contains(&(value.0 as u32)) {
+            cx.error(span, "the concurrency limit is named twice", None);
+        } else if known.len() == PLACES_MAX {
+            cx.error(span, format!("a route has {PLACES_MAX} concurrency limits at most"), None);
         }
         known.push(value.0 as u32);
     }
@@ -276,6 +296,7 @@ impl Compiler {
             response_headers: route.response_headers.compile(false, &parameters, cx),
             policy: Policy {
                 limits: limits(route.rate_limit.take(), cx),
+                concurrency: concurrency(route.concurrency_limit.take(), cx),
                 ..policy(route.authenticate.take(), &self.asks_a_service, cx)
             },
             action: action(route, span, &parameters, cx)?,

@@ -1,4 +1,4 @@
-//! What a route limits by: whose bucket a request draws from, and how much.
+//! What a route limits by: what a request is counted with, and how much of it there may be.
 
 use std::net::IpAddr;
 
@@ -11,24 +11,31 @@ use crate::forwarded::write_ip;
 /// A rate limit as routes apply it.
 #[derive(Debug, Clone)]
 pub struct Rule {
-    /// Index of its limiter.
-    pub limiter: u32,
-    /// Requests whose identity has this claim with one of these values draw from another limiter.
-    pub tiers: Option<Tiers>,
-    /// What is counted by. Without parts: all requests together.
-    pub key: Box<[KeyPart]>,
-    /// Of an IPv6 address this many bits count: one client commonly has a whole network.
-    pub ipv6_prefix_bits: u8,
+    /// Its counters are limiters.
+    pub scope: Scope,
     /// Tokens that a request takes.
     pub cost: u32,
     pub headers: HeaderStyle,
 }
 
+/// Which requests are counted together, and by what.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    /// Index of what counts: a limiter, or a concurrency limit.
+    pub counter: u32,
+    /// Requests whose identity has this claim with one of these values are counted by another.
+    pub tiers: Option<Tiers>,
+    /// What is counted by. Without parts: all requests together.
+    pub key: Box<[KeyPart]>,
+    /// Of an IPv6 address this many bits count: one client commonly has a whole network.
+    pub ipv6_prefix_bits: u8,
+}
+
 #[derive(Debug, Clone)]
 pub struct Tiers {
     pub claim: ClaimPath,
-    /// Value of the claim, index of the limiter.
-    pub limiters: Box<[(Box<str>, u32)]>,
+    /// Value of the claim, index of what counts.
+    pub counters: Box<[(Box<str>, u32)]>,
 }
 
 /// What requests are told apart by. Where a request lacks it, its address stands in, so that nothing goes unlimited.
@@ -53,14 +60,14 @@ pub struct Who<'a> {
     pub route: &'a str,
 }
 
-impl Rule {
-    /// The limiter that a request draws from.
-    pub fn limiter(&self, identity: Option<&Identity>) -> u32 {
+impl Scope {
+    /// Index of what counts a request of this identity.
+    pub fn counter(&self, identity: Option<&Identity>) -> u32 {
         let tier = self.tiers.as_ref().zip(identity).and_then(|(tiers, identity)| {
             let value = tiers.claim.find(&identity.claims)?.as_str()?;
-            tiers.limiters.iter().find(|(name, _)| **name == *value).map(|(_, limiter)| *limiter)
+            tiers.counters.iter().find(|(name, _)| **name == *value).map(|(_, counter)| *counter)
         });
-        tier.unwrap_or(self.limiter)
+        tier.unwrap_or(self.counter)
     }
 
     /// Writes the key of a request. Two requests have the same one only if all parts are the same: each part says its length,
@@ -121,16 +128,9 @@ mod tests {
     use super::*;
 
     fn key(parts: &[KeyPart], ip: &str, headers: &[Header<'_>]) -> Vec<u8> {
-        let rule = Rule {
-            limiter: 0,
-            tiers: None,
-            key: parts.into(),
-            ipv6_prefix_bits: 64,
-            cost: 1,
-            headers: HeaderStyle::None,
-        };
+        let scope = Scope { counter: 0, tiers: None, key: parts.into(), ipv6_prefix_bits: 64 };
         let mut out = b"old".to_vec();
-        rule.write_key(&Who { client_ip: ip.parse().unwrap(), identity: None, headers, route: "products" }, &mut out);
+        scope.write_key(&Who { client_ip: ip.parse().unwrap(), identity: None, headers, route: "products" }, &mut out);
         out
     }
 
