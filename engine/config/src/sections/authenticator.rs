@@ -11,12 +11,13 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 
 use super::auth_service::{AuthServiceSection, IntrospectionSection};
 use super::headers::HeaderName;
+use super::key_list::{ApiKeyListSection, Redis, RevokedPlace, list};
 use super::route::ANONYMOUS;
 use crate::decode::{Cx, Decode, OneOrMore, Pairs, Spanned};
 use crate::error::Span;
 use crate::scalar::{Int, Name, is_token, one_of, or_variable, parsed, words_schema};
 use crate::shape::shape;
-use crate::snapshot::{self, KeySource, KeySources};
+use crate::snapshot::{self, KeySource, KeySources, RevokedSource};
 use crate::suggest;
 use crate::tree::Node;
 use crate::units::{HOUR_MS, KIB, MIB, Size, Time};
@@ -64,8 +65,8 @@ shape! {
         scopes: ClaimName = "scope",
         /// Headers that tell the service a claim. The client's own of that name are dropped.
         headers: Pairs<HeaderName, ClaimName> = "{}",
-        /// A file of token IDs (`jti`) that do not hold any more, one a line. Read again when it changes.
-        revoked: Option<Spanned<String>>,
+        /// Token IDs (`jti`) that do not hold any more: the path of a file, or `{ file: PATH }`, or `{ redis: {} }`.
+        revoked: Option<RevokedPlace>,
         /// Remember verified tokens.
         cache: bool = "true",
     }
@@ -88,10 +89,12 @@ shape! {
         oidc: Option<Spanned<Url>>,
     }
 
-    /// Keys that clients were given.
+    /// Keys that clients were given. Exactly one of `file` and `redis`.
     pub(crate) struct ApiKeysSection {
         /// The file that lists the clients and the hashes of their keys. Read again when it changes.
-        file: Spanned<String>,
+        file: Option<Spanned<String>>,
+        /// A hash in the Redis of the section `redis`: from the hash of a key to what is known of it.
+        redis: Option<Spanned<ApiKeyListSection>>,
         /// Where a request has its key. Of several, one at a time may be filled.
         from: OneOrMore<Location> = "header X-API-Key",
         /// Headers that tell the service about the client: `sub` is its name, the others are from its `metadata`. The
@@ -214,6 +217,7 @@ impl Authenticator {
     pub(crate) fn compile(
         self,
         services: &[Arc<snapshot::Service>],
+        redis: Redis<'_>,
         cx: &mut Cx,
     ) -> Option<(auth::Authenticator, KeySources)> {
         if self.name.value.0 == ANONYMOUS {
@@ -228,7 +232,7 @@ impl Authenticator {
         ];
         let mut given = given.into_iter().flatten();
         const ONE: &str = "an authenticator has one of `jwt`, `api_keys`, `auth_service` and `introspection`";
-        let Some((_, written)) = given.next() else {
+        let Some((at, written)) = given.next() else {
             cx.error(self.name.span, format!("{ONE}: it has none"), None);
             return None;
         };
@@ -237,12 +241,12 @@ impl Authenticator {
             return None;
         }
         let judged_there = |service: AuthService| {
-            let keys = KeySources { keys: KeySource::Service, revoked: None };
+            let keys = KeySources { keys: KeySource::Service, revoked: RevokedSource::Nowhere };
             (OneOrMore(Vec::new()), Kind::Service(Arc::new(service)), keys)
         };
         let (from, kind, keys) = match written {
-            Written::Jwt(section) => section.compile(cx)?,
-            Written::ApiKeys(section) => section.compile(cx)?,
+            Written::Jwt(section) => section.compile(redis, cx)?,
+            Written::ApiKeys(section) => section.compile(at, redis, cx)?,
             Written::AuthService(section) => judged_there(section.compile(services, cx)),
             Written::Introspection(section) => judged_there(section.compile(services, cx)),
         };
@@ -267,7 +271,7 @@ pub(crate) fn claim_headers(headers: Pairs<HeaderName, ClaimName>) -> Vec<ClaimH
 }
 
 impl JwtSection {
-    fn compile(self, cx: &mut Cx) -> Option<Compiled> {
+    fn compile(self, redis: Redis<'_>, cx: &mut Cx) -> Option<Compiled> {
         let names = self.algorithms.value.0.iter().map(|name| name.0);
         let algorithms = Algorithms::new(names)?;
         let keys = self.keys.value.compile(self.keys.span, algorithms, self.algorithms.span, cx)?;
@@ -288,9 +292,9 @@ impl JwtSection {
             scopes: self.scopes.0,
             headers: claim_headers(self.headers),
         };
-        let revoked = match &self.revoked {
-            Some(path) => Some(read(path, &Source::Revoked, cx)?),
-            None => None,
+        let revoked = match self.revoked {
+            Some(place) => place.0.value.compile(place.0.span, redis, cx)?,
+            None => RevokedSource::Nowhere,
         };
         let kind = Kind::Jwt { rules: Box::new(rules), cached: self.cache };
         Some((self.from, kind, KeySources { keys, revoked }))
@@ -354,12 +358,28 @@ impl KeysSection {
 }
 
 impl ApiKeysSection {
-    fn compile(self, cx: &mut Cx) -> Option<Compiled> {
+    fn compile(self, span: Span, redis: Redis<'_>, cx: &mut Cx) -> Option<Compiled> {
         let headers: Arc<[ClaimHeader]> = claim_headers(self.headers).into();
-        let source = Source::ApiKeys { headers: Arc::clone(&headers) };
-        let (path, text) = read(&self.file, &source, cx)?;
-        let keys = KeySource::File(source, path, text);
-        Some((self.from, Kind::ApiKeys { headers }, KeySources { keys, revoked: None }))
+        let keys = match (self.file, self.redis) {
+            (Some(file), None) => {
+                let source = Source::ApiKeys { headers: Arc::clone(&headers) };
+                let (path, text) = read(&file, &source, cx)?;
+                KeySource::File(source, path, text)
+            }
+            (None, Some(Spanned { value: ApiKeyListSection { key, every }, span })) => {
+                let list = list(redis, ("API keys", span), &key, every.0, cx)?;
+                KeySource::Redis(Arc::clone(&headers), list)
+            }
+            (Some(_), Some(second)) => {
+                cx.error(second.span, "API keys come from one place", "make it two authenticators");
+                return None;
+            }
+            (None, None) => {
+                cx.error(span, "there is no place to take API keys from", "`file: PATH` or `redis: {}`");
+                return None;
+            }
+        };
+        Some((self.from, Kind::ApiKeys { headers }, KeySources { keys, revoked: RevokedSource::Nowhere }))
     }
 }
 
@@ -371,7 +391,7 @@ fn file(path: Option<Spanned<String>>, source: Source, cx: &mut Cx) -> Option<Op
 }
 
 /// Reads a file that must hold what `source` says. A relative path starts at the directory of the configuration file.
-fn read(path: &Spanned<String>, source: &Source, cx: &mut Cx) -> Option<(PathBuf, Arc<[u8]>)> {
+pub(super) fn read(path: &Spanned<String>, source: &Source, cx: &mut Cx) -> Option<(PathBuf, Arc<[u8]>)> {
     let directory = Path::new(cx.sink.source(path.span.source)).parent().unwrap_or(Path::new("")).to_path_buf();
     let file = directory.join(&path.value);
     let problem = match std::fs::read(&file) {

@@ -112,13 +112,21 @@ impl Authenticator {
         };
         match &self.kind {
             Kind::Service(_) => Finding::Ask,
-            Kind::ApiKeys { .. } => match live.api_keys().verify(credential.as_bytes(), now_s) {
-                Ok(identity) => Finding::Known { identity, cached: false },
-                Err(error) => Finding::Refused(Flaw {
-                    code: "invalid_token",
-                    description: error.description(),
-                    reason: error.reason(),
-                }),
+            // Again only where the first keys have come meanwhile.
+            Kind::ApiKeys { .. } => loop {
+                let generation = live.generation();
+                match live.api_keys().as_ref().map(|keys| keys.verify(credential.as_bytes(), now_s)) {
+                    Some(Ok(identity)) => return Finding::Known { identity, cached: false },
+                    Some(Err(error)) => {
+                        let (description, reason) = (error.description(), error.reason());
+                        return Finding::Refused(Flaw { code: "invalid_token", description, reason });
+                    }
+                    None => match live.ask_for_list(generation) {
+                        Asked::Wait if may_wait => return Finding::Wait,
+                        Asked::Wait | Asked::No => return Finding::Unavailable,
+                        Asked::Again => {}
+                    },
+                }
             },
             // Again only where the keys have changed while the token was judged.
             Kind::Jwt { rules, cached } => loop {
@@ -127,15 +135,21 @@ impl Authenticator {
                 if *cached && let Some(identity) = cache.get(index, credential.as_bytes(), now_s, generation) {
                     return Finding::Known { identity, cached: true };
                 }
-                let verified =
-                    jwt::verify(rules, &live.keys(), &credential, now_s).and_then(|identity| {
-                        match identity.token_id.as_deref().is_some_and(|id| live.revoked().contains(id)) {
-                            true => Err(JwtError::Revoked),
-                            false => Ok(Arc::new(identity)),
-                        }
-                    });
-                let error = match verified {
+                let error = match jwt::verify(rules, &live.keys(), &credential, now_s) {
                     Ok(identity) => {
+                        match (identity.token_id.as_deref(), live.revoked().as_ref()) {
+                            (None, _) => {}
+                            (Some(id), Some(revoked)) if revoked.contains(id) => {
+                                return Finding::Refused(invalid(&JwtError::Revoked));
+                            }
+                            (Some(_), Some(_)) => {}
+                            (Some(_), None) => match live.ask_for_list(generation) {
+                                Asked::Wait if may_wait => return Finding::Wait,
+                                Asked::Wait | Asked::No => return Finding::Unavailable,
+                                Asked::Again => continue,
+                            },
+                        }
+                        let identity = Arc::new(identity);
                         if *cached {
                             cache.insert(index, credential.as_bytes(), now_s, generation, &identity);
                         }
@@ -152,14 +166,15 @@ impl Authenticator {
                     Some(Asked::Wait) => return Finding::Wait,
                     Some(Asked::Again) => {}
                     Some(Asked::No) | None if error == JwtError::NoKeys => return Finding::Unavailable,
-                    Some(Asked::No) | None => {
-                        let (description, reason) = (error.description(), error.reason());
-                        return Finding::Refused(Flaw { code: "invalid_token", description, reason });
-                    }
+                    Some(Asked::No) | None => return Finding::Refused(invalid(&error)),
                 }
             },
         }
     }
+}
+
+fn invalid(error: &JwtError) -> Flaw {
+    Flaw { code: "invalid_token", description: error.description(), reason: error.reason() }
 }
 
 impl From<CredentialsError> for Flaw {
