@@ -81,7 +81,9 @@ fn report(live: &Live, key: &str, taken: &Taken) {
     }
     if let Some(problem) = &taken.problem {
         let malformed = taken.malformed;
-        tracing::error!("authenticator `{name}`: {malformed} entries of {key} in Redis do not count; of one: {problem}");
+        tracing::error!(
+            "authenticator `{name}`: {malformed} entries of {key} in Redis do not count; of one: {problem}"
+        );
     }
 }
 

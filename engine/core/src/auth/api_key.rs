@@ -12,7 +12,6 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 
 use self::file::{Client, File};
-pub use self::file::unix_seconds;
 use super::encoding::to_base64url;
 use super::headers::{self, ClaimHeader};
 use super::{Identity, Method};

@@ -448,7 +448,8 @@ mod tests {
     fn of_a_list_the_good_entries_count() {
         let live = Live::new("partners");
         let entry = |key: &str, json: &str| (stored(key.as_bytes()).into_bytes(), json.as_bytes().to_vec());
-        let good = [entry("a", r#"{"client":"shop","id":"1"}"#), entry("b", r#"{"client":"shop","expires":"1970-01-02"}"#)];
+        let good =
+            [entry("a", r#"{"client":"shop","id":"1"}"#), entry("b", r#"{"client":"shop","expires":"1970-01-02"}"#)];
         let bad = [
             entry("c", "{}"),
             entry("d", r#"{"client":""}"#),

@@ -118,7 +118,7 @@ impl KeyEntry {
 }
 
 /// A date, at midnight, or a time with whole seconds, both in UTC (a subset of RFC 3339). From 1970 on.
-pub fn unix_seconds(text: &str) -> Option<u64> {
+fn unix_seconds(text: &str) -> Option<u64> {
     let (date, time) = match text.split_once('T') {
         Some((date, time)) => (date, time.strip_suffix('Z')?),
         None => (text, "00:00:00"),
