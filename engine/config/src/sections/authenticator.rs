@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ringway_core::auth::credentials::Place;
+use ringway_core::auth::credentials::{ForwardCredentials, Place};
 use ringway_core::auth::jwt::Rules;
 use ringway_core::auth::{self, Algorithm, Algorithms, ClaimHeader, ClaimPath, HttpUrl, Kind, Live, Source};
 use ringway_core::auth_service::AuthService;
@@ -15,7 +15,7 @@ use super::key_list::{ApiKeyListSection, Redis, RevokedPlace, list};
 use super::route::ANONYMOUS;
 use crate::decode::{Cx, Decode, OneOrMore, Pairs, Spanned};
 use crate::error::Span;
-use crate::scalar::{Int, Name, is_token, one_of, or_variable, parsed, words_schema};
+use crate::scalar::{Int, Name, choice, is_token, one_of, or_variable, parsed, words_schema};
 use crate::shape::shape;
 use crate::snapshot::{self, KeySource, KeySources, RevokedSource};
 use crate::suggest;
@@ -69,6 +69,8 @@ shape! {
         revoked: Option<RevokedPlace>,
         /// Remember verified tokens.
         cache: bool = "true",
+        /// Which tokens go on to the service. `headers`: those in header fields and cookies, and none of the query. `none`, `all`.
+        forward_credentials: Forward = "headers",
     }
 
     /// Keys of token issuers. Exactly one of its keys.
@@ -100,6 +102,8 @@ shape! {
         /// Headers that tell the service about the client: `sub` is its name, the others are from its `metadata`. The
         /// request's own of that name are dropped.
         headers: Pairs<HeaderName, ClaimName> = "{}",
+        /// Which keys go on to the service. `headers`: those in header fields and cookies, and none of the query. `none`, `all`.
+        forward_credentials: Forward = "headers",
     }
 
     /// What each worker remembers of verified tokens.
@@ -153,6 +157,18 @@ impl Decode for ClaimName {
 
     fn schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": "string", "minLength": 1 })
+    }
+}
+
+/// Which credentials a service gets to see.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Forward(pub(crate) ForwardCredentials);
+
+choice! {
+    Forward {
+        "headers" => Self(ForwardCredentials::Headers),
+        "none" => Self(ForwardCredentials::None),
+        "all" => Self(ForwardCredentials::All),
     }
 }
 
@@ -240,18 +256,23 @@ impl Authenticator {
             cx.error(second, ONE, "make it two");
             return None;
         }
-        let judged_there = |service: AuthService| {
+        let told_all = (OneOrMore(Vec::new()), Forward(ForwardCredentials::All));
+        let judged_there = |(from, forward), service: AuthService| {
             let keys = KeySources { keys: KeySource::Service, revoked: RevokedSource::Nowhere };
-            (OneOrMore(Vec::new()), Kind::Service(Arc::new(service)), keys)
+            Compiled { from, forward, kind: Kind::Service(Arc::new(service)), keys }
         };
-        let (from, kind, keys) = match written {
+        let compiled = match written {
             Written::Jwt(section) => section.compile(redis, cx)?,
             Written::ApiKeys(section) => section.compile(at, redis, cx)?,
-            Written::AuthService(section) => judged_there(section.compile(services, cx)),
-            Written::Introspection(section) => judged_there(section.compile(services, cx)),
+            Written::AuthService(section) => judged_there(told_all, section.compile(services, cx)),
+            Written::Introspection(section) => {
+                let places = (OneOrMore(section.from.0.clone()), section.forward_credentials);
+                judged_there(places, section.compile(services, cx))
+            }
         };
+        let Compiled { from, forward: Forward(forward), kind, keys } = compiled;
         let places = from.0.into_iter().map(|place| place.0).collect();
-        Some((auth::Authenticator { name, places, kind }, keys))
+        Some((auth::Authenticator { name, places, forward, kind }, keys))
     }
 }
 
@@ -263,7 +284,12 @@ enum Written {
     Introspection(IntrospectionSection),
 }
 
-type Compiled = (OneOrMore<Location>, Kind, KeySources);
+struct Compiled {
+    from: OneOrMore<Location>,
+    forward: Forward,
+    kind: Kind,
+    keys: KeySources,
+}
 
 pub(crate) fn claim_headers(headers: Pairs<HeaderName, ClaimName>) -> Vec<ClaimHeader> {
     let headers = headers.0.into_iter();
@@ -297,7 +323,7 @@ impl JwtSection {
             None => RevokedSource::Nowhere,
         };
         let kind = Kind::Jwt { rules: Box::new(rules), cached: self.cache };
-        Some((self.from, kind, KeySources { keys, revoked }))
+        Some(Compiled { from: self.from, forward: self.forward_credentials, kind, keys: KeySources { keys, revoked } })
     }
 }
 
@@ -379,7 +405,8 @@ impl ApiKeysSection {
                 return None;
             }
         };
-        Some((self.from, Kind::ApiKeys { headers }, KeySources { keys, revoked: RevokedSource::Nowhere }))
+        let keys = KeySources { keys, revoked: RevokedSource::Nowhere };
+        Some(Compiled { from: self.from, forward: self.forward_credentials, kind: Kind::ApiKeys { headers }, keys })
     }
 }
 

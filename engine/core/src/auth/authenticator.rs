@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use httparse::Header;
 
-use super::credentials::{self, CredentialsError, Place};
+use super::credentials::{self, CredentialsError, ForwardCredentials, Place};
 use super::jwt::{self, JwtError, Rules};
 use super::{Asked, ClaimHeader, Identity, Live, TokenCache};
 use crate::auth_service::AuthService;
@@ -14,7 +14,10 @@ use crate::auth_service::AuthService;
 pub struct Authenticator {
     /// Names it in logs, metrics and as the realm of a challenge.
     pub name: Arc<str>,
+    /// Where requests have its credential; of a service that is told of the whole request: nowhere.
     pub places: Box<[Place]>,
+    /// What the service behind gets of it.
+    pub forward: ForwardCredentials,
     pub kind: Kind,
 }
 
@@ -86,6 +89,27 @@ impl Authenticator {
             Kind::Service(service) => return service.field_names().any(|own| is_same_field(own, name)),
         };
         headers.iter().any(|header| is_same_field(&header.name, name))
+    }
+
+    /// Whether a part of a query, as stands between two `&`, is a credential that the service does not get.
+    pub fn hides_parameter(&self, pair: &[u8]) -> bool {
+        self.forward != ForwardCredentials::All
+            && self.places.iter().any(|place| credentials::is_parameter(place, pair))
+    }
+
+    /// Whether there are header fields or cookies that the service does not get.
+    pub fn hides_fields(&self) -> bool {
+        self.forward == ForwardCredentials::None
+    }
+
+    /// Whether a field is a credential that the service does not get.
+    pub fn hides_field(&self, name: &str, value: &[u8]) -> bool {
+        self.hides_fields() && self.places.iter().any(|place| credentials::is_field(place, name, value))
+    }
+
+    /// The same of a part of `Cookie`, as stands between two `;`.
+    pub fn hides_cookie(&self, pair: &[u8]) -> bool {
+        self.hides_fields() && self.places.iter().any(|place| credentials::is_cookie(place, pair))
     }
 
     /// Judges the credential of a request. `index`: this authenticator's in its configuration; `may_wait`: whether an unknown
