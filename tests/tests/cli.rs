@@ -112,6 +112,52 @@ fn check_shows_all_errors_at_once_with_places_and_hints() {
 }
 
 #[test]
+fn api_key_makes_a_key_that_a_gateway_knows() {
+    let name = "o'hara: \"& sons\"";
+    let made = Process::run(&["api-key", "--client", name, "--id", "1", "--role", "a", "--expires", "2100-01-31"]);
+    assert_eq!((made.code, made.stderr.as_str()), (Some(0), ""));
+    let key = made.stdout.lines().find_map(|line| line.trim().strip_prefix("rwk_")).unwrap();
+    assert_eq!((key.len(), made.stdout.matches(key).count()), (43, 1), "256 bits, shown once");
+    let (_, rest) = made.stdout.split_once("\n\nclients:\n").unwrap();
+    let (clients, rest) = rest.split_once("\n\n").unwrap();
+    // The file that is printed, in a gateway.
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys.yaml");
+    fs::write(&path, format!("clients:\n{clients}\n")).unwrap();
+    let gateway = Gateway::start(&format!(
+        "authenticators: [{{ name: a, api_keys: {{ file: \"{}\" }} }}]\n\
+         routes: [{{ respond: {{ text: hello }}, authenticate: a, authorize: {{ roles: [a] }} }}]\n",
+        path.display()
+    ));
+    let request = format!("GET / HTTP/1.1\r\nHost: test\r\nX-API-Key: rwk_{key}\r\n\r\n");
+    assert_eq!(gateway.connect().ask(request).status(), 200);
+    assert_eq!(gateway.log_line(1)["userId"], name);
+    // The line for Redis, as a shell reads it.
+    let line = rest.lines().last().unwrap().strip_prefix("redis-cli ").unwrap();
+    let words = Command::new("sh").args(["-c", &format!("printf '%s\\n' {line}")]).output().unwrap();
+    let words = String::from_utf8(words.stdout).unwrap();
+    let words: Vec<_> = words.lines().collect();
+    let hash = ringway_core::auth::api_key::stored(format!("rwk_{key}").as_bytes());
+    assert_eq!(words[..3], ["HSET", "ringway:api-keys", &hash]);
+    let entry: Value = serde_json::from_str(words[3]).unwrap();
+    assert_eq!(entry, serde_json::json!({ "client": name, "id": "1", "expires": "2100-01-31", "roles": ["a"] }));
+
+    let json =
+        |_| -> Value { serde_json::from_str(&Process::run(&["api-key", "--client", "a", "--json"]).stdout).unwrap() };
+    let [one, two] = [0, 1].map(json);
+    assert_eq!((one["entry"].clone(), one["key"] == two["key"]), (serde_json::json!({ "client": "a" }), false));
+
+    assert_one_line(&Process::run(&["api-key", "--client", ""]), 2, &["a client needs a name"]);
+    for (option, time, why) in [
+        ("--expires", "tomorrow", "a time is `2027-01-31`"),
+        ("--expires", "2020-01-01", "--expires is in the past"),
+        ("--not-before", "2027-13-01", "a time is `2027-01-31`"),
+    ] {
+        assert_one_line(&Process::run(&["api-key", "--client", "a", option, time]), 2, &[why]);
+    }
+}
+
+#[test]
 fn check_reads_a_directory() {
     let (directory, path) = file(&small("127.0.0.1:3000", "127.0.0.1:9901"));
     fs::write(directory.path().join("more.yaml"), "routes: [{ match: { path: /x }, respond: { txt: x } }]\n").unwrap();

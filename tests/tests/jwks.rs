@@ -206,6 +206,40 @@ fn replace(path: &Path, text: &str) {
 }
 
 #[test]
+fn a_key_set_that_a_reload_brings_is_waited_for_by_the_first_request() {
+    let (signer, backend) = (Signer::new("a"), Backend::ok());
+    let issuers = [0, 1].map(|_| Issuer::start(set_of(&[&signer])));
+    let sections = issuers.each_ref().map(|issuer| {
+        let keys = issuer.keys_as("jwks_url", "/jwks");
+        format!("authenticators: [{{ name: main, jwt: {{ algorithms: ES256, {keys} }} }}]\n")
+    });
+    let setup = |index: usize| Setup { route: "authenticate: main", sections: &sections[index], ..Setup::default() };
+    let gateway = setup(0).start(backend.endpoint());
+    let mut client = gateway.connect();
+    let request = format!("GET /a HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {}\r\n\r\n", signer.token("1"));
+    assert_eq!(client.ask(&request).status(), 200);
+    // One request after the other while the configuration changes: each waits for the keys that it needs.
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let mut client = gateway.connect();
+            let mut statuses = Vec::new();
+            while !done.load(Ordering::Acquire) {
+                statuses.push(client.ask(&request).status());
+            }
+            statuses
+        });
+        for round in 1..=6 {
+            assert!(gateway.replace_config(&setup(round % 2).yaml(backend.endpoint())));
+        }
+        done.store(true, Ordering::Release);
+        let statuses = asking.join().unwrap();
+        assert!(!statuses.is_empty() && statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    });
+    assert!(issuers.iter().all(|issuer| issuer.fetches() >= 3));
+}
+
+#[test]
 fn a_revoked_token_is_refused_though_it_was_remembered() {
     let signer = Signer::new("one");
     let directory = tempfile::tempdir().unwrap();

@@ -3,8 +3,9 @@
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use ringway_config::snapshot::RedisList;
 use ringway_config::{Snapshot, Source, compile, snapshot};
-use ringway_control::redis::{Content, Kind, Poll, Redis as Link};
+use ringway_control::redis::{Found, Kind, Poll, PollError, Redis as Link};
 use ringway_tests::redis::{Redis, RedisSetup, Slow};
 use ringway_tests::{Backend, Gateway, PATIENCE, eventually, settles_at};
 
@@ -178,32 +179,51 @@ fn what_others_write_is_read_when_its_version_changes() {
     let link = link(&server.url());
     let (sender, keys) = mpsc::channel();
     let (other, revoked) = mpsc::channel();
-    let poll = |kind, key, sender: mpsc::Sender<Content>| Poll {
+    let servers = settings(&format!("url: \"{}\"", server.url())).unwrap().servers;
+    let poll = |kind, key: &str, sender: mpsc::Sender<Result<Found, PollError>>| Poll {
         kind,
-        key,
-        every: Duration::from_millis(20),
-        deliver: Arc::new(move |content| drop(sender.send(content))),
+        list: RedisList { servers: servers.clone(), key: key.into(), every: Duration::from_millis(20) },
+        deliver: Arc::new(move |found| drop(sender.send(found))),
     };
-    let get = |receiver: &mpsc::Receiver<Content>| receiver.recv_timeout(PATIENCE).unwrap();
-    link.poll(vec![poll(Kind::Hash, "api-keys", sender)]);
-    assert_eq!(get(&keys), Content::Hash(vec![]));
+    let get = |receiver: &mpsc::Receiver<Result<Found, PollError>>| receiver.recv_timeout(PATIENCE).unwrap();
+    link.poll(vec![poll(Kind::Hash, "ringway:api-keys", sender.clone())]);
+    assert_eq!(get(&keys), Ok(Found::Hash(vec![])));
     server.ask(&["HSET", "ringway:api-keys", "partner", "hash"]);
     server.ask(&["INCR", "ringway:api-keys:version"]);
-    let content = Content::Hash(vec![(b"partner".to_vec(), b"hash".to_vec())]);
-    eventually(PATIENCE, || get(&keys) == content);
+    let content = Found::Hash(vec![(b"partner".to_vec(), b"hash".to_vec())]);
+    eventually(PATIENCE, || get(&keys) == Ok(content.clone()));
     // Once it has been read with its version, nothing is read any more.
-    eventually(PATIENCE, || keys.recv_timeout(Duration::from_millis(200)).is_err());
-    let calls = || server.ask(&["INFO", "commandstats"]).matches("cmdstat_hgetall:calls=").count();
-    assert_eq!(calls(), 1);
+    eventually(PATIENCE, || get(&keys) == Ok(Found::Unchanged));
     server.ask(&["CONFIG", "RESETSTAT"]);
     eventually(PATIENCE, || server.ask(&["INFO", "commandstats"]).contains("cmdstat_get:"));
-    assert_eq!(calls(), 0);
-    // Another list, while it runs.
+    assert!(!server.ask(&["INFO", "commandstats"]).contains("cmdstat_hscan:"));
+    // A long list comes in parts, and whole.
+    let script = "for i = 1, 5000 do redis.call('HSET', KEYS[1], i, i) end redis.call('INCR', KEYS[1] .. ':version')";
+    server.ask(&["EVAL", script, "1", "ringway:api-keys"]);
+    let whole = |found: Result<Found, PollError>| match found {
+        Ok(Found::Hash(mut members)) => {
+            members.sort();
+            members.dedup();
+            members.len() == 5001
+        }
+        _ => false,
+    };
+    eventually(PATIENCE, || whole(get(&keys)));
+    // One that is too long is not read.
+    let script = "for i = 1, 100000 do redis.call('HSET', KEYS[1], i, i) end redis.call('INCR', KEYS[1] .. ':version')";
+    server.ask(&["EVAL", script, "1", "ringway:api-keys"]);
+    eventually(PATIENCE, || get(&keys) == Err(PollError::TooMany(100_000)));
+    // Another list, while it runs; and never one of another server.
     server.ask(&["SADD", "ringway:revoked", "a"]);
-    link.poll(vec![poll(Kind::Set, "revoked", other)]);
-    assert_eq!(get(&revoked), Content::Set(vec![b"a".to_vec()]));
+    let elsewhere = settings("url: \"redis://127.0.0.1:1\"").unwrap().servers;
+    let mut stranger = poll(Kind::Hash, "ringway:strange", sender);
+    stranger.list.servers = elsewhere;
+    link.poll(vec![stranger, poll(Kind::Set, "ringway:revoked", other)]);
+    assert_eq!(get(&revoked), Ok(Found::Set(vec![b"a".to_vec()])));
     server.restart();
-    eventually(PATIENCE, || get(&revoked) == Content::Set(vec![]));
+    eventually(PATIENCE, || get(&revoked) == Err(PollError::Down));
+    eventually(PATIENCE, || get(&revoked) == Ok(Found::Set(vec![])));
+    assert!(keys.try_iter().all(|found| found != Ok(Found::Hash(vec![]))), "the stranger was read");
     link.stop();
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::decode::{Cx, Decode, Names, Spanned};
 use crate::error::{Errors, Sink, Span};
-use crate::sections::{Compiler, File, LimitsSection, Listener, Lookup, Resolver, hide_password, system_lookup};
+use crate::sections::{Compiler, File, LimitsSection, Listener, Lookup, Redis, Resolver, hide_password, system_lookup};
 use crate::tree::{self, Node, Value};
 use crate::{Snapshot, emit, expand, snapshot};
 
@@ -111,10 +111,12 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
     let services = file.services.0.into_iter();
     let services: Vec<_> = services.map(|service| Arc::new(service.value.compile(&mut resolver, cx))).collect();
 
+    let is_off = file.redis.0.as_ref().is_some_and(|redis| redis.0.is_none());
     let redis = file.redis.0.map(|redis| redis.0.and_then(|section| section.compile(cx)));
+    let of_lists = Redis { section: redis.as_ref().and_then(Option::as_ref), is_off };
     let (mut authenticators, mut keys) = (Vec::new(), Vec::new());
     for authenticator in file.authenticators.0 {
-        if let Some((authenticator, sources)) = authenticator.value.compile(&services, cx) {
+        if let Some((authenticator, sources)) = authenticator.value.compile(&services, of_lists, cx) {
             authenticators.push(Arc::new(authenticator));
             keys.push(sources);
         }

@@ -14,7 +14,7 @@ use ringway_core::limit::{Concurrency, Limiter, Mode};
 use ringway_core::log_queue::LogQueue;
 use ringway_core::stats::{AuthenticatorStats, EndpointStats, LimitStats, RouteStats, ServiceStats, WorkerStats};
 
-use crate::snapshot::{KeySource, Snapshot};
+use crate::snapshot::{KeySources, Snapshot};
 
 /// The name that requests without a route are counted under.
 pub const UNMATCHED: &str = "unmatched";
@@ -160,11 +160,11 @@ impl Published {
             }
         }
         let mut authenticators = HashMap::new();
-        let mut live: HashMap<&str, (Arc<Live>, &KeySource)> = HashMap::new();
+        let mut live: HashMap<&str, (Arc<Live>, &KeySources)> = HashMap::new();
         if let Some(old) = old {
             authenticators.extend(old.authenticators.iter().map(|stats| (stats.authenticator.clone(), stats.clone())));
-            let sources = old.snapshot.keys.iter().map(|sources| &sources.keys);
-            live.extend(old.live.iter().zip(sources).map(|(live, keys)| (&*live.name, (live.clone(), keys))));
+            let known = old.live.iter().zip(&old.snapshot.keys);
+            live.extend(known.map(|(live, sources)| (&*live.name, (live.clone(), sources))));
         }
         let (mut limiters, mut limits): (HashMap<_, Arc<Limiter>>, HashMap<_, _>) = Default::default();
         if let Some(old) = old {
@@ -212,9 +212,10 @@ impl Published {
                 .iter()
                 .zip(&snapshot.keys)
                 .map(|(authenticator, sources)| {
-                    let known = live.get(&*authenticator.name).filter(|(_, keys)| sources.keys.goes_on_from(keys));
-                    let known =
-                        known.map(|(live, _)| live.clone()).unwrap_or_else(|| Arc::new(Live::new(&authenticator.name)));
+                    let name = &*authenticator.name;
+                    let known = live.get(name).filter(|(_, old)| sources.goes_on_from(old));
+                    let known = known.map(|(live, _)| live.clone());
+                    let known = known.unwrap_or_else(|| Arc::new(sources.new_live(name)));
                     sources.load(&known);
                     known
                 })

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ipnet::IpNet;
 use ringway_core::access::Access;
 pub use ringway_core::auth::Authenticator;
-use ringway_core::auth::{HttpUrl, Live, Source};
+use ringway_core::auth::{ClaimHeader, HttpUrl, Live, Looking, Source};
 use ringway_core::filter::Policy;
 use ringway_core::limit::{self, ConcurrencySpec, Rule, Scope};
 use ringway_core::path::PathPolicy;
@@ -172,20 +172,66 @@ pub struct Route {
 #[derive(Debug, Clone)]
 pub struct KeySources {
     pub keys: KeySource,
-    /// Token IDs that do not hold any more, one a line: a file and its text, watched for changes.
-    pub revoked: Option<(PathBuf, Arc<[u8]>)>,
+    /// Token IDs that do not hold any more.
+    pub revoked: RevokedSource,
 }
 
 impl KeySources {
+    /// What an authenticator of this name knows before anything came from elsewhere: requests wait for what is about to be
+    /// fetched, and do not pass without it.
+    pub(crate) fn new_live(&self, name: &str) -> Live {
+        let live = Live::new(name);
+        if let KeySource::Jwks(_) | KeySource::Oidc(_) = self.keys {
+            live.set_looking(Looking::Now);
+        }
+        if let RevokedSource::Redis(_) = self.revoked {
+            live.await_revoked();
+        }
+        live.set_awaited(self.list().is_some());
+        live
+    }
+
     /// Gives an authenticator what stands in the configuration and its files. Both were checked when they were read.
     pub(crate) fn load(&self, live: &Live) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         if let KeySource::Text(source, text) | KeySource::File(source, _, text) = &self.keys {
             let _ = live.load(source, text, now);
         }
-        let nothing: &[u8] = b"";
-        let revoked = self.revoked.as_ref().map_or(nothing, |(_, text)| text);
+        let revoked: &[u8] = match &self.revoked {
+            RevokedSource::Nowhere => b"",
+            RevokedSource::File(_, text) => text,
+            RevokedSource::Redis(_) => return,
+        };
         let _ = live.load(&Source::Revoked, revoked, now);
+    }
+
+    /// The list in Redis. There is one at most: keys that are kept there are API keys, which are revoked by taking them out.
+    pub fn list(&self) -> Option<&RedisList> {
+        match (&self.keys, &self.revoked) {
+            (KeySource::Redis(_, list), _) | (_, RevokedSource::Redis(list)) => Some(list),
+            _ => None,
+        }
+    }
+
+    /// Whether what was learned from `old` still counts: what stands in the configuration or in a file is read with it, but
+    /// what came from somewhere else must not be trusted for another moment.
+    pub(crate) fn goes_on_from(&self, old: &Self) -> bool {
+        let keys = match (&self.keys, &old.keys) {
+            (KeySource::Text(..) | KeySource::File(..), KeySource::Text(..) | KeySource::File(..))
+            | (KeySource::Service, KeySource::Service) => true,
+            (KeySource::Jwks(new), KeySource::Jwks(old)) | (KeySource::Oidc(new), KeySource::Oidc(old)) => new == old,
+            // The fields that tell the service are made when the keys are read.
+            (KeySource::Redis(headers, new), KeySource::Redis(old_headers, old)) => {
+                headers == old_headers && new.is_place_of(old)
+            }
+            _ => false,
+        };
+        let revoked = match (&self.revoked, &old.revoked) {
+            (RevokedSource::Redis(new), RevokedSource::Redis(old)) => new.is_place_of(old),
+            (RevokedSource::Redis(_), _) | (_, RevokedSource::Redis(_)) => false,
+            _ => true,
+        };
+        keys && revoked
     }
 }
 
@@ -200,19 +246,38 @@ pub enum KeySource {
     Jwks(HttpUrl),
     /// OpenID Connect discovery at this issuer.
     Oidc(HttpUrl),
+    /// A hash in Redis: API keys, and the header fields made of each.
+    Redis(Arc<[ClaimHeader]>, RedisList),
     /// None: a service judges.
     Service,
 }
 
-impl KeySource {
-    /// Whether what was learned from `old` still counts: what stands in the configuration or in a file is read with it, but
-    /// keys that were fetched from somewhere else must not be trusted for another moment.
-    pub(crate) fn goes_on_from(&self, old: &Self) -> bool {
-        match (self, old) {
-            (Self::Text(..) | Self::File(..), Self::Text(..) | Self::File(..)) | (Self::Service, Self::Service) => true,
-            (Self::Jwks(new), Self::Jwks(old)) | (Self::Oidc(new), Self::Oidc(old)) => new == old,
-            _ => false,
-        }
+/// Where the IDs of revoked tokens come from.
+#[derive(Debug, Clone)]
+pub enum RevokedSource {
+    /// Nothing is revoked.
+    Nowhere,
+    /// A file and its text, one ID a line, watched for changes.
+    File(PathBuf, Arc<[u8]>),
+    /// A set in Redis.
+    Redis(RedisList),
+}
+
+/// A list that others keep in Redis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedisList {
+    /// The Redis of the snapshot.
+    pub servers: RedisServers,
+    /// The whole key, prefix included.
+    pub key: Arc<str>,
+    /// Between two looks at it.
+    pub every: Duration,
+}
+
+impl RedisList {
+    /// Whether both are the same list, however often it is looked at.
+    fn is_place_of(&self, other: &Self) -> bool {
+        self.servers == other.servers && self.key == other.key
     }
 }
 

@@ -70,6 +70,31 @@ f:16:15: `per_try` is longer than the whole `request` may take
 }
 
 #[test]
+fn lists_in_redis() {
+    said(
+        "authenticators:\n  - name: a\n    api_keys: { redis: {} }\n  - name: b\n    jwt:\n      algorithms: HS256\n      \
+         keys: { secret: 0123456789abcdef0123456789abcdef }\n      revoked: { redis: { key: x } }\n",
+        "\
+f:7:24: API keys in Redis need the section `redis`, which is missing
+    hint: at the top level: `redis: { url: \"redis://127.0.0.1:6379\" }`
+f:12:25: revoked tokens in Redis need the section `redis`, which is missing
+    hint: at the top level: `redis: { url: \"redis://127.0.0.1:6379\" }`",
+    );
+    said(
+        "redis: { url: \"redis://a\" }\nauthenticators:\n  - { name: a, api_keys: {} }\n  - { name: b, api_keys: { redis: { key: \"a b\" } } }\n  \
+         - { name: c, api_keys: { redis: { every: 1ms } } }\n  - { name: d, api_keys: { file: x, redis: {} } }\n",
+        "\
+f:7:26: there is no place to take API keys from
+    hint: `file: PATH` or `redis: {}`
+f:8:42: expected a key in Redis: letters, digits and `-._:`, found `a b`
+    hint: from 1 to 128 of them
+f:9:44: expected a duration from 100ms to 1h, found `1ms`
+f:10:44: API keys come from one place
+    hint: make it two authenticators",
+    );
+}
+
+#[test]
 fn what_is_no_configuration_at_all() {
     for (text, expected) in [
         ("", "f: the file is empty\n    hint: start from configs/quickstart.yaml\n1 error"),

@@ -149,6 +149,71 @@ fn keys_from_another_place_are_not_those_that_were_learned() {
 }
 
 #[test]
+fn lists_in_redis_are_those_of_one_place() {
+    let with = |authenticator: &str, redis: &str| {
+        let text = format!("authenticators: [{{ name: main, {authenticator} }}]\nredis: {{ {redis} }}\n");
+        compiled(&with_basics(&text)).unwrap_or_else(|errors| panic!("{errors}"))
+    };
+    let keys = "api_keys: { redis: {} }";
+    let jwt =
+        |revoked: &str| format!("jwt: {{ algorithms: RS256, keys: {{ jwks_url: \"https://a.example\" }}, {revoked} }}");
+    let (none, file) = (jwt(""), jwt("revoked: { file: Cargo.toml }"));
+    let (list, other) = (jwt("revoked: { redis: {} }"), jwt("revoked: { redis: { key: b } }"));
+    let url = "url: \"redis://a\"";
+    let snapshot = with(keys, url);
+    let found = snapshot.keys[0].list().unwrap();
+    assert_eq!((&*found.key, found.every), ("ringway:api-keys", Duration::from_secs(5)));
+    assert_eq!(&*with(&list, "url: \"redis://a\", prefix: x").keys[0].list().unwrap().key, "x:revoked");
+    assert!(with(&file, url).keys[0].list().is_none());
+
+    let hub = Hub::new(with(keys, url), 1);
+    let live = |hub: &Hub| hub.published().live[0].clone();
+    assert!(live(&hub).is_awaited() && live(&hub).api_keys().is_none());
+    for (authenticator, redis, is_same) in [
+        (keys, "url: \"redis://:secret@a\", response_timeout: 1s", true),
+        ("api_keys: { redis: { every: 1m } }", url, true),
+        ("api_keys: { redis: {}, headers: { x-client: sub } }", url, false),
+        ("api_keys: { redis: { key: b } }", url, false),
+        (keys, url, false),
+        (keys, "url: \"redis://b\"", false),
+        (keys, "url: \"redis://b\", prefix: b", false),
+        (keys, "url: \"redis://b/1\", prefix: b", false),
+        (&none, url, false),
+        (&file, url, true),
+        (&none, url, true),
+        (&list, url, false),
+        (&list, url, true),
+        (&other, url, false),
+        (&none, url, false),
+    ] {
+        let before = live(&hub);
+        before.set_awaited(false);
+        hub.publish(with(authenticator, redis));
+        let now = live(&hub);
+        assert_eq!(Arc::ptr_eq(&before, &now), is_same, "{authenticator} {redis}");
+        let has_list = authenticator.contains("redis:");
+        assert_eq!(
+            (now.is_awaited(), now.revoked().is_none()),
+            (has_list && !is_same, authenticator.contains("revoked: { redis"))
+        );
+    }
+}
+
+#[test]
+fn keys_that_are_to_be_fetched_are_looked_for_from_the_start() {
+    use ringway_core::auth::Asked;
+    let with = |keys: &str| {
+        let text = format!("authenticators: [{{ name: main, jwt: {{ algorithms: RS256, keys: {{ {keys} }} }} }}]\n");
+        compiled(&with_basics(&text)).unwrap_or_else(|errors| panic!("{errors}"))
+    };
+    let hub = Hub::new(compiled(&with_basics("")).unwrap(), 1);
+    for keys in ["jwks_url: \"https://a.example/jwks\"", "oidc: \"https://a.example\""] {
+        hub.publish(with(keys));
+        assert_eq!(hub.published().live[0].ask(None, 0), Asked::Wait, "{keys}");
+    }
+}
+
+#[test]
 fn routes_become_actions() {
     let more = "\
 routes:

@@ -15,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::admin::{Admin, Places, accept_one};
-use crate::keys::{self, Keeper};
+use crate::keys::{self, Done, Keeper};
 use crate::redis::Redis;
 use crate::redis::Requests;
 
@@ -92,9 +92,10 @@ impl Control {
         }
         let hub = Arc::clone(&self.hub);
         let workers = hub.workers.workers.len() as u32;
-        let done = Box::new(move || (0..workers).for_each(|worker| hub.worker_bell.ring(worker)));
+        let done: Done = Arc::new(move || (0..workers).for_each(|worker| hub.worker_bell.ring(worker)));
+        self.redis.poll(keys::polls(&published, &done));
         let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
-        keeper.replace(&self.handle, keys::sources(&published), done);
+        keeper.replace(&self.handle, keys::sources(&published), Box::new(move || done()));
     }
 
     /// Ends the threads. Signals have their default effect again only in a new process.

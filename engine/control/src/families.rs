@@ -27,8 +27,10 @@ families! {
         "Keys that an authenticator knows."
     AUTHENTICATOR_REVOKED = Gauge "gateway_authenticator_revoked_tokens" "" ["authenticator"]
         "Token IDs that an authenticator refuses."
+    AUTHENTICATOR_MALFORMED = Gauge "gateway_authenticator_malformed_entries" "" ["authenticator"]
+        "Entries of an authenticator's list in Redis that could not be read and do not count."
     KEY_REFRESHES = Counter "gateway_authenticator_key_refreshes_total" "" ["authenticator", "result"]
-        "Key sets, files and revocation lists that were read, by result: success, or failure, which left the old in place."
+        "Key sets, files and lists in Redis that were read, by result: success, or failure, which left the old in place."
     KEYS_REFRESHED = Gauge "gateway_authenticator_keys_refresh_timestamp_seconds" "seconds" ["authenticator"]
         "Unix time at which an authenticator's keys were last read."
     RATE_LIMIT_EXCEEDED = Counter "gateway_rate_limit_exceeded_total" "" ["policy", "client"]

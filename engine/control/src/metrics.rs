@@ -85,8 +85,11 @@ fn authenticators(out: &mut Exposition, published: &Published) {
         }
     }
     type Gauge = fn(&Stats) -> &AtomicU64;
-    let columns: [(&'static Family, Gauge); 2] =
-        [(&f::AUTHENTICATOR_KEYS, |stats| &stats.keys), (&f::AUTHENTICATOR_REVOKED, |stats| &stats.revoked)];
+    let columns: [(&'static Family, Gauge); 3] = [
+        (&f::AUTHENTICATOR_KEYS, |stats| &stats.keys),
+        (&f::AUTHENTICATOR_REVOKED, |stats| &stats.revoked),
+        (&f::AUTHENTICATOR_MALFORMED, |stats| &stats.malformed),
+    ];
     for (family, gauge) in columns {
         let mut samples = out.family(family);
         for live in &published.live {

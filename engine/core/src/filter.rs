@@ -392,7 +392,7 @@ impl Gate<'_, '_> {
 mod tests {
     use super::*;
     use crate::access::{Condition, IpList};
-    use crate::auth::credentials::Place;
+    use crate::auth::credentials::{ForwardCredentials, Place};
     use crate::auth::jwt::Rules;
     use crate::auth::{Algorithm, Algorithms, Kind, Source};
     use crate::limit::{self, ConcurrencySpec, Fallback, HeaderStyle, KeyPart, Spec};
@@ -426,6 +426,7 @@ mod tests {
                 authenticators: vec![Arc::new(Authenticator {
                     name: "main".into(),
                     places: [Place::bearer()].into(),
+                    forward: ForwardCredentials::default(),
                     kind: Kind::Jwt { rules: Box::new(rules), cached: true },
                 })],
                 live: vec![Arc::new(live)],
@@ -508,7 +509,8 @@ mod tests {
         let mut world = World::new();
         let service = crate::auth_service::tests::example();
         let kind = Kind::Service(Arc::new(service));
-        world.authenticators.push(Arc::new(Authenticator { name: "sessions".into(), places: [].into(), kind }));
+        let (name, forward) = ("sessions".into(), ForwardCredentials::default());
+        world.authenticators.push(Arc::new(Authenticator { name, places: [].into(), forward, kind }));
         world.live.push(Arc::new(Live::new("sessions")));
         world.policy.authenticate = [0, 1].into();
         let told = |answer| Progress { told: Some(Told { authenticator: 1, answer }), ..Progress::default() };

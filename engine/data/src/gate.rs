@@ -1,6 +1,7 @@
 //! What the gate cannot know by itself, and what its refusals leave behind.
 
-use ringway_config::snapshot::Route;
+use httparse::Header;
+use ringway_config::snapshot::{Authenticator, Route};
 use ringway_core::audit_line::Kind;
 use ringway_core::failure::Failure;
 use ringway_core::filter::{Answer, Lookup, Told, Waiting};
@@ -89,9 +90,62 @@ pub(crate) async fn record_refusal(conn: &Connection, exchange: &Exchange, head:
 
 /// Whether the gate tells the service a field of this name itself, so that the client's own is dropped.
 pub(crate) fn vouches_for(conn: &Connection, route: &Route, name: &str) -> bool {
-    let authenticators = &conn.view.published.snapshot.authenticators;
-    let mut asked = route.policy.authenticate.iter().filter_map(|index| authenticators.get(*index as usize));
-    asked.any(|authenticator| authenticator.vouches_for(name))
+    authenticators(conn, route).any(|authenticator| authenticator.vouches_for(name))
+}
+
+/// Those that a route asks.
+fn authenticators<'c>(conn: &'c Connection, route: &'c Route) -> impl Iterator<Item = &'c Authenticator> {
+    let all = &conn.view.published.snapshot.authenticators;
+    route.policy.authenticate.iter().filter_map(|index| all.get(*index as usize)).map(|known| &**known)
+}
+
+/// Writes the client's query, with its `?`, without the credentials that the service does not get. The rest is left as it
+/// is, byte for byte.
+pub(crate) fn write_query(conn: &Connection, route: &Route, query: &[u8], out: &mut Vec<u8>) {
+    if route.policy.authenticate.is_empty() {
+        out.push(b'?');
+        out.extend_from_slice(query);
+        return;
+    }
+    let hides = |pair: &&[u8]| authenticators(conn, route).any(|known| known.hides_parameter(pair));
+    let mut before = b'?';
+    for pair in query.split(|byte| *byte == b'&').filter(|pair| !hides(pair)) {
+        out.push(before);
+        out.extend_from_slice(pair);
+        before = b'&';
+    }
+}
+
+/// Whether a service gets less than the client sent in header fields.
+pub(crate) fn hides_fields(conn: &Connection, route: &Route) -> bool {
+    authenticators(conn, route).any(Authenticator::hides_fields)
+}
+
+/// Whether a field is a credential that the service does not get.
+pub(crate) fn hides_field(conn: &Connection, route: &Route, field: &Header<'_>) -> bool {
+    authenticators(conn, route).any(|known| known.hides_field(field.name, field.value))
+}
+
+/// Whether cookies of this field are credentials that the service does not get: [`write_cookies`] writes the others.
+pub(crate) fn hides_cookies(conn: &Connection, route: &Route, field: &Header<'_>) -> bool {
+    let hides = |pair| authenticators(conn, route).any(|known| known.hides_cookie(pair));
+    field.name.eq_ignore_ascii_case("cookie") && field.value.split(|byte| *byte == b';').any(hides)
+}
+
+/// Writes the lines of `Cookie` that [`hides_cookies`] is true of, without what the service does not get.
+pub(crate) fn write_cookies(conn: &Connection, route: &Route, fields: &[Header<'_>], out: &mut Vec<u8>) {
+    let hides = |pair: &&[u8]| authenticators(conn, route).any(|known| known.hides_cookie(pair));
+    for field in fields.iter().filter(|field| hides_cookies(conn, route, field)) {
+        let mut before: &[u8] = b"Cookie: ";
+        for pair in field.value.split(|byte| *byte == b';').filter(|pair| !hides(pair)) {
+            out.extend_from_slice(before);
+            out.extend_from_slice(pair.trim_ascii());
+            before = b"; ";
+        }
+        if before == b"; " {
+            out.extend_from_slice(b"\r\n");
+        }
+    }
 }
 
 /// The limiter that the answer tells of.

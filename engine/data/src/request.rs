@@ -388,8 +388,7 @@ fn write_head(
         Rewrite::Path(template) => template.render(vars, out),
     }
     if let Some(query) = vars.query {
-        out.push(b'?');
-        out.extend_from_slice(query);
+        gate::write_query(conn, route, query, out);
     }
     out.extend_from_slice(b" HTTP/1.1\r\nHost: ");
     out.extend_from_slice(host);
@@ -399,6 +398,8 @@ fn write_head(
     let ops = (!route.request_headers.is_empty()).then_some(&route.request_headers);
     let holds_body = route.access.validation.as_ref().is_some_and(|validation| validation.body_bytes_max().is_some());
     let hops = if request.has(Name::MaxForwards) { max_forwards(request) } else { None };
+    let hides_fields = gate::hides_fields(conn, route);
+    let mut hides_cookies = false;
     HeadLines { head, headers: request.headers, names: request.names }.copy(out, |name, header| {
         let kept = match name {
             Name::Other => {
@@ -421,9 +422,17 @@ fn write_head(
             Name::XB3 => trace.b3_multi,
             name => !name.is_hop_by_hop(),
         };
-        kept && !(request.has_connection_fields && is_connection_field(request, name, header.name))
+        let kept = kept
+            && !(request.has_connection_fields && is_connection_field(request, name, header.name))
             && ops.is_none_or(|ops| !ops.drops(header.name))
+            && !(hides_fields && gate::hides_field(conn, route, header));
+        let is_rewritten = kept && hides_fields && gate::hides_cookies(conn, route, header);
+        hides_cookies |= is_rewritten;
+        kept && !is_rewritten
     });
+    if hides_cookies {
+        gate::write_cookies(conn, route, request.headers, out);
+    }
 
     if exchange.framing == Framing::Chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");

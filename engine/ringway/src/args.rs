@@ -6,11 +6,14 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use ringway_control::metrics::{COMMIT, VERSION};
 
+use crate::api_key::ApiKeyArgs;
+
 const EXAMPLES: &str = "\
 Examples:
   ringway demo                         a gateway with three small services behind it, to play with
   ringway check gateway.yaml           every error of a configuration at once, with line, column and a hint
   ringway run --config gateway.yaml    the gateway
+  ringway api-key --client shop        a new API key, and what the gateway keeps of it
   ringway schema > ringway.schema.json what editors need to complete and check a configuration
 
 While it runs:
@@ -28,6 +31,12 @@ Examples:
   ringway run --config /etc/ringway/gateway.yaml
   LISTEN=127.0.0.1:8080 UPSTREAM=127.0.0.1:9000 ringway run -c configs/passthrough.yaml
   RINGWAY_LOG=debug ringway run -c gateway.yaml";
+
+const API_KEY_EXAMPLES: &str = "\
+Examples:
+  ringway api-key --client shop
+  ringway api-key --client shop --id 2027-01 --expires 2028-01-31 --role partner
+  ringway api-key --client shop --json | jq -r .key";
 
 /// An API gateway for Linux: one process, one pinned io_uring loop per core.
 #[derive(Debug, Parser)]
@@ -55,6 +64,9 @@ pub(crate) enum Command {
     },
     /// Prints the JSON Schema of the configuration
     Schema,
+    /// Makes an API key and prints what to store of it
+    #[command(after_help = API_KEY_EXAMPLES)]
+    ApiKey(ApiKeyArgs),
     /// Runs a gateway with the configuration configs/quickstart.yaml in front of three built-in services
     Demo {
         /// Where the gateway listens

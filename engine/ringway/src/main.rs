@@ -1,6 +1,7 @@
 //! An API gateway engine for Linux. This crate is the command: arguments, start, signals, end.
 
 mod alloc;
+mod api_key;
 mod args;
 mod demo;
 mod demo_services;
@@ -49,6 +50,7 @@ fn obey(command: Command) -> Result<(), Failure> {
             print(&format!("{}: ok ({})\n", file.display(), summary(&snapshot)))
         }
         Command::Schema => print(&format!("{:#}\n", ringway_config::schema())),
+        Command::ApiKey(args) => print(&args.make()?),
         Command::Demo { listen, admin } => demo::run(listen, admin),
     }
 }

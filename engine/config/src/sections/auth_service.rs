@@ -9,7 +9,7 @@ use ringway_core::auth_service::{
 };
 use schemars::{Schema, SchemaGenerator, json_schema};
 
-use super::authenticator::{ClaimName, Location, claim_headers};
+use super::authenticator::{ClaimName, Forward, Location, claim_headers};
 use super::headers::HeaderName;
 use super::route::ServiceRef;
 use crate::decode::{Cx, Decode, OneOrMore, Pairs, Spanned};
@@ -83,6 +83,9 @@ shape! {
         roles: ClaimName = "roles",
         /// Headers that tell the service behind a member of the answer. The client's own of that name are dropped.
         headers: Pairs<HeaderName, ClaimName> = "{}",
+        /// Which tokens go on to the service behind. `headers`: those in header fields and cookies, and none of the query.
+        /// `none`, `all`.
+        forward_credentials: Forward = "headers",
         /// From the question to the whole answer. A service that is slower is down.
         timeout: Time<1, 60_000> = "1s",
         /// The answer's body; a longer one is no answer.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ringway_core::auth::credentials::Place;
+use ringway_core::auth::credentials::{ForwardCredentials, Place};
 use ringway_core::auth::jwt::Rules;
 use ringway_core::auth::{self, Algorithm, Algorithms, ClaimHeader, ClaimPath, HttpUrl, Kind, Live, Source};
 use ringway_core::auth_service::AuthService;
@@ -11,12 +11,13 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 
 use super::auth_service::{AuthServiceSection, IntrospectionSection};
 use super::headers::HeaderName;
+use super::key_list::{ApiKeyListSection, Redis, RevokedPlace, list};
 use super::route::ANONYMOUS;
 use crate::decode::{Cx, Decode, OneOrMore, Pairs, Spanned};
 use crate::error::Span;
-use crate::scalar::{Int, Name, is_token, one_of, or_variable, parsed, words_schema};
+use crate::scalar::{Int, Name, choice, is_token, one_of, or_variable, parsed, words_schema};
 use crate::shape::shape;
-use crate::snapshot::{self, KeySource, KeySources};
+use crate::snapshot::{self, KeySource, KeySources, RevokedSource};
 use crate::suggest;
 use crate::tree::Node;
 use crate::units::{HOUR_MS, KIB, MIB, Size, Time};
@@ -64,10 +65,12 @@ shape! {
         scopes: ClaimName = "scope",
         /// Headers that tell the service a claim. The client's own of that name are dropped.
         headers: Pairs<HeaderName, ClaimName> = "{}",
-        /// A file of token IDs (`jti`) that do not hold any more, one a line. Read again when it changes.
-        revoked: Option<Spanned<String>>,
+        /// Token IDs (`jti`) that do not hold any more: the path of a file, or `{ file: PATH }`, or `{ redis: {} }`.
+        revoked: Option<RevokedPlace>,
         /// Remember verified tokens.
         cache: bool = "true",
+        /// Which tokens go on to the service. `headers`: those in header fields and cookies, and none of the query. `none`, `all`.
+        forward_credentials: Forward = "headers",
     }
 
     /// Keys of token issuers. Exactly one of its keys.
@@ -88,15 +91,19 @@ shape! {
         oidc: Option<Spanned<Url>>,
     }
 
-    /// Keys that clients were given.
+    /// Keys that clients were given. Exactly one of `file` and `redis`.
     pub(crate) struct ApiKeysSection {
         /// The file that lists the clients and the hashes of their keys. Read again when it changes.
-        file: Spanned<String>,
+        file: Option<Spanned<String>>,
+        /// A hash in the Redis of the section `redis`: from the hash of a key to what is known of it.
+        redis: Option<Spanned<ApiKeyListSection>>,
         /// Where a request has its key. Of several, one at a time may be filled.
         from: OneOrMore<Location> = "header X-API-Key",
         /// Headers that tell the service about the client: `sub` is its name, the others are from its `metadata`. The
         /// request's own of that name are dropped.
         headers: Pairs<HeaderName, ClaimName> = "{}",
+        /// Which keys go on to the service. `headers`: those in header fields and cookies, and none of the query. `none`, `all`.
+        forward_credentials: Forward = "headers",
     }
 
     /// What each worker remembers of verified tokens.
@@ -150,6 +157,18 @@ impl Decode for ClaimName {
 
     fn schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": "string", "minLength": 1 })
+    }
+}
+
+/// Which credentials a service gets to see.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Forward(pub(crate) ForwardCredentials);
+
+choice! {
+    Forward {
+        "headers" => Self(ForwardCredentials::Headers),
+        "none" => Self(ForwardCredentials::None),
+        "all" => Self(ForwardCredentials::All),
     }
 }
 
@@ -214,6 +233,7 @@ impl Authenticator {
     pub(crate) fn compile(
         self,
         services: &[Arc<snapshot::Service>],
+        redis: Redis<'_>,
         cx: &mut Cx,
     ) -> Option<(auth::Authenticator, KeySources)> {
         if self.name.value.0 == ANONYMOUS {
@@ -228,7 +248,7 @@ impl Authenticator {
         ];
         let mut given = given.into_iter().flatten();
         const ONE: &str = "an authenticator has one of `jwt`, `api_keys`, `auth_service` and `introspection`";
-        let Some((_, written)) = given.next() else {
+        let Some((at, written)) = given.next() else {
             cx.error(self.name.span, format!("{ONE}: it has none"), None);
             return None;
         };
@@ -236,18 +256,23 @@ impl Authenticator {
             cx.error(second, ONE, "make it two");
             return None;
         }
-        let judged_there = |service: AuthService| {
-            let keys = KeySources { keys: KeySource::Service, revoked: None };
-            (OneOrMore(Vec::new()), Kind::Service(Arc::new(service)), keys)
+        let told_all = (OneOrMore(Vec::new()), Forward(ForwardCredentials::All));
+        let judged_there = |(from, forward), service: AuthService| {
+            let keys = KeySources { keys: KeySource::Service, revoked: RevokedSource::Nowhere };
+            Compiled { from, forward, kind: Kind::Service(Arc::new(service)), keys }
         };
-        let (from, kind, keys) = match written {
-            Written::Jwt(section) => section.compile(cx)?,
-            Written::ApiKeys(section) => section.compile(cx)?,
-            Written::AuthService(section) => judged_there(section.compile(services, cx)),
-            Written::Introspection(section) => judged_there(section.compile(services, cx)),
+        let compiled = match written {
+            Written::Jwt(section) => section.compile(redis, cx)?,
+            Written::ApiKeys(section) => section.compile(at, redis, cx)?,
+            Written::AuthService(section) => judged_there(told_all, section.compile(services, cx)),
+            Written::Introspection(section) => {
+                let places = (OneOrMore(section.from.0.clone()), section.forward_credentials);
+                judged_there(places, section.compile(services, cx))
+            }
         };
+        let Compiled { from, forward: Forward(forward), kind, keys } = compiled;
         let places = from.0.into_iter().map(|place| place.0).collect();
-        Some((auth::Authenticator { name, places, kind }, keys))
+        Some((auth::Authenticator { name, places, forward, kind }, keys))
     }
 }
 
@@ -259,7 +284,12 @@ enum Written {
     Introspection(IntrospectionSection),
 }
 
-type Compiled = (OneOrMore<Location>, Kind, KeySources);
+struct Compiled {
+    from: OneOrMore<Location>,
+    forward: Forward,
+    kind: Kind,
+    keys: KeySources,
+}
 
 pub(crate) fn claim_headers(headers: Pairs<HeaderName, ClaimName>) -> Vec<ClaimHeader> {
     let headers = headers.0.into_iter();
@@ -267,7 +297,7 @@ pub(crate) fn claim_headers(headers: Pairs<HeaderName, ClaimName>) -> Vec<ClaimH
 }
 
 impl JwtSection {
-    fn compile(self, cx: &mut Cx) -> Option<Compiled> {
+    fn compile(self, redis: Redis<'_>, cx: &mut Cx) -> Option<Compiled> {
         let names = self.algorithms.value.0.iter().map(|name| name.0);
         let algorithms = Algorithms::new(names)?;
         let keys = self.keys.value.compile(self.keys.span, algorithms, self.algorithms.span, cx)?;
@@ -288,12 +318,12 @@ impl JwtSection {
             scopes: self.scopes.0,
             headers: claim_headers(self.headers),
         };
-        let revoked = match &self.revoked {
-            Some(path) => Some(read(path, &Source::Revoked, cx)?),
-            None => None,
+        let revoked = match self.revoked {
+            Some(place) => place.0.value.compile(place.0.span, redis, cx)?,
+            None => RevokedSource::Nowhere,
         };
         let kind = Kind::Jwt { rules: Box::new(rules), cached: self.cache };
-        Some((self.from, kind, KeySources { keys, revoked }))
+        Some(Compiled { from: self.from, forward: self.forward_credentials, kind, keys: KeySources { keys, revoked } })
     }
 }
 
@@ -354,12 +384,29 @@ impl KeysSection {
 }
 
 impl ApiKeysSection {
-    fn compile(self, cx: &mut Cx) -> Option<Compiled> {
+    fn compile(self, span: Span, redis: Redis<'_>, cx: &mut Cx) -> Option<Compiled> {
         let headers: Arc<[ClaimHeader]> = claim_headers(self.headers).into();
-        let source = Source::ApiKeys { headers: Arc::clone(&headers) };
-        let (path, text) = read(&self.file, &source, cx)?;
-        let keys = KeySource::File(source, path, text);
-        Some((self.from, Kind::ApiKeys { headers }, KeySources { keys, revoked: None }))
+        let keys = match (self.file, self.redis) {
+            (Some(file), None) => {
+                let source = Source::ApiKeys { headers: Arc::clone(&headers) };
+                let (path, text) = read(&file, &source, cx)?;
+                KeySource::File(source, path, text)
+            }
+            (None, Some(Spanned { value: ApiKeyListSection { key, every }, span })) => {
+                let list = list(redis, ("API keys", span), &key, every.0, cx)?;
+                KeySource::Redis(Arc::clone(&headers), list)
+            }
+            (Some(_), Some(second)) => {
+                cx.error(second.span, "API keys come from one place", "make it two authenticators");
+                return None;
+            }
+            (None, None) => {
+                cx.error(span, "there is no place to take API keys from", "`file: PATH` or `redis: {}`");
+                return None;
+            }
+        };
+        let keys = KeySources { keys, revoked: RevokedSource::Nowhere };
+        Some(Compiled { from: self.from, forward: self.forward_credentials, kind: Kind::ApiKeys { headers }, keys })
     }
 }
 
@@ -371,7 +418,7 @@ fn file(path: Option<Spanned<String>>, source: Source, cx: &mut Cx) -> Option<Op
 }
 
 /// Reads a file that must hold what `source` says. A relative path starts at the directory of the configuration file.
-fn read(path: &Spanned<String>, source: &Source, cx: &mut Cx) -> Option<(PathBuf, Arc<[u8]>)> {
+pub(super) fn read(path: &Spanned<String>, source: &Source, cx: &mut Cx) -> Option<(PathBuf, Arc<[u8]>)> {
     let directory = Path::new(cx.sink.source(path.span.source)).parent().unwrap_or(Path::new("")).to_path_buf();
     let file = directory.join(&path.value);
     let problem = match std::fs::read(&file) {

@@ -1,9 +1,10 @@
 //! Keeps the keys of authenticators fresh: remote key sets are fetched ahead of time and when a token asks for an
-//! unknown key, files are watched. What cannot be had or read changes nothing: the last good keys stay.
+//! unknown key, files are watched, lists in Redis are read again and again. What cannot be had or read changes nothing: the last good keys stay.
 
 mod fetch;
 mod file;
 mod freshness;
+mod list;
 mod remote;
 #[cfg(test)]
 mod tests;
@@ -13,13 +14,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringway_config::hub::Published;
-use ringway_config::snapshot::KeySource;
+use ringway_config::snapshot::{KeySource, RevokedSource};
 use ringway_core::auth::{HttpUrl, Live, Looking, Source};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
 pub use fetch::{BODY_BYTES_MAX, FetchError};
 pub use file::{FILE_BYTES_MAX, FileError, load_file};
+pub use list::polls;
 
 /// A source of keys or revocations, and where it is.
 #[derive(Debug, Clone)]
@@ -37,6 +39,12 @@ pub enum Place {
     Url { url: HttpUrl, fetching: Fetching },
     /// The key set that the metadata of an issuer names (OpenID Connect Discovery 1.0).
     Issuer { issuer: HttpUrl, fetching: Fetching },
+}
+
+impl Place {
+    fn is_remote(&self) -> bool {
+        !matches!(self, Self::File(_))
+    }
 }
 
 /// How a remote key set is kept fresh.
@@ -76,20 +84,23 @@ impl Default for Fetching {
     }
 }
 
-/// Where the keys of a configuration are kept fresh from; what stands in it needs nobody.
+/// Where the keys of a configuration are kept fresh from; what stands in it needs nobody, and of Redis [`polls`] tells.
 pub fn sources(published: &Published) -> Vec<(Arc<Live>, SourceSpec)> {
     let mut sources = Vec::new();
     for (live, of) in published.live.iter().zip(&published.snapshot.keys) {
         let remote = Source::Jwks { secrets: false };
         let keys = match &of.keys {
-            KeySource::Text(..) | KeySource::Service => None,
+            KeySource::Text(..) | KeySource::Redis(..) | KeySource::Service => None,
             KeySource::File(source, path, _) => Some((source.clone(), Place::File(path.clone()))),
             KeySource::Jwks(url) => Some((remote, Place::Url { url: url.clone(), fetching: Fetching::default() })),
             KeySource::Oidc(issuer) => {
                 Some((remote, Place::Issuer { issuer: issuer.clone(), fetching: Fetching::default() }))
             }
         };
-        let revoked = of.revoked.iter().map(|(path, _)| (Source::Revoked, Place::File(path.clone())));
+        let revoked = match &of.revoked {
+            RevokedSource::File(path, _) => Some((Source::Revoked, Place::File(path.clone()))),
+            RevokedSource::Nowhere | RevokedSource::Redis(_) => None,
+        };
         let all = keys.into_iter().chain(revoked);
         sources.extend(all.map(|(source, place)| (Arc::clone(live), SourceSpec { source, place })));
     }
@@ -125,7 +136,9 @@ impl Keeper {
         self.stop();
         let done: Done = Arc::from(done);
         for (live, _) in &sources {
-            live.set_looking(Looking::No);
+            let is_fetched = sources.iter().any(|(other, spec)| Arc::ptr_eq(other, live) && spec.place.is_remote());
+            // Before the task has begun: what is fetched at once is worth waiting for.
+            live.set_looking(if is_fetched { Looking::Now } else { Looking::No });
         }
         let start = |(live, SourceSpec { source, place }): (Arc<Live>, SourceSpec)| {
             let done = done.clone();

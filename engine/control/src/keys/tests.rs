@@ -20,7 +20,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use jsonwebtoken::EncodingKey;
-use ringway_core::auth::api_key::stored;
+use ringway_core::auth::api_key::{ApiKeyError, stored};
 use ringway_core::auth::jwt::{JwtError, Rules, verify};
 use ringway_core::auth::{Algorithm, Algorithms, Asked, ClaimHeader, ClaimPath};
 use rustls::ServerConfig;
@@ -590,15 +590,45 @@ fn files_are_read_again_when_they_change() {
     ];
     let ring = kept.bell.clone();
     kept.keeper.replace(&kept.thread.handle, sources, Box::new(move || ring.ring()));
-    let identity = |key: &str| kept.live.api_keys().verify(key.as_bytes(), 0);
+    let identity = |key: &str| {
+        let keys = kept.live.api_keys();
+        keys.as_ref().ok_or(ApiKeyError::Unknown).and_then(|keys| keys.verify(key.as_bytes(), 0))
+    };
     wait_for(|| identity("one").is_ok());
     assert_eq!(identity("one").unwrap().header_lines, b"X-Client: shop\r\n");
     wait_for(|| kept.failed() == 2);
     replace(&at("revoked"), "# stolen\nid-1\n");
-    wait_for(|| kept.live.revoked().contains("id-1"));
+    wait_for(|| kept.live.revoked().as_ref().is_some_and(|revoked| revoked.contains("id-1")));
     replace(&at("keys.yaml"), &file("two"));
     wait_for(|| identity("two").is_ok());
     assert!(identity("one").is_err());
+}
+
+#[test]
+fn what_will_be_fetched_is_waited_for_before_the_fetch_has_begun() {
+    let thread = RuntimeThread::start();
+    let (fetched, read) = (Arc::new(Live::new("fetched")), Arc::new(Live::new("read")));
+    // What an earlier task may have left.
+    read.set_looking(Looking::WhenAsked);
+    // The thread is kept busy, so that no task begins.
+    let (busy, free) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (began, may_end) = (busy.clone(), free.clone());
+    thread.handle.spawn(async move {
+        began.store(true, Ordering::SeqCst);
+        wait_for(|| may_end.load(Ordering::SeqCst));
+    });
+    wait_for(|| busy.load(Ordering::SeqCst));
+    let url = HttpUrl::parse("http://127.0.0.1:9/jwks").unwrap();
+    let remote = Place::Url { url, fetching: Fetching::default() };
+    let sources = vec![
+        (fetched.clone(), SourceSpec { source: Source::Jwks { secrets: false }, place: remote }),
+        (fetched.clone(), SourceSpec { source: Source::Revoked, place: Place::File("revoked".into()) }),
+        (read.clone(), SourceSpec { source: Source::Pem, place: Place::File("keys.pem".into()) }),
+    ];
+    let keeper = Keeper::start(&thread.handle, sources, Box::new(|| {}));
+    assert_eq!((fetched.ask(None, 0), read.ask(None, 0)), (Asked::Wait, Asked::No));
+    drop(keeper);
+    free.store(true, Ordering::SeqCst);
 }
 
 #[test]

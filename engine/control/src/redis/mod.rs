@@ -25,7 +25,7 @@ use self::heartbeat::Heartbeat;
 use self::limits::Limited;
 pub use self::limits::Requests;
 use self::link::Link;
-pub use self::poll::{Content, Kind, Poll};
+pub use self::poll::{Deliver, Found, Kind, LIST_BYTES_MAX, Poll, PollError};
 use self::script::Script;
 pub use self::stats::RedisStats;
 
@@ -97,6 +97,7 @@ async fn run(
     stats: Arc<RedisStats>,
 ) {
     let instance = heartbeat::random_instance();
+    let order = poll::Order::default();
     loop {
         let current = settings.borrow_and_update().clone();
         stats.set_server(current.as_ref().map(|settings| &*settings.label));
@@ -110,7 +111,7 @@ async fn run(
                     tokio::join!(
                         link.maintain(),
                         link.beat(),
-                        poll::run(link, polls.clone()),
+                        poll::run(link, polls.clone(), &order),
                         limits::run(link, &stats, limited.clone()),
                     );
                 }

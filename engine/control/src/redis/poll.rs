@@ -1,5 +1,5 @@
 //! What others write into Redis and the gateway reads now and then: API keys, revoked tokens. Read again only when the
-//! version beside it has changed.
+//! version beside it has changed, where it has one.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,24 +7,41 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use redis::{Cmd, Value};
-use tokio::sync::watch;
-use tokio::time::sleep;
+use ringway_config::snapshot::RedisList;
+use ringway_core::auth::{REVOKED_MAX, api_key};
+use tokio::sync::{Mutex, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::link::{Link, State};
 
-/// More members than this are not read.
-const ITEMS_MAX: i64 = 100_000;
+/// Bytes of a list; more are not read.
+pub const LIST_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// What to read. Whoever writes it changes `PREFIX:KEY:version` afterwards (`INCR`); without a version it is read each time.
+/// How many members are asked for at once, so that a long list holds up neither Redis nor the other calls.
+const MEMBERS_AT_ONCE: u32 = 1_000;
+
+/// A list whose version stays the same is read again after this time nevertheless: somebody may have forgotten to change it.
+const REREAD: Duration = Duration::from_secs(60);
+
+/// After a failure another look comes no later than this.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Between the time that a connection may take and the first verdict that there is none.
+const MARGIN: Duration = Duration::from_millis(100);
+
+/// What to read. Whoever writes it may keep `KEY:version` beside it and change it afterwards (`INCR`); without a version
+/// it is read each time.
 #[derive(Clone)]
 pub struct Poll {
     pub kind: Kind,
-    /// Behind the prefix: `api-keys`, `revoked`.
-    pub key: &'static str,
-    pub every: Duration,
-    /// Gets the whole of it, at first and after each change. Runs on the thread `redis` and must not wait.
-    pub deliver: Arc<dyn Fn(Content) + Send + Sync>,
+    /// Read only from these servers: while a configuration is changed, the connection may be to others.
+    pub list: RedisList,
+    /// Gets the result of every look. Runs on a thread that may be kept busy, one call at a time, in order.
+    pub deliver: Deliver,
 }
+
+pub type Deliver = Arc<dyn Fn(Result<Found, PollError>) + Send + Sync>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -32,25 +49,47 @@ pub enum Kind {
     Set,
 }
 
-/// In no order. Empty where the key does not exist.
+/// What a look found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Content {
+pub enum Found {
+    /// The whole list, in no order; one that has changed meanwhile may have a member twice. Empty where there is no such key.
     Hash(Vec<(Vec<u8>, Vec<u8>)>),
     Set(Vec<Vec<u8>>),
+    /// The version is the same as before.
+    Unchanged,
+}
+
+/// Why a list could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PollError {
+    #[error("there is no connection to Redis")]
+    Down,
+    #[error("{0}")]
+    Refused(String),
+    #[error("more than {0} members")]
+    TooMany(usize),
+    #[error("more than 64 MiB")]
+    TooLarge,
+    #[error("an answer of another form")]
+    Form,
 }
 
 impl fmt::Debug for Poll {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, key, every, deliver: _ } = self;
-        f.debug_struct("Poll").field("kind", kind).field("key", key).field("every", every).finish_non_exhaustive()
+        let Self { kind, list, deliver: _ } = self;
+        f.debug_struct("Poll").field("kind", kind).field("list", list).finish_non_exhaustive()
     }
 }
 
-/// Polls for good, always the newest list.
-pub(super) async fn run(link: &Link, mut polls: watch::Receiver<Vec<Poll>>) {
+/// Held while something is delivered.
+pub(super) type Order = Arc<Mutex<()>>;
+
+/// Polls for good, always the newest list of polls.
+pub(super) async fn run(link: &Link, mut polls: watch::Receiver<Vec<Poll>>, order: &Order) {
     loop {
-        let current = polls.borrow_and_update().clone();
-        let polling = join_all(current.iter().map(|poll| poll.run(link)));
+        let mut current = polls.borrow_and_update().clone();
+        current.retain(|poll| poll.list.servers == link.settings().servers);
+        let polling = join_all(current.iter().map(|poll| poll.run(link, order)));
         tokio::select! {
             changed = polls.changed() => if changed.is_err() {
                 // The process ends.
@@ -61,83 +100,112 @@ pub(super) async fn run(link: &Link, mut polls: watch::Receiver<Vec<Poll>>) {
     }
 }
 
+/// What was read last.
+struct Seen {
+    version: Vec<u8>,
+    at: Instant,
+}
+
 impl Poll {
-    async fn run(&self, link: &Link) {
+    async fn run(&self, link: &Link, order: &Order) {
         let mut state = link.state();
-        // `Some(None)`: read, without a version.
-        let mut seen: Option<Option<Vec<u8>>> = None;
+        // A connection that is just being made is worth waiting for.
+        let known = state.wait_for(|state| *state != State::Missing);
+        let _ = timeout(link.settings().connect_timeout + MARGIN, known).await;
+        let mut seen: Option<Seen> = None;
         loop {
-            // The link lives as long as this.
-            let _ = state.wait_for(|state| *state == State::Up).await;
-            self.look(link, &mut seen).await;
-            sleep(self.every).await;
+            let is_up = *state.borrow() == State::Up;
+            let found = if is_up { self.look(link, &mut seen).await } else { Err(PollError::Down) };
+            let every = if found.is_ok() { self.list.every } else { self.list.every.min(RETRY_MAX) };
+            self.deliver(found, order).await;
+            let is_up = *state.borrow() == State::Up;
+            match is_up {
+                true => sleep(every).await,
+                // The link lives as long as this.
+                false => drop(timeout(every, state.wait_for(|state| *state == State::Up)).await),
+            }
         }
     }
 
-    async fn look(&self, link: &Link, seen: &mut Option<Option<Vec<u8>>>) {
-        let key = format!("{}:{}", link.settings().prefix, self.key);
-        let Some(version) = ask(link, command("GET", &format!("{key}:version"))).await else { return };
-        let version = match version {
+    /// On another thread, since long lists take their time and rate limits wait for this one. The order is kept also
+    /// where this future is dropped meanwhile.
+    async fn deliver(&self, found: Result<Found, PollError>, order: &Order) {
+        let (deliver, turn) = (Arc::clone(&self.deliver), Arc::clone(order).lock_owned().await);
+        let delivery = spawn_blocking(move || {
+            deliver(found);
+            drop(turn);
+        });
+        // Fails where the runtime ends.
+        let _ = delivery.await;
+    }
+
+    async fn look(&self, link: &Link, seen: &mut Option<Seen>) -> Result<Found, PollError> {
+        let key = &*self.list.key;
+        let version = match ask(link, redis::cmd("GET").arg(format!("{key}:version"))).await? {
             Value::BulkString(version) => Some(version),
             _ => None,
         };
-        if version.is_some() && seen.as_ref() == Some(&version) {
-            return;
+        let is_known = |seen: &Seen| version.as_ref() == Some(&seen.version) && seen.at.elapsed() < REREAD;
+        if seen.as_ref().is_some_and(is_known) {
+            return Ok(Found::Unchanged);
         }
-        let (size, read) = match self.kind {
-            Kind::Hash => ("HLEN", "HGETALL"),
-            Kind::Set => ("SCARD", "SMEMBERS"),
-        };
-        match ask(link, command(size, &key)).await {
-            Some(Value::Int(0..=ITEMS_MAX)) => {}
-            Some(Value::Int(size)) => {
-                tracing::error!("redis: {key} has {size} members, more than {ITEMS_MAX}: not read");
-                return;
-            }
-            _ => return,
-        }
+        let at = Instant::now();
         // Changed while it is read, it has another version next time.
-        if let Some(content) = ask(link, command(read, &key)).await.and_then(|value| content(self.kind, value)) {
-            (self.deliver)(content);
-            *seen = Some(version);
+        let found = self.read(link).await?;
+        *seen = version.map(|version| Seen { version, at });
+        Ok(found)
+    }
+
+    async fn read(&self, link: &Link) -> Result<Found, PollError> {
+        let (command, parts, members_max) = match self.kind {
+            Kind::Hash => ("HSCAN", 2, api_key::KEYS_MAX),
+            Kind::Set => ("SSCAN", 1, REVOKED_MAX),
+        };
+        let (mut all, mut bytes) = (Vec::new(), 0);
+        let mut cursor = b"0".to_vec();
+        loop {
+            let mut scan = redis::cmd(command);
+            scan.arg(&*self.list.key).arg(&cursor).arg("COUNT").arg(MEMBERS_AT_ONCE);
+            let (next, items) = chunk(ask(link, &scan).await?).ok_or(PollError::Form)?;
+            bytes += items.iter().map(Vec::len).sum::<usize>();
+            all.extend(items);
+            if all.len() > members_max.saturating_mul(parts) {
+                return Err(PollError::TooMany(members_max));
+            }
+            if bytes > LIST_BYTES_MAX {
+                return Err(PollError::TooLarge);
+            }
+            if next == b"0" {
+                break;
+            }
+            cursor = next;
         }
+        Ok(match self.kind {
+            Kind::Set => Found::Set(all),
+            Kind::Hash => {
+                let mut all = all.into_iter();
+                Found::Hash(std::iter::from_fn(|| Some((all.next()?, all.next()?))).collect())
+            }
+        })
     }
 }
 
-fn command(name: &str, key: &str) -> Cmd {
-    let mut command = redis::cmd(name);
-    command.arg(key);
-    command
+async fn ask(link: &Link, command: &Cmd) -> Result<Value, PollError> {
+    let answer = link.call(std::slice::from_ref(command)).await.map_err(|_| PollError::Down)?.pop();
+    answer.ok_or(PollError::Down)?.map_err(|error| PollError::Refused(error.to_string()))
 }
 
-/// `None` where there is no good answer; it is asked again next time.
-async fn ask(link: &Link, command: Cmd) -> Option<Value> {
-    match link.call(&[command]).await.ok()?.pop()? {
-        Ok(value) => Some(value),
-        Err(error) => {
-            tracing::warn!("redis: {error}");
-            None
-        }
-    }
-}
-
-fn content(kind: Kind, value: Value) -> Option<Content> {
+/// The next cursor and the members of an answer to a scan.
+fn chunk(answer: Value) -> Option<(Vec<u8>, Vec<Vec<u8>>)> {
     let bytes = |value: Value| match value {
         Value::BulkString(bytes) => Some(bytes),
         _ => None,
     };
-    let items = match value {
-        Value::Array(items) | Value::Set(items) => items,
-        Value::Map(pairs) => pairs.into_iter().flat_map(|(key, value)| [key, value]).collect(),
-        _ => return None,
+    let list = |value: Value| match value {
+        Value::Array(items) | Value::Set(items) => Some(items),
+        Value::Map(pairs) => Some(pairs.into_iter().flat_map(|(key, value)| [key, value]).collect()),
+        _ => None,
     };
-    let items: Vec<Vec<u8>> = items.into_iter().map(bytes).collect::<Option<_>>()?;
-    match kind {
-        Kind::Set => Some(Content::Set(items)),
-        Kind::Hash => {
-            let mut items = items.into_iter();
-            let pair = || Some((items.next()?, items.next()?));
-            Some(Content::Hash(std::iter::from_fn(pair).collect()))
-        }
-    }
+    let [cursor, items] = <[Value; 2]>::try_from(list(answer)?).ok()?;
+    Some((bytes(cursor)?, list(items)?.into_iter().map(bytes).collect::<Option<_>>()?))
 }

@@ -3,6 +3,7 @@
 mod file;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use ahash::RandomState;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 
-use self::file::File;
+use self::file::{Client, File};
 use super::encoding::to_base64url;
 use super::headers::{self, ClaimHeader};
 use super::{Identity, Method};
@@ -118,32 +119,60 @@ impl ApiKeys {
     pub fn parse(text: &str, headers: &[ClaimHeader]) -> Result<Self, ApiKeysError> {
         let mut keys = Self::default();
         for client in File::parse(text)?.clients {
-            let problem = |problem| ApiKeysError::Client { client: client.name.clone(), problem };
-            for entry in &client.keys {
-                let hash = parse_hash(&entry.hash).ok_or_else(|| problem("a hash is `sha256:` and 64 hex digits"))?;
-                let (not_before, expires) = entry.validity().map_err(problem)?;
-                let claims = client.claims(entry).map_err(problem)?;
-                let identity = Identity {
-                    method: Method::ApiKey,
-                    user: Some(client.name.as_str().into()),
-                    roles: entry.roles.as_ref().unwrap_or(&client.roles).clone(),
-                    scopes: entry.scopes.as_ref().unwrap_or(&client.scopes).clone(),
-                    header_lines: headers::lines(headers, &claims)
-                        .ok_or_else(|| problem("the headers made from its metadata are too long"))?,
-                    claims,
-                    expires_at: expires,
-                    token_id: entry.id.clone(),
-                };
-                if keys.keys.len() == KEYS_MAX {
-                    return Err(ApiKeysError::TooMany);
-                }
-                let key = Key { hash, not_before, identity: Arc::new(identity) };
-                if keys.keys.insert(hash, key).is_some() {
-                    return Err(problem("a hash that occurs twice"));
+            keys.add(&client, headers)?;
+        }
+        Ok(keys)
+    }
+
+    /// Reads a list that others keep: hashes as a file has them, and for each the JSON of what is known of it:
+    /// `{"client":"shop","id":"2026-10","not_before":"2026-10-01","expires":"2027-01-01","roles":[],"scopes":[],"metadata":{}}`,
+    /// where `client` alone must be there. An entry that is not good does not count. Gives the number of those too, and
+    /// what is wrong with one of them.
+    pub(crate) fn of_entries(
+        entries: &[(Vec<u8>, Vec<u8>)],
+        headers: &[ClaimHeader],
+    ) -> Result<(Self, usize, Option<ApiKeysError>), ApiKeysError> {
+        let mut keys = Self::default();
+        let (mut malformed, mut problem) = (0, None);
+        for (hash, json) in entries {
+            match file::of_list(hash, json).and_then(|client| keys.add(&client, headers)) {
+                Ok(()) => {}
+                Err(ApiKeysError::TooMany) => return Err(ApiKeysError::TooMany),
+                Err(error) => {
+                    malformed += 1;
+                    problem.get_or_insert(error);
                 }
             }
         }
-        Ok(keys)
+        Ok((keys, malformed, problem))
+    }
+
+    fn add(&mut self, client: &Client, headers: &[ClaimHeader]) -> Result<(), ApiKeysError> {
+        let problem = |problem| ApiKeysError::Client { client: client.name.clone(), problem };
+        for entry in &client.keys {
+            let hash = parse_hash(&entry.hash).ok_or_else(|| problem("a hash is `sha256:` and 64 hex digits"))?;
+            let (not_before, expires) = entry.validity().map_err(problem)?;
+            let claims = client.claims(entry).map_err(problem)?;
+            let identity = Identity {
+                method: Method::ApiKey,
+                user: Some(client.name.as_str().into()),
+                roles: entry.roles.as_ref().unwrap_or(&client.roles).clone(),
+                scopes: entry.scopes.as_ref().unwrap_or(&client.scopes).clone(),
+                header_lines: headers::lines(headers, &claims)
+                    .ok_or_else(|| problem("the headers made from its metadata are too long"))?,
+                claims,
+                expires_at: expires,
+                token_id: entry.id.clone(),
+            };
+            if self.keys.len() == KEYS_MAX {
+                return Err(ApiKeysError::TooMany);
+            }
+            match self.keys.entry(hash) {
+                Entry::Occupied(_) => return Err(problem("a hash that occurs twice")),
+                Entry::Vacant(place) => place.insert(Key { hash, not_before, identity: Arc::new(identity) }),
+            };
+        }
+        Ok(())
     }
 
     /// Whose key this is. Hashes it; allocates nothing.

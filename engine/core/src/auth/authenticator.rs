@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use httparse::Header;
 
-use super::credentials::{self, CredentialsError, Place};
+use super::credentials::{self, CredentialsError, ForwardCredentials, Place};
 use super::jwt::{self, JwtError, Rules};
 use super::{Asked, ClaimHeader, Identity, Live, TokenCache};
 use crate::auth_service::AuthService;
@@ -14,7 +14,10 @@ use crate::auth_service::AuthService;
 pub struct Authenticator {
     /// Names it in logs, metrics and as the realm of a challenge.
     pub name: Arc<str>,
+    /// Where requests have its credential; of a service that is told of the whole request: nowhere.
     pub places: Box<[Place]>,
+    /// What the service behind gets of it.
+    pub forward: ForwardCredentials,
     pub kind: Kind,
 }
 
@@ -88,6 +91,27 @@ impl Authenticator {
         headers.iter().any(|header| is_same_field(&header.name, name))
     }
 
+    /// Whether a part of a query, as stands between two `&`, is a credential that the service does not get.
+    pub fn hides_parameter(&self, pair: &[u8]) -> bool {
+        self.forward != ForwardCredentials::All
+            && self.places.iter().any(|place| credentials::is_parameter(place, pair))
+    }
+
+    /// Whether there are header fields or cookies that the service does not get.
+    pub fn hides_fields(&self) -> bool {
+        self.forward == ForwardCredentials::None
+    }
+
+    /// Whether a field is a credential that the service does not get.
+    pub fn hides_field(&self, name: &str, value: &[u8]) -> bool {
+        self.hides_fields() && self.places.iter().any(|place| credentials::is_field(place, name, value))
+    }
+
+    /// The same of a part of `Cookie`, as stands between two `;`.
+    pub fn hides_cookie(&self, pair: &[u8]) -> bool {
+        self.hides_fields() && self.places.iter().any(|place| credentials::is_cookie(place, pair))
+    }
+
     /// Judges the credential of a request. `index`: this authenticator's in its configuration; `may_wait`: whether an unknown
     /// key is worth a wait.
     ///
@@ -112,13 +136,21 @@ impl Authenticator {
         };
         match &self.kind {
             Kind::Service(_) => Finding::Ask,
-            Kind::ApiKeys { .. } => match live.api_keys().verify(credential.as_bytes(), now_s) {
-                Ok(identity) => Finding::Known { identity, cached: false },
-                Err(error) => Finding::Refused(Flaw {
-                    code: "invalid_token",
-                    description: error.description(),
-                    reason: error.reason(),
-                }),
+            // Again only where the first keys have come meanwhile.
+            Kind::ApiKeys { .. } => loop {
+                let generation = live.generation();
+                match live.api_keys().as_ref().map(|keys| keys.verify(credential.as_bytes(), now_s)) {
+                    Some(Ok(identity)) => return Finding::Known { identity, cached: false },
+                    Some(Err(error)) => {
+                        let (description, reason) = (error.description(), error.reason());
+                        return Finding::Refused(Flaw { code: "invalid_token", description, reason });
+                    }
+                    None => match live.ask_for_list(generation) {
+                        Asked::Wait if may_wait => return Finding::Wait,
+                        Asked::Wait | Asked::No => return Finding::Unavailable,
+                        Asked::Again => {}
+                    },
+                }
             },
             // Again only where the keys have changed while the token was judged.
             Kind::Jwt { rules, cached } => loop {
@@ -127,15 +159,21 @@ impl Authenticator {
                 if *cached && let Some(identity) = cache.get(index, credential.as_bytes(), now_s, generation) {
                     return Finding::Known { identity, cached: true };
                 }
-                let verified =
-                    jwt::verify(rules, &live.keys(), &credential, now_s).and_then(|identity| {
-                        match identity.token_id.as_deref().is_some_and(|id| live.revoked().contains(id)) {
-                            true => Err(JwtError::Revoked),
-                            false => Ok(Arc::new(identity)),
-                        }
-                    });
-                let error = match verified {
+                let error = match jwt::verify(rules, &live.keys(), &credential, now_s) {
                     Ok(identity) => {
+                        match (identity.token_id.as_deref(), live.revoked().as_ref()) {
+                            (None, _) => {}
+                            (Some(id), Some(revoked)) if revoked.contains(id) => {
+                                return Finding::Refused(invalid(&JwtError::Revoked));
+                            }
+                            (Some(_), Some(_)) => {}
+                            (Some(_), None) => match live.ask_for_list(generation) {
+                                Asked::Wait if may_wait => return Finding::Wait,
+                                Asked::Wait | Asked::No => return Finding::Unavailable,
+                                Asked::Again => continue,
+                            },
+                        }
+                        let identity = Arc::new(identity);
                         if *cached {
                             cache.insert(index, credential.as_bytes(), now_s, generation, &identity);
                         }
@@ -152,14 +190,15 @@ impl Authenticator {
                     Some(Asked::Wait) => return Finding::Wait,
                     Some(Asked::Again) => {}
                     Some(Asked::No) | None if error == JwtError::NoKeys => return Finding::Unavailable,
-                    Some(Asked::No) | None => {
-                        let (description, reason) = (error.description(), error.reason());
-                        return Finding::Refused(Flaw { code: "invalid_token", description, reason });
-                    }
+                    Some(Asked::No) | None => return Finding::Refused(invalid(&error)),
                 }
             },
         }
     }
+}
+
+fn invalid(error: &JwtError) -> Flaw {
+    Flaw { code: "invalid_token", description: error.description(), reason: error.reason() }
 }
 
 impl From<CredentialsError> for Flaw {

@@ -29,6 +29,17 @@ impl Place {
     }
 }
 
+/// Which credentials a service gets to see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ForwardCredentials {
+    /// None: the gateway has judged them.
+    None,
+    /// Those in header fields and cookies. What stands in a URL ends up in logs and histories (RFC 6750 section 5.3).
+    #[default]
+    Headers,
+    All,
+}
+
 /// Why what a request carries is no credential. The texts are fit for `error_description` (RFC 6750 section 3.1, error
 /// `invalid_request`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,17 +146,42 @@ fn cookies<'r>(field: &'r [u8], name: &[u8]) -> impl Iterator<Item = &'r [u8]> {
     })
 }
 
-/// Values of the parameters of that name, as they are. A name is decoded before it is compared, or a second credential
-/// could hide from the gateway behind an escape.
+/// Values of the parameters of that name, as they are.
 fn parameters<'r>(query: &'r [u8], name: &[u8]) -> impl Iterator<Item = &'r [u8]> {
-    query.split(|byte| *byte == b'&').filter_map(move |pair| {
-        let (own, value) = match memchr(b'=', pair) {
-            Some(at) => (pair.get(..at)?, pair.get(at + 1..)?),
-            None => (pair, &[][..]),
-        };
-        let is_it = own == name || (memchr(b'%', own).is_some() && unescape(own).is_some_and(|own| own == name));
-        is_it.then_some(value)
-    })
+    query
+        .split(|byte| *byte == b'&')
+        .map(split_pair)
+        .filter(move |(own, _)| is_named(own, name))
+        .map(|(_, value)| value)
+}
+
+fn split_pair(pair: &[u8]) -> (&[u8], &[u8]) {
+    let (name, value) = pair.split_at(memchr(b'=', pair).unwrap_or(pair.len()));
+    (name, value.get(1..).unwrap_or_default())
+}
+
+/// A parameter's name is decoded before it is compared, or a second credential could hide behind an escape.
+fn is_named(own: &[u8], name: &[u8]) -> bool {
+    own == name || (memchr(b'%', own).is_some() && unescaped(own).eq(name.iter().map(|byte| Some(*byte))))
+}
+
+/// Whether a part of a query, as stands between two `&`, is the parameter of that place.
+pub(crate) fn is_parameter(place: &Place, pair: &[u8]) -> bool {
+    matches!(place, Place::Query { parameter } if is_named(split_pair(pair).0, parameter.as_bytes()))
+}
+
+/// Whether a part of `Cookie`, as stands between two `;`, is the cookie of that place.
+pub(crate) fn is_cookie(place: &Place, pair: &[u8]) -> bool {
+    matches!(place, Place::Cookie { cookie } if split_pair(pair.trim_ascii()).0 == cookie.as_bytes())
+}
+
+/// Whether a field is the credential of that place, and nothing else.
+pub(crate) fn is_field(place: &Place, name: &str, value: &[u8]) -> bool {
+    match place {
+        Place::Scheme { header, scheme } => header.eq_ignore_ascii_case(name) && behind_scheme(value, scheme).is_some(),
+        Place::Header { header } => header.eq_ignore_ascii_case(name),
+        Place::Cookie { .. } | Place::Query { .. } => false,
+    }
 }
 
 fn plain(credential: &[u8]) -> Judged<'_> {
@@ -164,26 +200,29 @@ fn decoded(value: &[u8]) -> Judged<'_> {
     if value.len() > CREDENTIAL_BYTES_MAX || memchr(b'%', value).is_none() {
         return plain(value);
     }
-    let bytes = unescape(value).ok_or(CredentialsError::Malformed)?;
+    let bytes: Vec<u8> = unescaped(value).collect::<Option<_>>().ok_or(CredentialsError::Malformed)?;
     plain(&bytes).map(|text| Cow::Owned(text.into_owned()))
 }
 
-/// Percent-decoding (RFC 3986 section 2.1); `None` where a `%` is not followed by two hex digits.
-fn unescape(text: &[u8]) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len());
+/// Percent-decoding (RFC 3986 section 2.1); `None`, and then no more, where a `%` is not followed by two hex digits.
+fn unescaped(text: &[u8]) -> impl Iterator<Item = Option<u8>> {
     let mut rest = text;
-    while let Some((byte, behind)) = rest.split_first() {
+    std::iter::from_fn(move || {
+        let (byte, behind) = rest.split_first()?;
         rest = behind;
         if *byte != b'%' {
-            bytes.push(*byte);
-            continue;
+            return Some(Some(*byte));
         }
-        let ([high, low], behind) = rest.split_first_chunk()?;
         let digit = |byte: &u8| char::from(*byte).to_digit(16);
-        bytes.push((digit(high)? << 4 | digit(low)?) as u8);
-        rest = behind;
-    }
-    Some(bytes)
+        let decoded = rest.split_first_chunk().and_then(|([high, low], behind)| {
+            rest = behind;
+            Some((digit(high)? << 4 | digit(low)?) as u8)
+        });
+        if decoded.is_none() {
+            rest = &[];
+        }
+        Some(decoded)
+    })
 }
 
 #[cfg(test)]
@@ -249,6 +288,34 @@ mod tests {
         ] {
             assert_eq!(found(&everywhere(), fields, query), Err(CredentialsError::Several), "{fields:?} {query}");
         }
+    }
+
+    #[test]
+    fn a_part_is_the_credential_or_not() {
+        let [scheme, header, cookie, query] = everywhere();
+        for (pair, expected) in [
+            ("access_token=a", true),
+            ("access_token", true),
+            ("access%5ftoken=", true),
+            ("%61ccess_token=a=b", true),
+            ("access_token%=a", false),
+            ("access%5_token=a", false),
+            ("access_tokens=a", false),
+            ("access_toke=a", false),
+            ("xaccess_token=a", false),
+            ("Access_Token=a", false),
+            ("=access_token", false),
+            ("", false),
+        ] {
+            assert_eq!(is_parameter(&query, pair.as_bytes()), expected, "{pair}");
+            assert!(!is_parameter(&cookie, pair.as_bytes()));
+        }
+        assert!(
+            is_cookie(&cookie, b" session=1") && !is_cookie(&cookie, b"xsession=1") && !is_cookie(&query, b"session")
+        );
+        assert!(is_field(&scheme, "authorization", b"bearer x") && !is_field(&scheme, "Authorization", b"Basic x"));
+        assert!(is_field(&header, "x-api-key", b"x") && !is_field(&header, "X-API", b"x"));
+        assert!(!is_field(&cookie, "cookie", b"session=1"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -78,6 +78,27 @@ pub struct Stats {
     /// Keys, of tokens or API keys.
     pub keys: AtomicU64,
     pub revoked: AtomicU64,
+    /// Entries of the newest list that could not be read and do not count.
+    pub malformed: AtomicU64,
+}
+
+/// A list that somebody else keeps, in no order and with entries of any kind: those that are not good do not count, and
+/// the others do.
+#[derive(Debug)]
+pub enum Entries {
+    /// Stored hashes of API keys, and what is known of each ([`ApiKeys::of_entries`]).
+    ApiKeys { headers: Arc<[ClaimHeader]>, entries: Vec<(Vec<u8>, Vec<u8>)> },
+    /// Token IDs.
+    Revoked(Vec<Vec<u8>>),
+}
+
+/// What became of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    pub loaded: Loaded,
+    /// Entries that do not count, and what is wrong with one of them; none where the list is the same as before.
+    pub malformed: usize,
+    pub problem: Option<String>,
 }
 
 /// Keys and revocations of one authenticator. The control plane writes, workers read.
@@ -85,13 +106,15 @@ pub struct Live {
     pub name: Box<str>,
     pub stats: Stats,
     keys: ArcSwap<KeySet>,
-    api_keys: ArcSwap<ApiKeys>,
-    revoked: ArcSwap<Revoked>,
+    api_keys: ArcSwapOption<ApiKeys>,
+    revoked: ArcSwapOption<Revoked>,
     /// Counts changes of any of the three.
     generation: AtomicU64,
     /// Hashes of the three texts.
     texts: Mutex<[Option<[u8; 32]>; 3]>,
     looking: AtomicU8,
+    /// The first look at a list that is kept elsewhere is not over.
+    awaited: AtomicBool,
     asked: ArrayQueue<Box<str>>,
     missing: ArcSwap<Vec<Box<str>>>,
     wake: ArcSwapOption<Box<dyn Fn() + Send + Sync>>,
@@ -110,16 +133,18 @@ pub enum Looking {
 }
 
 impl Live {
+    /// Without keys, and with nothing revoked.
     pub fn new(name: &str) -> Self {
         Self {
             name: name.into(),
             stats: Stats::default(),
             keys: Default::default(),
             api_keys: Default::default(),
-            revoked: Default::default(),
+            revoked: ArcSwapOption::from_pointee(Revoked::default()),
             generation: AtomicU64::new(0),
             texts: Mutex::default(),
             looking: AtomicU8::new(Looking::No as u8),
+            awaited: AtomicBool::new(false),
             asked: ArrayQueue::new(KIDS_ASKED_MAX),
             missing: Default::default(),
             wake: ArcSwapOption::empty(),
@@ -138,13 +163,15 @@ impl Live {
         self.keys.load()
     }
 
+    /// `None` before the first were loaded: nothing can be judged then.
     #[inline]
-    pub fn api_keys(&self) -> arc_swap::Guard<Arc<ApiKeys>> {
+    pub fn api_keys(&self) -> arc_swap::Guard<Option<Arc<ApiKeys>>> {
         self.api_keys.load()
     }
 
+    /// `None` before the first list of [`Live::await_revoked`]: no token that has an ID can be judged then.
     #[inline]
-    pub fn revoked(&self) -> arc_swap::Guard<Arc<Revoked>> {
+    pub fn revoked(&self) -> arc_swap::Guard<Option<Arc<Revoked>>> {
         self.revoked.load()
     }
 
@@ -152,13 +179,67 @@ impl Live {
     pub fn load(&self, source: &Source, text: &[u8], now_unix_s: u64) -> Result<Loaded, LoadError> {
         let result = self.try_load(source, text);
         match &result {
-            Ok(_) => {
-                self.stats.refreshes_ok.fetch_add(1, Ordering::Relaxed);
-                self.stats.refreshed_at_s.store(now_unix_s, Ordering::Relaxed);
-            }
+            Ok(_) => self.still_good(now_unix_s),
             Err(_) => self.failed(),
         }
         result
+    }
+
+    /// Takes a list, publishes what is good of it, and counts how that went.
+    pub fn load_entries(&self, entries: Entries, now_unix_s: u64) -> Result<Taken, LoadError> {
+        let result = self.try_load_entries(entries);
+        match &result {
+            Ok(_) => self.still_good(now_unix_s),
+            Err(_) => self.failed(),
+        }
+        result
+    }
+
+    fn try_load_entries(&self, mut entries: Entries) -> Result<Taken, LoadError> {
+        // Where nothing has changed they may still come in another order, and some of them twice.
+        match &mut entries {
+            Entries::ApiKeys { entries, .. } => {
+                entries.sort_unstable();
+                entries.dedup_by(|later, first| later.0 == first.0);
+            }
+            Entries::Revoked(ids) => {
+                ids.sort_unstable();
+                ids.dedup();
+            }
+        }
+        let hash = entries.hash();
+        let mut texts = self.texts.lock().unwrap_or_else(PoisonError::into_inner);
+        let [_, api_keys, revoked] = &mut *texts;
+        let slot = match entries {
+            Entries::ApiKeys { .. } => api_keys,
+            Entries::Revoked(_) => revoked,
+        };
+        if *slot == Some(hash) {
+            return Ok(Taken { loaded: Loaded::Unchanged, malformed: 0, problem: None });
+        }
+        let (malformed, problem) = match entries {
+            Entries::ApiKeys { headers, entries } => {
+                let (new, malformed, problem) = ApiKeys::of_entries(&entries, &headers)?;
+                self.put_api_keys(new);
+                (malformed, problem.map(|problem| problem.to_string()))
+            }
+            Entries::Revoked(ids) => {
+                let (new, malformed) = Revoked::of_entries(&ids)?;
+                self.put_revoked(new);
+                let problem = "a token ID is UTF-8 of 1 to 256 bytes";
+                (malformed, (malformed > 0).then(|| problem.to_owned()))
+            }
+        };
+        self.stats.malformed.store(malformed as u64, Ordering::Relaxed);
+        *slot = Some(hash);
+        self.generation.fetch_add(1, Ordering::Release);
+        Ok(Taken { loaded: Loaded::Changed, malformed, problem })
+    }
+
+    /// Counts a look that found what is there already.
+    pub fn still_good(&self, now_unix_s: u64) {
+        self.stats.refreshes_ok.fetch_add(1, Ordering::Relaxed);
+        self.stats.refreshed_at_s.store(now_unix_s, Ordering::Relaxed);
     }
 
     /// Counts a text that could not be had.
@@ -185,14 +266,9 @@ impl Live {
             Source::Jwks { secrets } => self.put_keys(KeySet::from_jwks(text, *secrets)?),
             Source::ApiKeys { headers } => {
                 let new = ApiKeys::parse(utf8()?, headers)?;
-                self.stats.keys.store(new.len() as u64, Ordering::Relaxed);
-                self.api_keys.store(Arc::new(new));
+                self.put_api_keys(new);
             }
-            Source::Revoked => {
-                let new = Revoked::parse(utf8()?)?;
-                self.stats.revoked.store(new.len() as u64, Ordering::Relaxed);
-                self.revoked.store(Arc::new(new));
-            }
+            Source::Revoked => self.put_revoked(Revoked::parse(utf8()?)?),
         }
         *slot = Some(hash);
         // After the change, so that nobody reads the new number and then the old keys.
@@ -203,6 +279,42 @@ impl Live {
     fn put_keys(&self, new: KeySet) {
         self.stats.keys.store(new.len() as u64, Ordering::Relaxed);
         self.keys.store(Arc::new(new));
+    }
+
+    fn put_api_keys(&self, new: ApiKeys) {
+        self.stats.keys.store(new.len() as u64, Ordering::Relaxed);
+        self.api_keys.store(Some(Arc::new(new)));
+    }
+
+    fn put_revoked(&self, new: Revoked) {
+        self.stats.revoked.store(new.len() as u64, Ordering::Relaxed);
+        self.revoked.store(Some(Arc::new(new)));
+    }
+
+    /// What is revoked is kept elsewhere, and not known before the first list has come.
+    pub fn await_revoked(&self) {
+        self.revoked.store(None);
+    }
+
+    /// Whether the first look at a list that is kept elsewhere is still to come, or under way. The control plane rings
+    /// when it is over, well or not, and publishes what it found before.
+    pub fn set_awaited(&self, awaited: bool) {
+        self.awaited.store(awaited, Ordering::Release);
+    }
+
+    #[inline]
+    pub fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::Acquire)
+    }
+
+    /// A worker lacks a list to judge by, which was not there at `generation`.
+    #[inline]
+    pub fn ask_for_list(&self, generation: u64) -> Asked {
+        if self.is_awaited() {
+            return Asked::Wait;
+        }
+        // Read last, for the reason that `ask` has.
+        if self.generation() == generation { Asked::No } else { Asked::Again }
     }
 
     /// A worker met a token of an unknown key, judged at `generation`. Cheap, also in a storm: the control plane looks once
@@ -266,14 +378,37 @@ fn hash(source: &Source, text: &[u8]) -> [u8; 32] {
     let mut context = Context::new(&SHA256);
     context.update(format!("{source:?}\0").as_bytes());
     context.update(text);
+    digest_of(context)
+}
+
+fn digest_of(context: Context) -> [u8; 32] {
     let mut hash = [0; 32];
     hash.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
     hash
 }
 
+impl Entries {
+    fn hash(&self) -> [u8; 32] {
+        let mut context = Context::new(&SHA256);
+        let mut add = |part: &[u8]| {
+            context.update(&part.len().to_le_bytes());
+            context.update(part);
+        };
+        match self {
+            Self::ApiKeys { headers, entries } => {
+                add(format!("{headers:?}").as_bytes());
+                entries.iter().flat_map(|(hash, entry)| [hash, entry]).for_each(|part| add(part));
+            }
+            Self::Revoked(ids) => ids.iter().for_each(|id| add(id)),
+        }
+        digest_of(context)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::api_key::{ApiKeyError, stored};
 
     const SECRET: &[u8] = &[7; 32];
 
@@ -289,9 +424,9 @@ mod tests {
         assert_eq!(live.load(&Source::Pem, b"\xff", 7), Err(LoadError::Encoding));
         assert_eq!((live.generation(), live.keys().len()), (1, 1));
         assert_eq!(live.load(&Source::Revoked, b"a\nb\n", 8), Ok(Loaded::Changed));
-        assert_eq!((live.generation(), live.revoked().contains("b")), (2, true));
+        assert_eq!((live.generation(), live.revoked().as_ref().unwrap().contains("b")), (2, true));
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Stats { refreshes_ok, refreshes_failed, refreshed_at_s, keys, revoked } = &live.stats;
+        let Stats { refreshes_ok, refreshes_failed, refreshed_at_s, keys, revoked, malformed: _ } = &live.stats;
         assert_eq!([refreshes_ok, refreshes_failed, refreshed_at_s, keys, revoked].map(count), [3, 3, 8, 1, 2]);
     }
 
@@ -306,7 +441,57 @@ mod tests {
         assert_eq!(live.load(&source("X-A"), text.as_bytes(), 0), Ok(Loaded::Changed));
         assert_eq!(live.load(&source("X-A"), text.as_bytes(), 0), Ok(Loaded::Unchanged));
         assert_eq!(live.load(&source("X-B"), text.as_bytes(), 0), Ok(Loaded::Changed));
-        assert_eq!(live.api_keys().verify(b"key", 0).unwrap().header_lines, b"X-B: a\r\n");
+        assert_eq!(live.api_keys().as_ref().unwrap().verify(b"key", 0).unwrap().header_lines, b"X-B: a\r\n");
+    }
+
+    #[test]
+    fn of_a_list_the_good_entries_count() {
+        let live = Live::new("partners");
+        let entry = |key: &str, json: &str| (stored(key.as_bytes()).into_bytes(), json.as_bytes().to_vec());
+        let good =
+            [entry("a", r#"{"client":"shop","id":"1"}"#), entry("b", r#"{"client":"shop","expires":"1970-01-02"}"#)];
+        let bad = [
+            entry("c", "{}"),
+            entry("d", r#"{"client":""}"#),
+            entry("e", r#"{"client":"x","expires":"soon"}"#),
+            entry("f", r#"{"client":"x","secret":1}"#),
+            entry("g", "\u{0}"),
+            (b"sha256:00".to_vec(), br#"{"client":"x"}"#.to_vec()),
+            (b"\xff".to_vec(), br#"{"client":"x"}"#.to_vec()),
+        ];
+        let load = |entries: Vec<_>| live.load_entries(Entries::ApiKeys { headers: [].into(), entries }, 5).unwrap();
+        assert!(live.api_keys().is_none());
+        let taken = load([&good[..], &bad[..]].concat());
+        assert_eq!((taken.loaded, taken.malformed), (Loaded::Changed, bad.len()));
+        assert!(taken.problem.is_some());
+        let verify = |key: &str| live.api_keys().as_ref().unwrap().verify(key.as_bytes(), 86_399);
+        assert_eq!(verify("a").unwrap().user.as_deref(), Some("shop"));
+        assert!(verify("b").is_ok() && verify("c").is_err());
+        // In another order, and one of them twice: nothing has changed.
+        let again = [&bad[..], &good[..], &good[..1]].concat();
+        assert_eq!(load(again).loaded, Loaded::Unchanged);
+        assert_eq!((live.generation(), live.stats.malformed.load(Ordering::Relaxed)), (1, bad.len() as u64));
+        assert_eq!(load(good[..1].to_vec()), Taken { loaded: Loaded::Changed, malformed: 0, problem: None });
+        assert_eq!((verify("b").unwrap_err(), live.stats.keys.load(Ordering::Relaxed)), (ApiKeyError::Unknown, 1));
+
+        live.await_revoked();
+        assert!(live.revoked().is_none());
+        let ids = vec![b"a".to_vec(), vec![], b"\xff".to_vec(), vec![b'x'; 257], b"b".to_vec(), b"a".to_vec()];
+        let taken = live.load_entries(Entries::Revoked(ids), 5).unwrap();
+        assert_eq!((taken.malformed, live.stats.revoked.load(Ordering::Relaxed)), (3, 2));
+        assert!(live.revoked().as_ref().unwrap().contains("b"));
+    }
+
+    #[test]
+    fn a_list_is_waited_for_until_the_first_look_is_over() {
+        let live = Live::new("partners");
+        assert_eq!(live.ask_for_list(live.generation()), Asked::No);
+        live.set_awaited(true);
+        assert_eq!(live.ask_for_list(0), Asked::Wait);
+        live.load_entries(Entries::ApiKeys { headers: [].into(), entries: vec![] }, 0).unwrap();
+        live.set_awaited(false);
+        assert_eq!((live.ask_for_list(0), live.ask_for_list(1)), (Asked::Again, Asked::No));
+        assert!(live.api_keys().as_ref().unwrap().is_empty());
     }
 
     #[test]

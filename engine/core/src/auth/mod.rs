@@ -28,7 +28,9 @@ pub use cache::TokenCache;
 pub use claim::{BadClaimPath, ClaimPath};
 pub use headers::{ClaimHeader, HEADER_LINES_BYTES_MAX, write_value};
 pub use key_set::{KEYS_MAX, KeySet, KeySetError};
-pub use live::{Asked, KIDS_ASKED_MAX, KIDS_MISSING_MAX, Live, LoadError, Loaded, Looking, Source, Stats};
+pub use live::{
+    Asked, Entries, KIDS_ASKED_MAX, KIDS_MISSING_MAX, Live, LoadError, Loaded, Looking, Source, Stats, Taken,
+};
 pub use revoked::{REVOKED_MAX, Revoked, RevokedError, TOKEN_ID_BYTES_MAX};
 pub use url::{BadUrl, HttpUrl};
 

@@ -50,6 +50,24 @@ impl Revoked {
         Ok(revoked)
     }
 
+    /// The same of a list that others keep: what is no token ID does not count, and is told.
+    pub(crate) fn of_entries(ids: &[Vec<u8>]) -> Result<(Self, usize), RevokedError> {
+        let mut revoked = Self::default();
+        let mut malformed = 0;
+        for id in ids {
+            let text = str::from_utf8(id).ok().filter(|id| (1..=TOKEN_ID_BYTES_MAX).contains(&id.len()));
+            let Some(id) = text else {
+                malformed += 1;
+                continue;
+            };
+            if revoked.0.len() == REVOKED_MAX {
+                return Err(RevokedError::TooMany);
+            }
+            revoked.0.insert(id.into());
+        }
+        Ok((revoked, malformed))
+    }
+
     #[inline]
     pub fn contains(&self, token_id: &str) -> bool {
         !self.0.is_empty() && self.0.contains(token_id)

@@ -38,6 +38,35 @@ pub(super) struct KeyEntry {
     metadata: Option<Map<String, Value>>,
 }
 
+/// One key in a list that others keep, by its hash: all that is known of it and its client.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListEntry {
+    client: String,
+    id: Option<Box<str>>,
+    not_before: Option<String>,
+    expires: Option<String>,
+    #[serde(default)]
+    roles: Vec<Box<str>>,
+    #[serde(default)]
+    scopes: Vec<Box<str>>,
+    #[serde(default)]
+    metadata: Map<String, Value>,
+}
+
+/// Reads an entry of a list, JSON, as a client with one key.
+pub(super) fn of_list(hash: &[u8], json: &[u8]) -> Result<Client, ApiKeysError> {
+    let entry: ListEntry = serde_json::from_slice(json).map_err(|error| ApiKeysError::Syntax(error.to_string()))?;
+    let ListEntry { client: name, id, not_before, expires, roles, scopes, metadata } = entry;
+    if name.is_empty() {
+        return Err(ApiKeysError::Client { client: name, problem: "a client needs a name" });
+    }
+    // What is no text is no hash either.
+    let hash = String::from_utf8_lossy(hash).into_owned();
+    let key = KeyEntry { id, hash, not_before, expires, roles: None, scopes: None, metadata: None };
+    Ok(Client { name, roles, scopes, metadata, keys: vec![key] })
+}
+
 impl File {
     /// JSON where it begins as such, which is the faster way for long lists; YAML otherwise. Both refuse a key that
     /// occurs twice, and the YAML parser has budgets for depth, aliases and nodes.
