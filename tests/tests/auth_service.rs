@@ -198,9 +198,13 @@ fn a_service_that_comes_back_is_asked_again() {
     });
     let gateway = start(&app, auth.endpoint(), "breaker: { failures: 1, open: 100ms }");
     let mut client = gateway.connect();
+    let open = || gateway.metric("gateway_auth_service_breaker_open{authenticator=\"sessions\"}");
+    assert_eq!(open(), 0.0);
     assert_eq!(ask(&mut client, "good").status(), 503);
+    assert_eq!(open(), 1.0);
     up.store(true, Ordering::Release);
     eventually(PATIENCE, || ask(&mut client, "good").status() == 200);
+    assert_eq!(open(), 0.0);
 }
 
 #[test]

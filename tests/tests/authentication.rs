@@ -79,6 +79,21 @@ fn a_token_is_asked_for_and_its_claims_go_to_the_service() {
 }
 
 #[test]
+fn a_claim_is_named_in_one_way_everywhere() {
+    let backend = Backend::ok();
+    let sections = MAIN
+        .replace("x-tenant: tenant", "x-tenant: \"https://id.example/tenant\"")
+        .replace("algorithms: HS256", "algorithms: HS256, roles: realm_access.roles");
+    let route = "authenticate: main, authorize: { roles: [admin], claims: { realm_access.roles.0: admin } }";
+    let gateway = Setup { route, sections: &sections, ..Setup::default() }.start(backend.endpoint());
+    let mut client = gateway.connect();
+    let nested = json!({ "realm_access": { "roles": ["admin"] }, "https://id.example/tenant": "acme" });
+    assert_eq!(ask(&mut client, &bearer(&token(nested))).status(), 200);
+    assert_eq!(backend.requests()[0].get("x-tenant"), Some("acme"));
+    assert_eq!(ask(&mut client, &bearer(&token(json!({ "realm_access.roles": ["admin"] })))).status(), 403);
+}
+
+#[test]
 fn roles_decide_and_an_audit_record_says_why() {
     let backend = Backend::ok();
     let sections = format!("{MAIN}audit_log: {{ file: \"${{env:AUDIT}}\" }}\n");

@@ -39,6 +39,23 @@ fn one_too_many_is_told_when_to_come_back() {
 }
 
 #[test]
+fn what_a_service_says_of_its_own_limit_does_not_contradict_the_gateway() {
+    let backend = Backend::fixed(
+        "HTTP/1.1 200 OK\r\nratelimit-remaining: 7\r\nRateLimit-Policy: 8;w=1\r\nX-RateLimit-Limit: 9\r\nContent-Length: 0\r\n\r\n",
+    );
+    let setup = Setup { route: "rate_limit: per-client", sections: PER_CLIENT, ..Setup::default() };
+    let answer = ask(&mut setup.start(backend.endpoint()).connect(), "");
+    let of = |name: &str| answer.all(name).collect::<Vec<_>>();
+    assert_eq!((of("ratelimit-remaining"), of("ratelimit-policy")), (vec!["2"], vec!["3;w=60"]));
+    assert_eq!(of("x-ratelimit-limit"), ["9"], "another style says something else");
+
+    let silent = "rate_limits: [{ name: per-client, limit: 3/min, headers: none }]\n";
+    let setup = Setup { sections: silent, ..setup };
+    let answer = ask(&mut setup.start(backend.endpoint()).connect(), "");
+    assert_eq!(answer.get("ratelimit-remaining"), Some("7"), "the gateway says nothing of its own");
+}
+
+#[test]
 fn limits_join_and_a_refused_request_takes_nothing() {
     let backend = Backend::ok();
     let sections = "rate_limits: [{ name: all, limit: 100/min, key: all, headers: none }, \

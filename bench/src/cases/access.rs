@@ -4,11 +4,12 @@
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 
-use ringway_core::access::condition::{ClaimPath, ClaimTest};
+use ringway_core::access::condition::ClaimTest;
 use ringway_core::access::cors::{CorsSpec, Names, OriginList, Origins};
 use ringway_core::access::security_headers::{Preset, SecurityHeader};
 use ringway_core::access::validate::{QueryRule, Shape};
 use ringway_core::access::{Access, Condition, Cors, IpList, Preflight, SecurityHeaders, Subject, Validation};
+use ringway_core::auth::ClaimPath;
 use ringway_core::router::{Captures, RouteRequest};
 use serde_json::json;
 

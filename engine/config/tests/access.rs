@@ -95,7 +95,7 @@ fn conditions_that_cannot_be() {
     );
     said(
         "authorize: { claims: { a..b: 1, c: { one_of: 1, exists: true } } }",
-        "f:7:28: expected a claim, found `a..b`\n    hint: `tenant`, `realm_access.roles` or, with dots in a name, `/https:~1~1a.example~1tenant`\nf:7:40: expected exactly one of `one_of`, `contains`, `exists`",
+        "f:7:28: expected a claim, found `a..b`\n    hint: a claim, or a step on the way to it, has no name; `tenant`, `realm_access.roles`, `https://a.example/roles` or, with dots in a name, `/my.claim`\nf:7:40: expected exactly one of `one_of`, `contains`, `exists`",
     );
     for (cel, expected) in [
         ("rols == []", "there is no variable `rols` in expressions\n    hint: did you mean `roles`?"),
@@ -119,6 +119,14 @@ fn conditions_that_cannot_be() {
     let text = compiled(&route("authorize: { cel: \"user ==\" }")).unwrap_err().to_string();
     assert!(text.starts_with("f:7:23: not a CEL expression: "), "{text}");
     assert!(text.contains("hint: look at character "), "{text}");
+}
+
+#[test]
+fn keys_of_the_query_have_no_effect_in_a_path() {
+    said(
+        "match: { path: \"/a/{id}\" }\nvalidate: { path: { id: { type: integer, required: true } } }",
+        "f:8:56: `required` has no effect in a path",
+    );
 }
 
 #[test]

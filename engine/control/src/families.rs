@@ -29,6 +29,8 @@ families! {
         "Token IDs that an authenticator refuses."
     AUTHENTICATOR_MALFORMED = Gauge "gateway_authenticator_malformed_entries" "" ["authenticator"]
         "Entries of an authenticator's list in Redis that could not be read and do not count."
+    AUTH_SERVICE_BREAKER = Gauge "gateway_auth_service_breaker_open" "" ["authenticator"]
+        "Workers that leave an auth service alone, since it failed several times in a row."
     KEY_REFRESHES = Counter "gateway_authenticator_key_refreshes_total" "" ["authenticator", "result"]
         "Key sets, files and lists in Redis that were read, by result: success, or failure, which left the old in place."
     KEYS_REFRESHED = Gauge "gateway_authenticator_keys_refresh_timestamp_seconds" "seconds" ["authenticator"]

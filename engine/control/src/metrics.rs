@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use ringway_config::Hub;
 use ringway_config::hub::Published;
-use ringway_core::auth::Stats;
+use ringway_core::auth::{Kind, Stats};
 use ringway_core::limit::{Concurrency, Limiter, Mode};
 use ringway_core::stats::{Counter, EndpointCell, Histogram, LimitStats, REFUSED_CLIENTS_MAX, RouteStats, WorkerCell};
 
@@ -82,6 +82,13 @@ fn authenticators(out: &mut Exposition, published: &Published) {
         }
         for (outcome, count) in outcomes {
             samples.count(&[&stats.authenticator, outcome], count);
+        }
+    }
+    let mut samples = out.family(&f::AUTH_SERVICE_BREAKER);
+    for (stats, authenticator) in published.authenticators.iter().zip(&published.snapshot.authenticators) {
+        if matches!(authenticator.kind, Kind::Service(_)) {
+            let open = stats.workers.iter().map(|cell| cell.breaker_open.get()).sum();
+            samples.count(&[&stats.authenticator], open);
         }
     }
     type Gauge = fn(&Stats) -> &AtomicU64;

@@ -300,6 +300,8 @@ impl Authentication {
 #[derive(Debug, Default)]
 pub struct AuthenticatorCell {
     outcomes: [Counter; Authentication::ALL.len()],
+    /// 1 while the worker's breaker of the auth service is open, as of the last request that asked it.
+    pub breaker_open: Counter,
 }
 
 impl AuthenticatorCell {

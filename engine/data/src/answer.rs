@@ -6,6 +6,7 @@ use ringway_core::http::{
     BodyDecoder, CHUNK_HEAD_MAX, Framing, HeadLines, HeadStorage, Name, ResponseHead, list_has_token, write_chunk_head,
     write_trailers,
 };
+use ringway_core::limit::HeaderStyle;
 
 use crate::buffer::Buffer;
 use crate::clock::us;
@@ -196,10 +197,11 @@ fn write_answer_head(
     let route = conn.route(exchange);
     let ops = route.map(|route| &route.response_headers).filter(|ops| !ops.is_empty() && !interim);
     let access = route.map(|route| &route.access).filter(|access| access.changes_answers() && !interim);
+    let limit = if interim { HeaderStyle::None } else { gate::limit_headers(conn, exchange) };
     let mut seen = Seen::default();
     HeadLines { head, headers: answer.headers, names: answer.names }.copy(out, |name, header| {
         let kept = match name {
-            Name::Other => true,
+            Name::Other => !limit.has(header.name),
             Name::XRequestId => false,
             Name::ContentLength => !matches!(answer.status, 100..=199 | 204),
             name => !name.is_hop_by_hop(),

@@ -144,6 +144,11 @@ impl AuthState {
         Ok(verdict)
     }
 
+    /// Whether the service is left alone for a while.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.breaker.borrow().is_open()
+    }
+
     fn count(&self, conn: &Connection, settings: &AuthService, verdict: &Verdict) {
         let worker = &conn.worker;
         let mut breaker = self.breaker.borrow_mut();

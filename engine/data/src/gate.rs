@@ -5,7 +5,7 @@ use ringway_config::snapshot::{Authenticator, Route};
 use ringway_core::audit_line::Kind;
 use ringway_core::failure::Failure;
 use ringway_core::filter::{Answer, Lookup, Told, Waiting};
-use ringway_core::limit::{Limiter, Wake, write_headers};
+use ringway_core::limit::{HeaderStyle, Limiter, Wake, write_headers};
 
 use crate::audit::{self, Refused};
 use crate::connection::Connection;
@@ -24,7 +24,13 @@ pub(crate) async fn look_up(conn: &Connection, exchange: &mut Exchange, lookup: 
         Lookup::Service(authenticator) => {
             let (settings, state) = conn.view.auth_service(authenticator).ok_or(Failure::Internal)?;
             let question = exchange.question.take().ok_or(Failure::Internal)?;
-            let verdict = state.ask(conn, settings, question).await?;
+            let verdict = state.ask(conn, settings, question).await;
+            if let Some(stats) = conn.view.published.authenticators.get(authenticator as usize)
+                && let Some(cell) = stats.workers.get(conn.worker.id)
+            {
+                cell.breaker_open.set(u64::from(state.is_broken()));
+            }
+            let verdict = verdict?;
             exchange.gate.told = Some(Told { authenticator, answer: Answer::Said { verdict, cached: false } });
         }
     }
@@ -165,6 +171,12 @@ pub(crate) fn concurrency_limit_of<'c>(conn: &'c Connection, exchange: &Exchange
 fn full_of(conn: &Connection, exchange: &Exchange) -> Option<u32> {
     let scope = conn.view.published.snapshot.concurrency_limits.get(exchange.gate.full? as usize)?;
     Some(scope.counter(exchange.gate.identity.as_deref()))
+}
+
+/// Which headers tell the client of the rate limit that holds for its request.
+pub(crate) fn limit_headers(conn: &Connection, exchange: &Exchange) -> HeaderStyle {
+    let rule = exchange.gate.limit.and_then(|(index, _)| conn.view.published.snapshot.rate_limits.get(index as usize));
+    rule.map_or(HeaderStyle::None, |rule| rule.headers)
 }
 
 /// What the rate limit tells the client, as header lines.

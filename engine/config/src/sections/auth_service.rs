@@ -298,7 +298,7 @@ impl IntrospectionSection {
             audience: self.audience.map(Into::into),
             user: self.user.0,
             roles: Some(self.roles.0),
-            headers: claim_headers(self.headers),
+            headers: claim_headers(self.headers, cx),
         };
         let asked = Asked { service: self.service, host: self.host, timeout: self.timeout.0, body: self.body.0 };
         asked.compile(Mode::Introspection(introspection), self.cache, self.when_down, self.breaker, services)

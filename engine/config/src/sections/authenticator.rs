@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ringway_core::auth::credentials::{ForwardCredentials, Place};
 use ringway_core::auth::jwt::Rules;
 use ringway_core::auth::{self, Algorithm, Algorithms, ClaimHeader, ClaimPath, HttpUrl, Kind, Live, Source};
-use ringway_core::auth_service::AuthService;
+use ringway_core::auth_service::{self, AuthService};
 use schemars::{Schema, SchemaGenerator, json_schema};
 
 use super::auth_service::{AuthServiceSection, IntrospectionSection};
@@ -142,17 +142,18 @@ impl Decode for AlgorithmName {
     }
 }
 
-/// A claim's name, or a JSON Pointer to one.
+/// Where a claim stands.
 #[derive(Debug, Clone)]
 pub(crate) struct ClaimName(pub(crate) ClaimPath);
 
 impl Decode for ClaimName {
     fn kind() -> String {
-        "a claim: its name, or a JSON Pointer such as `/realm_access/roles`".into()
+        "a claim".into()
     }
 
     fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
-        parsed(node, cx, |text| ClaimPath::parse(text).map(Self).map_err(|error| Some(error.to_string())))
+        let forms = "`tenant`, `realm_access.roles`, `https://a.example/roles` or, with dots in a name, `/my.claim`";
+        parsed(node, cx, |text| ClaimPath::parse(text).map(Self).map_err(|error| Some(format!("{error}; {forms}"))))
     }
 
     fn schema(_: &mut SchemaGenerator) -> Schema {
@@ -291,9 +292,17 @@ struct Compiled {
     keys: KeySources,
 }
 
-pub(crate) fn claim_headers(headers: Pairs<HeaderName, ClaimName>) -> Vec<ClaimHeader> {
+/// Header fields that tell a service about who asks.
+pub(crate) fn claim_headers(headers: Pairs<HeaderName, ClaimName>, cx: &mut Cx) -> Vec<ClaimHeader> {
     let headers = headers.0.into_iter();
-    headers.map(|(name, claim)| ClaimHeader { name: name.value.0.into(), claim: claim.0 }).collect()
+    let given = headers.map(|(name, claim)| {
+        if !auth_service::may_be_given(&name.value.0) {
+            let message = format!("`{}` is the gateway's own: it is not told from a claim", name.value.0);
+            cx.error(name.span, message, "such as `X-User-Id`");
+        }
+        ClaimHeader { name: name.value.0.into(), claim: claim.0 }
+    });
+    given.collect()
 }
 
 impl JwtSection {
@@ -316,7 +325,7 @@ impl JwtSection {
             user: self.user.0,
             roles: self.roles.0,
             scopes: self.scopes.0,
-            headers: claim_headers(self.headers),
+            headers: claim_headers(self.headers, cx),
         };
         let revoked = match self.revoked {
             Some(place) => place.0.value.compile(place.0.span, redis, cx)?,
@@ -385,7 +394,7 @@ impl KeysSection {
 
 impl ApiKeysSection {
     fn compile(self, span: Span, redis: Redis<'_>, cx: &mut Cx) -> Option<Compiled> {
-        let headers: Arc<[ClaimHeader]> = claim_headers(self.headers).into();
+        let headers: Arc<[ClaimHeader]> = claim_headers(self.headers, cx).into();
         let keys = match (self.file, self.redis) {
             (Some(file), None) => {
                 let source = Source::ApiKeys { headers: Arc::clone(&headers) };

@@ -1,11 +1,12 @@
 //! Who may ask, once it is known who does.
 
 use ringway_core::access::Condition;
-use ringway_core::access::condition::{ClaimPath, ClaimTest, Expression, ExpressionError};
+use ringway_core::access::condition::{ClaimTest, Expression, ExpressionError};
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::Value as Json;
 
 use super::action::JsonBody;
+use super::authenticator::ClaimName;
 use crate::decode::{Cx, Decode, OneOrMore, Pairs, Spanned};
 use crate::scalar::{parsed, text_schema};
 use crate::shape::shape;
@@ -67,26 +68,6 @@ impl Decode for Word {
 
     fn schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": "string", "pattern": "^\\S+$" })
-    }
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct ClaimName(ClaimPath);
-
-impl Decode for ClaimName {
-    fn kind() -> String {
-        "a claim".into()
-    }
-
-    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
-        parsed(node, cx, |text| {
-            let hint = "`tenant`, `realm_access.roles` or, with dots in a name, `/https:~1~1a.example~1tenant`";
-            ClaimPath::parse(text).map(Self).ok_or(Some(hint.into()))
-        })
-    }
-
-    fn schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string" })
     }
 }
 

@@ -28,28 +28,10 @@ shape! {
         pattern: Option<Spanned<String>>,
         /// The only values that it may have.
         one_of: Option<Spanned<OneOrMore<String>>>,
-    }
-
-    /// What a query parameter must look like.
-    struct QueryParameterSection {
-        /// `text`, `integer`, `number`, `boolean` or `uuid`.
-        r#type: ParameterType = "text",
-        /// Of an integer or a number.
-        min: Option<Spanned<String>>,
-        /// Of an integer or a number.
-        max: Option<Spanned<String>>,
-        /// Of a text, in characters.
-        min_length: Option<Spanned<Int<0, CHARS_MAX>>>,
-        /// Of a text, in characters.
-        max_length: Option<Spanned<Int<0, CHARS_MAX>>>,
-        /// A regular expression that the whole text matches.
-        pattern: Option<Spanned<String>>,
-        /// The only values that it may have.
-        one_of: Option<Spanned<OneOrMore<String>>>,
-        /// It must be there.
-        required: bool = "false",
-        /// It may occur more than once.
-        repeated: bool = "false",
+        /// It must be there. Of the query only: a path has all of its parameters.
+        required: Spanned<bool> = "false",
+        /// It may occur more than once. Of the query only.
+        repeated: Spanned<bool> = "false",
     }
 }
 
@@ -91,7 +73,15 @@ impl Decode for PathRule {
 
     fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
         match &node.value {
-            Value::Map(_) => ParameterSection::decode(node, cx)?.compile(cx).map(Self),
+            Value::Map(_) => {
+                let section = ParameterSection::decode(node, cx)?;
+                for (key, given) in [("required", &section.required), ("repeated", &section.repeated)] {
+                    if given.value {
+                        cx.error(given.span, format!("`{key}` has no effect in a path"), None);
+                    }
+                }
+                section.compile(cx).map(Self)
+            }
             _ => ParameterType::decode(node, cx).map(|kind| Self(kind.shape())),
         }
     }
@@ -111,14 +101,13 @@ impl Decode for QueryRuleSection {
             let shape = ParameterType::decode(node, cx)?.shape();
             return Some(Self { shape, required: false, repeated: false });
         }
-        let QueryParameterSection { r#type, min, max, min_length, max_length, pattern, one_of, required, repeated } =
-            QueryParameterSection::decode(node, cx)?;
-        let parameter = ParameterSection { r#type, min, max, min_length, max_length, pattern, one_of };
-        parameter.compile(cx).map(|shape| Self { shape, required, repeated })
+        let section = ParameterSection::decode(node, cx)?;
+        let (required, repeated) = (section.required.value, section.repeated.value);
+        section.compile(cx).map(|shape| Self { shape, required, repeated })
     }
 
     fn schema(generator: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "anyOf": [ParameterType::schema(generator), QueryParameterSection::schema(generator)] })
+        PathRule::schema(generator)
     }
 }
 

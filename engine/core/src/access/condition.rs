@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use serde_json::{Map, Value};
 
 pub use super::expression::{COST_MAX, EXPRESSION_BYTES_MAX, EvaluationError, Expression, ExpressionError, STEP_BYTES};
+use crate::auth::ClaimPath;
 use crate::router::RouteRequest;
 
 /// Who asks, as far as authentication knows. The default is nobody.
@@ -32,31 +33,6 @@ pub enum Condition {
     AllScopes(Box<[Box<str>]>),
     Claim(ClaimPath, ClaimTest),
     Expression(Box<Expression>),
-}
-
-/// Where a claim stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClaimPath(Box<[Box<str>]>);
-
-impl ClaimPath {
-    /// `realm_access.roles`: names, separated by dots. A text that begins with `/` is a JSON pointer (RFC 6901), for
-    /// names with dots in them: `/https:~1~1example.com~1tenant`. `None` where a name is empty.
-    pub fn parse(text: &str) -> Option<Self> {
-        let names: Box<[Box<str>]> = match text.strip_prefix('/') {
-            Some(pointer) => pointer.split('/').map(|name| name.replace("~1", "/").replace("~0", "~").into()).collect(),
-            None => text.split('.').map(Box::from).collect(),
-        };
-        names.iter().all(|name| !name.is_empty()).then_some(Self(names))
-    }
-
-    fn find<'v>(&self, claims: &'v Map<String, Value>) -> Option<&'v Value> {
-        let (first, rest) = self.0.split_first()?;
-        rest.iter().try_fold(claims.get(&**first)?, |value, name| match value {
-            Value::Object(map) => map.get(&**name),
-            Value::Array(items) => items.get(name.parse::<usize>().ok()?),
-            _ => None,
-        })
-    }
 }
 
 /// What is asked of a claim.
@@ -236,9 +212,6 @@ mod tests {
         ] {
             assert_eq!(check(&claim(path, test.clone())), Err(Denial::Claim), "{path} {test:?}");
         }
-        assert_eq!(ClaimPath::parse(""), None);
-        assert_eq!(ClaimPath::parse("a..b"), None);
-        assert_eq!(ClaimPath::parse("/a/"), None);
     }
 
     #[test]

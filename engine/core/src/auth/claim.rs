@@ -5,32 +5,34 @@ use serde_json::{Map, Value};
 /// Members that lie on the way to a claim.
 const STEPS_MAX: usize = 8;
 
-/// Where a claim stands: a name (`sub`, `https://example.com/roles`), or a JSON Pointer for one inside of another
-/// (`/realm_access/roles`, RFC 6901; objects only, no array index).
+/// Where a claim stands. Names, separated by dots: `sub`, `realm_access.roles`. A URI is one name as it stands, with its
+/// dots (RFC 7519 section 4.2): `https://example.com/roles`. Any other name with dots in it is written as a JSON Pointer
+/// (RFC 6901): `/my.claim`. A number is the place in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClaimPath(Vec<Box<str>>);
 
 /// A text that names no claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadClaimPath {
-    #[error("the name of a claim is empty")]
+    #[error("a claim, or a step on the way to it, has no name")]
     Empty,
     #[error("`~` in a JSON Pointer stands before `0` or `1` (RFC 6901 section 3)")]
     Escape,
-    #[error("a JSON Pointer to a claim has at most 8 steps")]
+    #[error("the way to a claim has at most 8 steps")]
     TooDeep,
 }
 
 impl ClaimPath {
     pub fn parse(text: &str) -> Result<Self, BadClaimPath> {
-        let steps = match text.strip_prefix('/') {
+        let steps: Vec<Box<str>> = match text.strip_prefix('/') {
             Some(pointer) => pointer.split('/').map(unescape).collect::<Result<_, _>>()?,
-            None => vec![text.into()],
+            None if text.contains("://") || text.starts_with("urn:") => vec![text.into()],
+            None => text.split('.').map(Box::from).collect(),
         };
-        match steps.as_slice() {
-            [only] if only.is_empty() => Err(BadClaimPath::Empty),
+        match steps {
+            steps if steps.iter().any(|step| step.is_empty()) => Err(BadClaimPath::Empty),
             steps if steps.len() > STEPS_MAX => Err(BadClaimPath::TooDeep),
-            _ => Ok(Self(steps)),
+            steps => Ok(Self(steps)),
         }
     }
 
@@ -41,7 +43,11 @@ impl ClaimPath {
 
     pub fn find<'c>(&self, claims: &'c Map<String, Value>) -> Option<&'c Value> {
         let (first, rest) = self.0.split_first()?;
-        rest.iter().try_fold(claims.get(&**first)?, |value, step| value.as_object()?.get(&**step))
+        rest.iter().try_fold(claims.get(&**first)?, |value, step| match value {
+            Value::Object(members) => members.get(&**step),
+            Value::Array(items) => items.get(step.parse::<usize>().ok()?),
+            _ => None,
+        })
     }
 }
 
@@ -96,18 +102,22 @@ mod tests {
 
     #[test]
     fn claims_are_found_by_name_or_pointer() {
-        let claims = r#"{"sub":"a","https://example.com/r":1,"a.b":2,"a":{"b":3,"c/d":{"~":4}},"":{"":5},"l":[6]}"#;
+        let claims =
+            r#"{"sub":"a","https://example.com/r":1,"a.b":2,"a":{"b":3,"c/d":{"~":4}},"urn:x:a.b":5,"l":[6,{"m":7}]}"#;
         for (path, expected) in [
             ("sub", r#""a""#),
             ("https://example.com/r", "1"),
-            ("a.b", "2"),
+            ("/a.b", "2"),
+            ("a.b", "3"),
             ("/a/b", "3"),
             ("/a/c~1d/~0", "4"),
-            ("//", "5"),
+            ("urn:x:a.b", "5"),
+            ("l.0", "6"),
+            ("/l/1/m", "7"),
         ] {
             assert_eq!(find(path, claims), Some(serde_json::from_str(expected).unwrap()), "{path}");
         }
-        for path in ["other", "/a/other", "/sub/x", "/l/0", "/a/b/c"] {
+        for path in ["other", "/a/other", "/sub/x", "/l/2", "/l/x", "/a/b/c"] {
             assert_eq!(find(path, claims), None, "{path}");
         }
     }
@@ -115,7 +125,9 @@ mod tests {
     #[test]
     fn bad_paths_are_refused() {
         assert_eq!(ClaimPath::parse(""), Err(BadClaimPath::Empty));
-        assert_eq!(ClaimPath::parse("/"), Err(BadClaimPath::Empty));
+        for path in ["/", "/a/", "a..b", ".a"] {
+            assert_eq!(ClaimPath::parse(path), Err(BadClaimPath::Empty), "{path}");
+        }
         assert_eq!(ClaimPath::parse("/a~"), Err(BadClaimPath::Escape));
         assert_eq!(ClaimPath::parse("/a~2"), Err(BadClaimPath::Escape));
         assert_eq!(ClaimPath::parse("/1/2/3/4/5/6/7/8/9"), Err(BadClaimPath::TooDeep));

@@ -19,6 +19,25 @@ pub enum HeaderStyle {
     None,
 }
 
+impl HeaderStyle {
+    /// Whether a field of this name is one of those that it sends: the service's own would contradict it.
+    pub fn has(self, name: &str) -> bool {
+        let after = |prefix: &str| {
+            let (start, rest) = name.split_at_checked(prefix.len())?;
+            start.eq_ignore_ascii_case(prefix).then_some(rest)
+        };
+        let is_one_of = |rest: &str, names: &[&str]| names.iter().any(|name| rest.eq_ignore_ascii_case(name));
+        match self {
+            Self::Draft6 => {
+                after("RateLimit-").is_some_and(|rest| is_one_of(rest, &["Limit", "Remaining", "Reset", "Policy"]))
+            }
+            Self::Structured => after("RateLimit").is_some_and(|rest| is_one_of(rest, &["", "-Policy"])),
+            Self::Legacy => after("X-RateLimit-").is_some_and(|rest| is_one_of(rest, &["Limit", "Remaining", "Reset"])),
+            Self::None => false,
+        }
+    }
+}
+
 /// Appends the header lines for `state`, each with its CRLF, and `Retry-After` (RFC 9110, section 10.2.3) where the
 /// request was refused. `unix_s`: now, in seconds since 1970, for [`HeaderStyle::Legacy`].
 ///
@@ -126,6 +145,19 @@ mod tests {
             "X-RateLimit-Limit: 100\r\nX-RateLimit-Remaining: 87\r\nX-RateLimit-Reset: 1700000012\r\n"
         );
         assert_eq!(written(HeaderStyle::None, "p", ADMITTED), "");
+    }
+
+    #[test]
+    fn a_style_knows_its_own_fields() {
+        use HeaderStyle::*;
+        for style in [Draft6, Structured, Legacy, None] {
+            for line in written(style, "p", ADMITTED).lines() {
+                let name = line.split(':').next().unwrap();
+                assert!(style.has(name) && style.has(&name.to_lowercase()), "{name}");
+            }
+        }
+        assert!(!None.has("RateLimit") && !Draft6.has("RateLimit") && !Draft6.has("X-RateLimit-Limit"));
+        assert!(!Structured.has("RateLimit-Limit") && !Legacy.has("X-RateLimit-Bucket") && !Legacy.has("Retry-After"));
     }
 
     #[test]
