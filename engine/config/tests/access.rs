@@ -357,10 +357,10 @@ fn the_examples_of_the_pages_compile() {
     }
 }
 
-/// The page about authentication has a configuration, and the file with API keys that it names.
+/// The page about authentication has a configuration, the file with API keys that it names, and one with lists in Redis.
 #[test]
 fn the_examples_of_authentication_compile() {
-    let [configuration, keys] = blocks_of("AUTHENTICATION.md").try_into().expect("two blocks");
+    let [configuration, keys, lists] = blocks_of("AUTHENTICATION.md").try_into().expect("three blocks");
     let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("authentication");
     std::fs::create_dir_all(&directory).unwrap();
     std::fs::write(directory.join("keys.yaml"), keys).unwrap();
@@ -370,4 +370,6 @@ fn the_examples_of_authentication_compile() {
     let snapshot = compiled(&with_basics(&text)).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
     assert_eq!((snapshot.authenticators.len(), snapshot.routes.len()), (2, 3));
     assert!(snapshot.routes[0].policy.anonymous && snapshot.routes[2].policy.authenticate.is_empty());
+    let lists = compiled(&with_basics(&lists)).unwrap_or_else(|errors| panic!("{errors}\n{lists}"));
+    assert!(lists.keys.iter().all(|sources| sources.list().is_some()));
 }
