@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use smallvec::SmallVec;
+
 use super::limiter::short;
 use super::table::{Entry, Table};
 
@@ -39,7 +41,7 @@ pub struct Place(Arc<Counter>);
 
 /// The places of one request. Dropped: given back.
 #[derive(Debug, Default)]
-pub struct Places([Option<Place>; PLACES_MAX]);
+pub struct Places(SmallVec<[Place; PLACES_MAX]>);
 
 #[derive(Debug)]
 struct Counter {
@@ -106,18 +108,18 @@ impl Drop for Place {
 
 impl Places {
     pub fn taken(&self) -> usize {
-        self.0.iter().flatten().count()
+        self.0.len()
     }
 
     /// Keeps one more; gives it back where there is no room for it.
     pub fn keep(&mut self, place: Place) {
-        if let Some(room) = self.0.iter_mut().find(|room| room.is_none()) {
-            *room = Some(place);
+        if self.0.len() < PLACES_MAX {
+            self.0.push(place);
         }
     }
 
     pub fn give_back(&mut self) {
-        *self = Self::default();
+        self.0.clear();
     }
 }
 
