@@ -12,7 +12,9 @@ use arc_swap::ArcSwap;
 use ringway_core::auth::Live;
 use ringway_core::limit::{Limiter, Mode};
 use ringway_core::log_queue::LogQueue;
-use ringway_core::stats::{AuthenticatorStats, EndpointStats, LimitStats, RouteStats, ServiceStats, WorkerStats};
+use ringway_core::stats::{
+    AuthenticatorStats, EndpointStats, LimitStats, RouteStats, ServiceStats, TlsStats, WorkerStats,
+};
 
 use crate::snapshot::{KeySource, Snapshot};
 
@@ -37,6 +39,8 @@ pub struct Published {
     /// The buckets of the rate limits: they outlive reloads that do not change their policy.
     pub limiters: Vec<Arc<Limiter>>,
     pub limits: Vec<Arc<LimitStats>>,
+    /// By listener.
+    pub tls: Vec<Arc<TlsStats>>,
 }
 
 /// The life of the process.
@@ -167,6 +171,10 @@ impl Published {
             limiters.extend(old.limiters.iter().map(|limiter| (limiter.policy().spec().name.clone(), limiter.clone())));
             limits.extend(old.limits.iter().map(|stats| (stats.policy.clone(), stats.clone())));
         }
+        let mut tls = HashMap::new();
+        if let Some(old) = old {
+            tls.extend(old.tls.iter().map(|stats| (stats.listener.clone(), stats.clone())));
+        }
         let is_shared = snapshot.redis.is_some();
         let unmatched = match old {
             Some(old) => old.unmatched.clone(),
@@ -236,6 +244,11 @@ impl Published {
                     let name = &policy.spec().name;
                     stats_of(&limits, name, || LimitStats::new(name.clone(), workers))
                 })
+                .collect(),
+            tls: snapshot
+                .listeners
+                .iter()
+                .map(|listener| stats_of(&tls, &listener.name, || TlsStats::new(listener.name.clone(), workers)))
                 .collect(),
             snapshot,
         }

@@ -97,6 +97,30 @@ pub struct Listener {
     pub proxy_status: bool,
     /// Add `Server-Timing` with the service's share.
     pub server_timing: bool,
+    /// `None`: in the clear.
+    pub tls: Option<Tls>,
+}
+
+impl Listener {
+    /// The scheme of its requests.
+    pub fn scheme(&self) -> &'static [u8] {
+        if self.tls.is_some() { b"https" } else { b"http" }
+    }
+}
+
+/// How a listener speaks TLS.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    pub server: Arc<rustls::ServerConfig>,
+    pub certificates: Arc<crate::tls::Certificates>,
+    /// What it was read from, and is watched for changes.
+    pub files: Vec<PathBuf>,
+    /// From the connection to the end of the handshake; closed above.
+    pub handshake_timeout: Duration,
+    /// Handshakes at a time, of each worker; more connections are closed at once.
+    pub handshakes: usize,
+    /// The same of one client address.
+    pub handshakes_per_ip: usize,
 }
 
 /// Which forwarding headers a service gets.
