@@ -109,7 +109,7 @@ impl Listener {
 }
 
 /// How a listener speaks TLS.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Tls {
     pub server: Arc<rustls::ServerConfig>,
     pub certificates: Arc<crate::tls::Certificates>,
@@ -121,6 +121,18 @@ pub struct Tls {
     pub handshakes: usize,
     /// The same of one client address.
     pub handshakes_per_ip: usize,
+}
+
+/// What was written; the certificates by their files.
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls")
+            .field("files", &self.files)
+            .field("handshake_timeout", &self.handshake_timeout)
+            .field("handshakes", &self.handshakes)
+            .field("handshakes_per_ip", &self.handshakes_per_ip)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Which forwarding headers a service gets.
