@@ -48,7 +48,7 @@ impl Files {
             .unwrap();
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).into()).collect();
         let cert = rcgen::CertificateParams::new(hosts).unwrap().self_signed(&key).unwrap();
-        self.write(name, &cert.pem(), &key.serialize_pem());
+        self.write(name, &cert.pem(), std::str::from_utf8(&made.stdout).unwrap());
         self.entry(name)
     }
 
@@ -287,11 +287,15 @@ fn handshakes_of_one_address_are_bounded() {
 
 #[test]
 fn a_body_that_breaks_off_is_not_whole() {
-    let (files, backend) = (Files::new(), Backend::echo());
+    let files = Files::new();
+    let backend = Backend::start(|conn| {
+        conn.next_request_head();
+        conn.stall();
+    });
     let gateway = Gateway::start(&yaml(backend.endpoint(), &files.make("a", &["localhost"]), ""));
     let mut stream = connect(gateway.address(), &files.client(&version::TLS13), "localhost").unwrap();
     stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nhalf").unwrap();
-    eventually(PATIENCE, || backend.received() > 0);
+    eventually(PATIENCE, || backend.connections() > 0);
     stream.sock.shutdown(std::net::Shutdown::Write).unwrap();
     let mut rest = Vec::new();
     let _ = stream.read_to_end(&mut rest);

@@ -177,6 +177,9 @@ async fn shake(conn: &mut Connection) -> Handshake {
                 // What is queued now is the alert.
                 if let (Some(incoming), Some(outgoing)) = (&mut incoming, &mut outgoing) {
                     while let Ok(Next::Go) = proceed(&mut tls, incoming, outgoing, &mut plain) {}
+                    if outgoing.is_empty() {
+                        outgoing.append(&[ALERT, 3, 3, 0, 2, 2, alert::DECODE_ERROR]);
+                    }
                 }
                 flush(conn, &mut outgoing).await;
                 linger(conn, &mut worker.take_inbox()).await;
