@@ -108,6 +108,59 @@ fn an_answer_of_16_kib() {
 }
 
 #[test]
+fn an_answer_of_16_kib_over_tls() {
+    use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, pki_types::ServerName};
+    use std::io::{Read, Write as _};
+
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    let files = tempfile::tempdir().unwrap();
+    let [pem, key] = ["own.pem", "own.key"].map(|name| files.path().join(name));
+    std::fs::write(&pem, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let backend = sized(16 * 1024);
+    let tls = format!("tls: {{ certificates: {{ certificate: \"{}\", key: \"{}\" }} }}", pem.display(), key.display());
+    let gateway = ringway_tests::Setup { listener: &tls, ..Default::default() }.start(backend.endpoint());
+
+    let mut roots = RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let config = std::sync::Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth());
+    let mut clients: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let name = ServerName::try_from("localhost").unwrap();
+            let stream = std::net::TcpStream::connect(gateway.address()).unwrap();
+            StreamOwned::new(ClientConnection::new(config.clone(), name).unwrap(), stream)
+        })
+        .collect();
+    let mut answer = vec![0; 64 * 1024];
+    let mut run = |requests: u32| {
+        for index in 0..requests as usize {
+            let client = &mut clients[index % CONNECTIONS];
+            client.write_all(GET.as_bytes()).unwrap();
+            let mut received = 0;
+            let is_whole = |answer: &[u8]| {
+                let head = answer.windows(4).position(|end| end == b"\r\n\r\n");
+                head.is_some_and(|head| answer.len() == head + 4 + 16 * 1024)
+            };
+            while !is_whole(&answer[..received]) {
+                received += client.read(&mut answer[received..]).unwrap();
+            }
+            assert!(answer.starts_with(b"HTTP/1.1 200 "));
+        }
+    };
+    let begun = Instant::now();
+    while begun.elapsed() < WARM_UP {
+        run(CONNECTIONS as u32);
+    }
+    let before = counters(&gateway);
+    run(COUNTED);
+    let after = counters(&gateway);
+    let [allocations, ring_operations, loop_turns] =
+        [0, 1, 2].map(|index| (after[index] - before[index]) / f64::from(COUNTED));
+    assert_cheap(&Cost { allocations, ring_operations, loop_turns });
+    settles_at(0.0, || gateway.metric("gateway_buffers_in_use{worker=\"0\"}"));
+}
+
+#[test]
 fn a_body_of_2_kib() {
     let backend = Backend::ok();
     let gateway = Gateway::to(backend.endpoint());

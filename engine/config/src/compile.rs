@@ -137,9 +137,10 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
     }
     let runtime = file.runtime.0.map(|section| section.compile(cx));
     let listeners = listeners.into_iter().zip(routers);
+    let listeners = listeners.map(|(listener, router)| Arc::new(listener.value.compile(router, cx))).collect();
     Some(Snapshot {
         runtime: runtime?,
-        listeners: listeners.map(|(listener, router)| Arc::new(listener.value.compile(router))).collect(),
+        listeners,
         routes,
         services,
         authenticators,

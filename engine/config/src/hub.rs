@@ -12,7 +12,9 @@ use arc_swap::ArcSwap;
 use ringway_core::auth::Live;
 use ringway_core::limit::{Concurrency, Limiter, Mode};
 use ringway_core::log_queue::LogQueue;
-use ringway_core::stats::{AuthenticatorStats, EndpointStats, LimitStats, RouteStats, ServiceStats, WorkerStats};
+use ringway_core::stats::{
+    AuthenticatorStats, EndpointStats, LimitStats, RouteStats, ServiceStats, TlsStats, WorkerStats,
+};
 
 use crate::snapshot::{KeySources, Snapshot};
 
@@ -41,6 +43,8 @@ pub struct Published {
     pub concurrency: Vec<Concurrency>,
     /// Refusals by those.
     pub concurrency_limits: Vec<Arc<LimitStats>>,
+    /// By listener.
+    pub tls: Vec<Arc<TlsStats>>,
 }
 
 /// The life of the process.
@@ -172,9 +176,11 @@ impl Published {
             limits.extend(old.limits.iter().map(|stats| (stats.policy.clone(), stats.clone())));
         }
         let (mut concurrency, mut full): (HashMap<_, Concurrency>, HashMap<_, _>) = Default::default();
+        let mut tls = HashMap::new();
         if let Some(old) = old {
             concurrency.extend(old.concurrency.iter().map(|limit| (limit.spec().name.clone(), limit.clone())));
             full.extend(old.concurrency_limits.iter().map(|stats| (stats.policy.clone(), stats.clone())));
+            tls.extend(old.tls.iter().map(|stats| (stats.listener.clone(), stats.clone())));
         }
         let is_shared = snapshot.redis.is_some();
         let unmatched = match old {
@@ -259,6 +265,11 @@ impl Published {
                 .concurrency
                 .iter()
                 .map(|spec| stats_of(&full, &spec.name, || LimitStats::new(spec.name.clone(), workers)))
+                .collect(),
+            tls: snapshot
+                .listeners
+                .iter()
+                .map(|listener| stats_of(&tls, &listener.name, || TlsStats::new(listener.name.clone(), workers)))
                 .collect(),
             snapshot,
         }

@@ -19,6 +19,7 @@ mod schema;
 mod sections;
 mod shape;
 mod suggest;
+pub mod tls;
 mod tree;
 mod units;
 

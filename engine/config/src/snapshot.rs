@@ -101,6 +101,42 @@ pub struct Listener {
     pub proxy_status: bool,
     /// Add `Server-Timing` with the service's share.
     pub server_timing: bool,
+    /// `None`: in the clear.
+    pub tls: Option<Tls>,
+}
+
+impl Listener {
+    /// The scheme of its requests.
+    pub fn scheme(&self) -> &'static [u8] {
+        if self.tls.is_some() { b"https" } else { b"http" }
+    }
+}
+
+/// How a listener speaks TLS.
+#[derive(Clone)]
+pub struct Tls {
+    pub server: Arc<rustls::ServerConfig>,
+    pub certificates: Arc<crate::tls::Certificates>,
+    /// What it was read from, and is watched for changes.
+    pub files: Vec<PathBuf>,
+    /// From the connection to the end of the handshake; closed above.
+    pub handshake_timeout: Duration,
+    /// Handshakes at a time, of each worker; more connections are closed at once.
+    pub handshakes: usize,
+    /// The same of one client address.
+    pub handshakes_per_ip: usize,
+}
+
+/// What was written; the certificates by their files.
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls")
+            .field("files", &self.files)
+            .field("handshake_timeout", &self.handshake_timeout)
+            .field("handshakes", &self.handshakes)
+            .field("handshakes_per_ip", &self.handshakes_per_ip)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Which forwarding headers a service gets.

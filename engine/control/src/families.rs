@@ -20,6 +20,11 @@ families! {
         "Open client connections."
     ACTIVE_REQUESTS = Gauge "gateway_active_requests" "" []
         "Requests between their head and the end of their answer."
+    TLS_HANDSHAKES = Counter "gateway_tls_handshakes_total" "" ["listener", "result"]
+        "TLS handshakes by how they ended: ok, failed, client_certificate (missing or not valid), timeout, closed by the \
+         client, plain_http, not_tls, or refused because there were too many at a time."
+    CERTIFICATE_EXPIRY = Gauge "gateway_certificate_expiry_seconds" "seconds" ["name"]
+        "Seconds until a certificate expires, by its first name; of several with the same name the soonest."
     AUTHENTICATIONS = Counter "gateway_authentications_total" "" ["authenticator", "outcome"]
         "Requests whose credentials were looked at: verified anew, cached, missing, refused, or unavailable where there \
          were no keys to judge them with."

@@ -28,6 +28,7 @@ pub fn render(hub: &Hub, redis: &RedisStats, started: SystemTime, format: Format
     let published = hub.published();
     let mut out = Exposition::new(format);
     requests(&mut out, &published, hub);
+    tls(&mut out, &published);
     authenticators(&mut out, &published);
     rate_limits(&mut out, &published);
     concurrency_limits(&mut out, &published);
@@ -71,6 +72,33 @@ fn requests(out: &mut Exposition, published: &Published, hub: &Hub) {
 
     out.family(&f::ACTIVE_CONNECTIONS).count(&[], total(hub, |cell| &cell.connections));
     out.family(&f::ACTIVE_REQUESTS).count(&[], total(hub, |cell| &cell.requests));
+}
+
+fn tls(out: &mut Exposition, published: &Published) {
+    let mut samples = out.family(&f::TLS_HANDSHAKES);
+    for (stats, listener) in published.tls.iter().zip(&published.snapshot.listeners) {
+        if listener.tls.is_none() {
+            continue;
+        }
+        let mut results = BTreeMap::new();
+        for (result, count) in stats.workers.iter().flat_map(|cell| cell.handshakes()) {
+            *results.entry(result).or_insert(0) += count;
+        }
+        for (result, count) in results {
+            samples.count(&[&stats.listener, result], count);
+        }
+    }
+    let now = process::unix_ms(SystemTime::now()) as f64 / 1000.0;
+    let mut soonest = BTreeMap::new();
+    let listeners = published.snapshot.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+    for pair in listeners.flat_map(|tls| tls.certificates.pairs()) {
+        let at = soonest.entry(pair.label()).or_insert(pair.not_after);
+        *at = pair.not_after.min(*at);
+    }
+    let mut samples = out.family(&f::CERTIFICATE_EXPIRY);
+    for (name, at) in soonest {
+        samples.value(&[name], at as f64 - now);
+    }
 }
 
 fn authenticators(out: &mut Exposition, published: &Published) {

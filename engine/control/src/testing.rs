@@ -78,6 +78,7 @@ pub(crate) fn listener(port: u16) -> Listener {
         trace: TraceStart::Off,
         proxy_status: false,
         server_timing: false,
+        tls: None,
     }
 }
 

@@ -385,6 +385,59 @@ pub enum Driver {
     Epoll = 2,
 }
 
+/// How a TLS handshake ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Handshake {
+    Done,
+    /// The client did not speak TLS as it must, or had no version or suite in common.
+    Failed,
+    /// The client's certificate was missing or not valid.
+    ClientCertificate,
+    Timeout,
+    /// The client went away.
+    Closed,
+    PlainHttp,
+    NotTls,
+    /// Too many at a time.
+    Refused,
+}
+
+/// What one worker counts of a listener's handshakes.
+#[derive(Debug, Default)]
+pub struct TlsCell {
+    handshakes: [Counter; 8],
+}
+
+impl TlsCell {
+    const RESULTS: [&str; 8] =
+        ["ok", "failed", "client_certificate", "timeout", "closed", "plain_http", "not_tls", "refused"];
+
+    pub fn record(&self, ended: Handshake) {
+        if let Some(counter) = self.handshakes.get(ended as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// By result.
+    pub fn handshakes(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Self::RESULTS.into_iter().zip(self.handshakes.iter().map(Counter::get))
+    }
+}
+
+/// The handshakes of a listener.
+#[derive(Debug)]
+pub struct TlsStats {
+    pub listener: Arc<str>,
+    pub workers: Box<[CachePadded<TlsCell>]>,
+}
+
+impl TlsStats {
+    pub fn new(listener: Arc<str>, workers: usize) -> Self {
+        Self { listener, workers: (0..workers).map(|_| CachePadded::new(TlsCell::default())).collect() }
+    }
+}
+
 /// What one worker counts besides routes and services.
 #[derive(Debug, Default)]
 pub struct WorkerCell {

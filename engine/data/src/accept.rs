@@ -162,21 +162,30 @@ pub(crate) fn adopt(worker: &Rc<Worker>, handed: Handed) {
 
 /// Tells a client that there is no room for its connection, without reading a byte of it, and closes.
 fn refuse(worker: &Worker, fd: OwnedFd) {
-    let failure = Failure::Overloaded;
-    let id = RequestId::generate(worker.clock.unix_ms(worker.clock.now()), worker.random_wide());
-    let (mut out, mut body) = (worker.take_head(), worker.take_head());
-    write_error_body(Format::Json, failure.status(), failure.message(), id.as_bytes(), &mut body);
-    status_line(failure.status(), &mut out);
-    out.extend_from_slice(b"Content-Type: application/json\r\nRetry-After: ");
-    write_number(failure.retry_after_secs().unwrap_or(1), &mut out);
-    out.extend_from_slice(b"\r\nConnection: close\r\nX-Request-ID: ");
-    out.extend_from_slice(id.as_bytes());
-    out.extend_from_slice(b"\r\nContent-Length: ");
-    write_number(body.len(), &mut out);
-    out.extend_from_slice(b"\r\n\r\n");
-    out.extend_from_slice(&body);
+    let mut out = worker.take_head();
+    refusal(worker, Failure::Overloaded, &mut out);
     let _ = rustix::net::send(&fd, &out, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
     let _ = rustix::net::shutdown(&fd, Shutdown::Write);
     worker.give_head(out);
+}
+
+/// Writes the answer of a connection that serves no request.
+pub(crate) fn refusal(worker: &Worker, failure: Failure, out: &mut Vec<u8>) {
+    let id = RequestId::generate(worker.clock.unix_ms(worker.clock.now()), worker.random_wide());
+    let mut body = worker.take_head();
+    write_error_body(Format::Json, failure.status(), failure.message(), id.as_bytes(), &mut body);
+    status_line(failure.status(), out);
+    out.extend_from_slice(b"Content-Type: application/json\r\n");
+    if let Some(seconds) = failure.retry_after_secs() {
+        out.extend_from_slice(b"Retry-After: ");
+        write_number(seconds, out);
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"Connection: close\r\nX-Request-ID: ");
+    out.extend_from_slice(id.as_bytes());
+    out.extend_from_slice(b"\r\nContent-Length: ");
+    write_number(body.len(), out);
+    out.extend_from_slice(b"\r\n\r\n");
+    out.extend_from_slice(&body);
     worker.give_head(body);
 }

@@ -241,7 +241,7 @@ fn write_answer_head(
     }
     gate::write_limit(conn, exchange, out);
     if let Some(access) = access {
-        access.write_answer_headers(exchange.origin.get(attempt.request), false, seen, out);
+        access.write_answer_headers(exchange.origin.get(attempt.request), conn.listener.tls.is_some(), seen, out);
     }
     if let (Some(ops), Some(route)) = (ops, route) {
         write_answer_ops(attempt, exchange, ops, route, out);

@@ -11,6 +11,7 @@ use crate::clock::us;
 use crate::deadline::{Slot, Timers};
 use crate::places::Panicked;
 use crate::request::Exchange;
+use crate::tls::shake_hands;
 use crate::view::View;
 use crate::worker::Worker;
 use ringway_io::Sock;
@@ -109,10 +110,15 @@ impl Connection {
 /// Waits for requests and has them served, until either side has enough. A panic ends this connection, and no other.
 pub(crate) async fn connection(mut conn: Box<Connection>) {
     let worker = Rc::clone(&conn.worker);
+    // In a box of its own, which is gone when the handshake is through.
+    if conn.listener.tls.is_some() && !Box::pin(shake_hands(&mut conn)).await {
+        return;
+    }
     loop {
         conn.timers.idle(worker.clock.lately(), us(conn.listener.timeouts.idle));
         conn.client.readable().await;
         if conn.timers.has_fired(Slot::ClientRead) {
+            conn.client.end();
             return;
         }
         conn.timers.begin();

@@ -28,6 +28,7 @@ mod serve;
 mod subrequest;
 #[cfg(test)]
 mod testing;
+mod tls;
 mod upstream;
 mod view;
 mod worker;

@@ -221,7 +221,7 @@ impl Exchange {
             method: request.method.as_bytes(),
             path,
             query,
-            scheme: b"http",
+            scheme: conn.listener.scheme(),
             route: &route.name,
             service: "",
             captures: &captures,
@@ -314,7 +314,7 @@ impl Exchange {
             path: request.path,
             query: request.query,
             host: head.authority,
-            scheme: b"http",
+            scheme: conn.listener.scheme(),
             client_ip: &client_ip,
             request_id: self.id.as_bytes(),
             headers: request.headers,
@@ -451,7 +451,7 @@ fn write_head(
     }
     if listener.forwarded.forwarded {
         out.extend_from_slice(b"Forwarded: ");
-        write_forwarded_element(conn.peer.ip(), request.authority, b"http", out);
+        write_forwarded_element(conn.peer.ip(), request.authority, listener.scheme(), out);
         out.extend_from_slice(b"\r\n");
     }
     out.extend_from_slice(if exchange.is_http10 { b"Via: 1.0 " } else { b"Via: 1.1 " });
@@ -493,7 +493,7 @@ fn write_x_forwarded(conn: &Connection, request: &RequestHead<'_, '_>, trusted: 
     }
     write_ip(conn.peer.ip().to_canonical(), out);
     out.extend_from_slice(b"\r\nX-Forwarded-Proto: ");
-    out.extend_from_slice(request.value(Name::XForwardedProto).filter(|_| trusted).unwrap_or(b"http"));
+    out.extend_from_slice(request.value(Name::XForwardedProto).filter(|_| trusted).unwrap_or(conn.listener.scheme()));
     let host = request.value(Name::XForwardedHost).filter(|_| trusted).unwrap_or(request.authority);
     if !host.is_empty() {
         out.extend_from_slice(b"\r\nX-Forwarded-Host: ");

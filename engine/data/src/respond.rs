@@ -51,7 +51,7 @@ fn begin(conn: &Connection, exchange: &mut Exchange, status: u16, headers: &[Hea
     if let Some(route) = conn.route(exchange)
         && route.access.changes_answers()
     {
-        route.access.write_answer_headers(cors::origin(headers), false, Seen::default(), out);
+        route.access.write_answer_headers(cors::origin(headers), conn.listener.tls.is_some(), Seen::default(), out);
     }
 }
 
@@ -121,7 +121,7 @@ pub(crate) fn write_answer_ops(
         method,
         path,
         query,
-        scheme: b"http",
+        scheme: conn.listener.scheme(),
         route: &route.name,
         service: &attempt.outbound.service.name,
         captures: &captures,

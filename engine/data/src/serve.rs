@@ -50,6 +50,9 @@ pub(crate) async fn serve(mut conn: Box<Connection>) -> Option<Box<Connection>> 
         }
     };
     worker.give_head(out);
+    if !goes_on {
+        conn.client.end();
+    }
     goes_on.then_some(conn)
 }
 

@@ -25,6 +25,7 @@ use crate::deadline::{Deadlines, SWEEP};
 use crate::mailbox::{Mailbox, PerIp};
 use crate::places::Place;
 use crate::record::Log;
+use crate::tls::Handshakes;
 use crate::view::View;
 use ringway_io::{LoopCounts, Sock, Ticker};
 
@@ -59,6 +60,7 @@ pub(crate) struct Worker {
     /// Room for the one path at a time that has to be rewritten.
     pub(crate) path: RefCell<Vec<u8>>,
     pub(crate) listeners: RefCell<HashMap<SocketAddr, accept::Accepting>>,
+    pub(crate) handshakes: Handshakes,
     /// Room for the key of one rate limit at a time.
     pub(crate) limit_key: RefCell<Vec<u8>>,
     /// Requests that rate limits hold now.
@@ -121,6 +123,7 @@ impl Worker {
             audit: Audit::new(),
             path: RefCell::new(Vec::with_capacity(1024)),
             listeners: RefCell::default(),
+            handshakes: Handshakes::default(),
             limit_key: RefCell::new(Vec::with_capacity(256)),
             held: Cell::new(0),
             looks: Cell::new(false),

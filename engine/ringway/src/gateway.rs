@@ -1,10 +1,11 @@
 //! The life of the process: start, events, drain.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ringway_config::Snapshot;
 use ringway_config::hub::{Hub, Phase};
@@ -97,6 +98,8 @@ impl Gateway {
     fn attend(&self, mut source: Option<Watch>) -> Result<(), Failure> {
         let Self { hub, plane, control, log, audit, .. } = self;
         let running = Running { hub, data: plane, control, log, audit };
+        let mut certificates = CertificateFiles::of(hub);
+        certificates.warn(hub);
         loop {
             match (self.events.recv_timeout(POLL_EVERY), &mut source) {
                 (Ok(Event::Stop(signal)), _) => {
@@ -109,12 +112,19 @@ impl Gateway {
                 }
                 (Ok(Event::Reload), Some(watch)) => {
                     watch.loading();
-                    running.reload(watch.path());
+                    if running.reload(watch.path()) {
+                        certificates = CertificateFiles::of(hub);
+                        certificates.warn(hub);
+                    }
                 }
                 (Ok(Event::Reload), None) => tracing::warn!("SIGHUP: a built-in configuration, nothing to reload"),
                 (Err(RecvTimeoutError::Timeout), Some(watch)) => {
-                    if watch.poll() {
-                        running.reload(watch.path());
+                    // All are polled, whatever the first says. A pair that does not fit, since half of it is written,
+                    // is refused, and the running one stays.
+                    let changed = certificates.poll() | watch.poll();
+                    if changed && running.reload(watch.path()) {
+                        certificates = CertificateFiles::of(hub);
+                        certificates.warn(hub);
                     }
                 }
                 (Err(RecvTimeoutError::Timeout), None) => {}
@@ -151,6 +161,39 @@ impl Gateway {
         }
         self.control.stop();
         tracing::info!("ended");
+    }
+}
+
+/// The files that certificates were read from.
+struct CertificateFiles(Vec<Watch>);
+
+impl CertificateFiles {
+    fn of(hub: &Hub) -> Self {
+        let snapshot = &hub.published().snapshot;
+        let files: BTreeSet<_> =
+            snapshot.listeners.iter().filter_map(|listener| listener.tls.as_ref()).flat_map(|tls| &tls.files).collect();
+        Self(files.iter().map(|file| Watch::new(file)).collect())
+    }
+
+    fn poll(&mut self) -> bool {
+        self.0.iter_mut().fold(false, |changed, watch| watch.poll() | changed)
+    }
+
+    /// Names the certificates that should have been replaced by now.
+    fn warn(&self, hub: &Hub) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+        let snapshot = &hub.published().snapshot;
+        for listener in &snapshot.listeners {
+            for pair in listener.tls.iter().flat_map(|tls| tls.certificates.pairs()) {
+                let left = pair.not_after - now;
+                if left < 0 {
+                    tracing::warn!("listener `{}`: the certificate of `{}` has expired", listener.name, pair.label());
+                } else if left < pair.warn_below_s() {
+                    let (days, name) = (left / 86_400, pair.label());
+                    tracing::warn!("listener `{}`: the certificate of `{name}` expires in {days} days", listener.name);
+                }
+            }
+        }
     }
 }
 

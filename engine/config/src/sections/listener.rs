@@ -8,6 +8,7 @@ use ringway_core::path::{DotSegments, DoubleSlash, EncodedSlash, PathPolicy};
 use ringway_core::router::Router;
 use schemars::{Schema, SchemaGenerator, json_schema};
 
+use super::tls::TlsSection;
 use crate::decode::{Cx, Decode, Spanned};
 use crate::scalar::{Int, Name, OrOff, choice, is_token};
 use crate::shape::shape;
@@ -43,6 +44,8 @@ shape! {
         server_timing: bool = "false",
         /// How paths are normalized before anything looks at them.
         path: PathSection = "{}",
+        /// TLS. Without it: in the clear.
+        tls: Option<Spanned<TlsSection>>,
     }
 
     /// Limits of a listener's connections and requests.
@@ -142,7 +145,9 @@ impl Decode for Pseudonym {
 }
 
 impl Listener {
-    pub(crate) fn compile(self, router: Router) -> snapshot::Listener {
+    pub(crate) fn compile(self, router: Router, cx: &mut Cx) -> snapshot::Listener {
+        // An error is reported; what is built is then not used.
+        let tls = self.tls.and_then(|tls| tls.value.compile(tls.span, cx));
         let Self { limits, timeouts, path, .. } = self;
         snapshot::Listener {
             name: Arc::from(self.name.0),
@@ -176,6 +181,7 @@ impl Listener {
             trace: self.trace,
             proxy_status: self.proxy_status,
             server_timing: self.server_timing,
+            tls,
         }
     }
 }

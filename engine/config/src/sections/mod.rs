@@ -22,6 +22,7 @@ mod redis;
 mod route;
 mod security_headers;
 mod service;
+mod tls;
 mod validate;
 
 pub(crate) use access::DefaultsSection;
