@@ -1,51 +1,102 @@
 //! The client's end of a connection: what the serve path reads requests from and writes answers to, whatever carries it.
 
+use std::future::poll_fn;
 use std::io;
+use std::rc::Rc;
 
 use ringway_io::Sock;
 use rustix::net::Shutdown;
 
+use crate::stream::Stream;
+
 /// Where a client's bytes come from and go to. Never blocks: what cannot go on at once is waited for with
 /// [`Client::readable`] or [`Client::writable`].
 pub(crate) struct Client {
-    sock: Sock,
+    carrier: Carrier,
+}
+
+enum Carrier {
+    Sock(Sock),
+    /// One request of an HTTP/2 connection.
+    Stream(Rc<Stream>),
+    /// Taken by the HTTP/2 connection.
+    Nobody,
 }
 
 impl Client {
     pub(crate) fn plain(sock: Sock) -> Self {
-        Self { sock }
+        Self { carrier: Carrier::Sock(sock) }
+    }
+
+    pub(crate) fn of_stream(stream: Rc<Stream>) -> Self {
+        Self { carrier: Carrier::Stream(stream) }
+    }
+
+    /// Nothing to read, nobody to write to.
+    pub(crate) fn nobody() -> Self {
+        Self { carrier: Carrier::Nobody }
+    }
+
+    /// The stream, where the client speaks HTTP/2: answers are given to it, not sent.
+    #[inline]
+    pub(crate) fn stream(&self) -> Option<&Stream> {
+        match &self.carrier {
+            Carrier::Stream(stream) => Some(stream),
+            _ => None,
+        }
     }
 
     /// Until there is something to read, an end or an error; maybe for no reason.
     #[inline]
     pub(crate) async fn readable(&self) {
-        self.sock.readable().await;
+        match &self.carrier {
+            Carrier::Sock(sock) => sock.readable().await,
+            Carrier::Stream(stream) => poll_fn(|cx| stream.poll_readable(cx)).await,
+            Carrier::Nobody => {}
+        }
     }
 
     /// Until there is room to write, or an error. Only after a [`Client::send`] that left something over.
     pub(crate) async fn writable(&self) {
-        self.sock.writable().await;
+        if let Carrier::Sock(sock) = &self.carrier {
+            sock.writable().await;
+        }
     }
 
     /// What has arrived, if anything: `None` means wait, `Some(0)` the end.
     #[inline]
     pub(crate) fn recv(&self, room: &mut [u8]) -> io::Result<Option<usize>> {
-        self.sock.recv(room)
+        match &self.carrier {
+            Carrier::Sock(sock) => sock.recv(room),
+            Carrier::Stream(stream) => stream.recv(room),
+            Carrier::Nobody => Ok(Some(0)),
+        }
     }
 
     /// How much was taken without waiting, maybe nothing.
     #[inline]
     pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.sock.send(bytes, false)
+        match &self.carrier {
+            Carrier::Sock(sock) => sock.send(bytes, false),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// Ends one or both directions; waits then end.
     pub(crate) fn shutdown(&self, how: Shutdown) {
-        self.sock.shutdown(how);
+        match &self.carrier {
+            Carrier::Sock(sock) => sock.shutdown(how),
+            Carrier::Stream(stream) => stream.signal.shutdown(how),
+            Carrier::Nobody => {}
+        }
     }
 
     /// Makes the coming close a reset, so that nobody takes a truncated answer for a whole one.
     pub(crate) fn reset_on_close(&self) {
-        self.sock.reset_on_close();
+        match &self.carrier {
+            Carrier::Sock(sock) => sock.reset_on_close(),
+            Carrier::Stream(stream) => stream.reset(h2::Reason::INTERNAL_ERROR),
+            Carrier::Nobody => {}
+        }
     }
 }
