@@ -227,14 +227,19 @@ pub(crate) async fn http2(mut conn: Box<Connection>, first: Buffer) {
 /// Has a stream served on a task of its own.
 fn begin(conn: &Connection, request: Request<RecvStream>, respond: SendResponse<Piece>) {
     let (parts, mut body) = request.into_parts();
-    let mut has_body = !body.is_end_stream();
-    if has_body && !parts.headers.contains_key(http::header::CONTENT_LENGTH) {
+    let has_length = parts.headers.contains_key(http::header::CONTENT_LENGTH);
+    let mut first = None;
+    let mut ended = body.is_end_stream();
+    if !ended && !has_length {
         // Some clients send the end in an empty frame of its own.
-        let mut cx = Context::from_waker(Waker::noop());
-        let ended = matches!(body.poll_data(&mut cx), Poll::Ready(None));
-        has_body = !ended;
+        match body.poll_data(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(None) => ended = true,
+            Poll::Ready(Some(Ok(data))) => first = Some(data),
+            Poll::Ready(Some(Err(_))) => return,
+            Poll::Pending => {}
+        }
     }
-    let chunked = has_body && !parts.headers.contains_key(http::header::CONTENT_LENGTH);
+    let chunked = !ended && !has_length;
     let mut inbox = conn.worker.take_inbox();
     let mut head = conn.worker.take_head();
     write_head(&parts, chunked, &mut head);
@@ -242,7 +247,7 @@ fn begin(conn: &Connection, request: Request<RecvStream>, respond: SendResponse<
     let fits = inbox.append(&head);
     let length = head.len();
     conn.worker.give_head(head);
-    let stream = Stream::new(body, respond, chunked);
+    let stream = Stream::new(body, first.unwrap_or_default(), respond, chunked);
     let Some(serving) = fits.then(|| conn.for_stream(Rc::clone(&stream))) else {
         return stream.reset(Reason::INTERNAL_ERROR);
     };

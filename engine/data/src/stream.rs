@@ -99,7 +99,8 @@ fn broken(error: impl std::fmt::Display) -> io::Error {
 }
 
 impl Stream {
-    pub(crate) fn new(body: RecvStream, respond: SendResponse<Piece>, chunked: bool) -> Rc<Self> {
+    /// `first`: what was read of the body already.
+    pub(crate) fn new(body: RecvStream, first: Bytes, respond: SendResponse<Piece>, chunked: bool) -> Rc<Self> {
         let signal = Rc::new(Signal::default());
         Rc::new(Self {
             unsent: Rc::new(Unsent { count: Cell::new(0), signal: Rc::clone(&signal) }),
@@ -107,7 +108,7 @@ impl Stream {
             body: RefCell::new(body),
             progress: Cell::new(Progress::Coming),
             chunked,
-            arrived: RefCell::default(),
+            arrived: RefCell::new(first),
             trailers: RefCell::default(),
             taken: Cell::new(0),
             answer: RefCell::new(Answer::Awaited(respond)),
