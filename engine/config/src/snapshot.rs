@@ -89,6 +89,7 @@ pub struct Listener {
     pub router: Router,
     pub path: PathPolicy,
     pub limits: ListenerLimits,
+    pub http2: Http2,
     pub timeouts: ListenerTimeouts,
     /// Peers whose `X-Request-ID`, `X-Forwarded-*`, `X-Real-IP` and `Forwarded` headers are believed; those of others are
     /// dropped.
@@ -137,6 +138,18 @@ impl fmt::Debug for Tls {
             .field("handshakes_per_ip", &self.handshakes_per_ip)
             .finish_non_exhaustive()
     }
+}
+
+/// What clients of HTTP/2 may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Http2 {
+    /// A connection that begins with HTTP/2's preface is served as one; else as HTTP/1.
+    pub enabled: bool,
+    /// Requests at a time on one connection.
+    pub max_concurrent_streams: u32,
+    /// Streams of a connection that the client has reset before they were served, and that it made the gateway reset by
+    /// breaking the protocol, before the connection is ended.
+    pub max_reset_streams: usize,
 }
 
 /// Which forwarding headers a service gets.

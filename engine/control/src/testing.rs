@@ -79,6 +79,7 @@ pub(crate) fn listener(port: u16) -> Listener {
         proxy_status: false,
         server_timing: false,
         tls: None,
+        http2: Http2 { enabled: false, max_concurrent_streams: 1, max_reset_streams: 1 },
     }
 }
 

@@ -13,9 +13,10 @@ use crate::clock::us;
 use crate::deadline::Slot;
 use crate::forward::Attempt;
 use crate::gate;
-use crate::io::{Blocks, write_client};
+use crate::io::{Blocks, Gone, wait_sent, write_client};
 use crate::request::Exchange;
 use crate::respond::{write_answer_ops, write_connection, write_number};
+use crate::stream::Stream;
 use crate::upstream::Upstream;
 
 /// Interim answers (1xx) that a service may send before its answer.
@@ -95,6 +96,17 @@ pub(crate) async fn relay(
         };
         let has_rest = decoded.consumed < buffer.len();
         buffer.narrow(decoded.data);
+        if let Some(stream) = conn.client.stream() {
+            let head = std::mem::take(&mut has_head).then_some(&mut *out);
+            let block = std::mem::replace(&mut buffer, conn.worker.take_answer());
+            let delivered = deliver(attempt, exchange, stream, head, block, &body, decoded.done).await;
+            if delivered.is_err() {
+                return Ok(Relayed::ClientGone);
+            }
+            if decoded.done {
+                return Ok(Relayed::Whole { reusable: shape.reusable && !has_rest });
+            }
+        }
         let has_trailers = frame(&mut buffer, shape.delivery, &body, decoded.done);
         if decoded.done {
             // With the last piece the client may ask again, of another worker.
@@ -135,6 +147,10 @@ pub(crate) async fn relay(
                 {
                     exchange.gate.places.give_back();
                     let end: &[u8] = if shape.delivery == Delivery::Chunked { b"0\r\n\r\n" } else { b"" };
+                    if let Some(stream) = conn.client.stream() {
+                        let ended = stream.send_bytes(b"", true).is_ok();
+                        return Ok(if ended { Relayed::Whole { reusable: false } } else { Relayed::ClientGone });
+                    }
                     let ended = end.is_empty() || write_client(conn, end).await.is_ok();
                     return Ok(if ended { Relayed::Whole { reusable: false } } else { Relayed::ClientGone });
                 }
@@ -144,6 +160,41 @@ pub(crate) async fn relay(
         }
         conn.timers.clear(Slot::Service);
     }
+}
+
+/// Gives a stream what has come of its answer, and waits until it has left.
+async fn deliver(
+    attempt: &Attempt<'_>,
+    exchange: &Exchange,
+    stream: &Stream,
+    head: Option<&mut Vec<u8>>,
+    block: Buffer,
+    body: &BodyDecoder,
+    done: bool,
+) -> Result<(), Gone> {
+    let conn = attempt.outbound.conn;
+    let has_trailers = done && !body.trailers().is_empty();
+    conn.worker.cell().client_bytes_out.add(block.len() as u64);
+    if let Some(head) = head {
+        conn.worker.cell().client_bytes_out.add(head.len() as u64);
+        let end = done && block.is_empty() && !has_trailers;
+        stream.send_head(head, end).map_err(|_| Gone)?;
+        if end {
+            return Ok(());
+        }
+    }
+    if !block.is_empty() || (done && !has_trailers) {
+        stream.send_block(block, done && !has_trailers).map_err(|_| Gone)?;
+        wait_sent(conn, stream).await?;
+    }
+    if has_trailers {
+        let mut section = conn.worker.take_head();
+        let ops = conn.route(exchange).map(|route| &route.response_headers);
+        write_trailers(body.trailers(), |name| ops.is_none_or(|ops| !ops.drops(name)), &mut section).ok_or(Gone)?;
+        stream.send_trailers(&section).map_err(|_| Gone)?;
+        conn.worker.give_head(section);
+    }
+    Ok(())
 }
 
 /// Frames the data in the buffer for the client. Gives back whether a trailer section is to follow, which may not fit
@@ -181,7 +232,8 @@ fn write_answer_head(
         return Err(Failure::BadAnswer);
     }
     let unframed = answer.framing == Framing::Chunked || answer.framing == Framing::Close;
-    let delivery = if unframed && !exchange.is_http10 { Delivery::Chunked } else { Delivery::Plain };
+    let delivery =
+        if unframed && !exchange.is_http10 && !exchange.is_http2 { Delivery::Chunked } else { Delivery::Plain };
     if !interim {
         exchange.status = answer.status;
         // While the request's body still comes nobody knows where the next request would begin.

@@ -1,64 +1,110 @@
 //! The client's end of a connection: what the serve path reads requests from and writes answers to, whatever carries it.
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::rc::Rc;
 
 use ringway_io::Sock;
 use rustix::net::Shutdown;
 
+use crate::stream::Stream;
 use crate::tls::Tls;
 
 /// Where a client's bytes come from and go to. Never blocks: what cannot go on at once is waited for with
 /// [`Client::readable`] or [`Client::writable`].
 pub(crate) struct Client {
-    sock: Sock,
-    /// `None`: in the clear.
-    tls: Option<Box<Tls>>,
+    carrier: Carrier,
+}
+
+enum Carrier {
+    Plain(Sock),
+    Tls(Sock, Box<Tls>),
+    /// One request of an HTTP/2 connection.
+    Stream(Rc<Stream>),
+    /// Taken by the HTTP/2 connection.
+    Nobody,
 }
 
 impl Client {
     pub(crate) fn plain(sock: Sock) -> Self {
-        Self { sock, tls: None }
+        Self { carrier: Carrier::Plain(sock) }
+    }
+
+    pub(crate) fn of_stream(stream: Rc<Stream>) -> Self {
+        Self { carrier: Carrier::Stream(stream) }
+    }
+
+    /// Nothing to read, nobody to write to.
+    pub(crate) fn nobody() -> Self {
+        Self { carrier: Carrier::Nobody }
     }
 
     /// From now on in this session.
     pub(crate) fn secure(&mut self, session: Tls) {
-        self.tls = Some(Box::new(session));
+        if let Carrier::Plain(sock) = std::mem::replace(&mut self.carrier, Carrier::Nobody) {
+            self.carrier = Carrier::Tls(sock, Box::new(session));
+        }
     }
 
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.sock.fd()
+    fn sock(&self) -> Option<&Sock> {
+        match &self.carrier {
+            Carrier::Plain(sock) | Carrier::Tls(sock, _) => Some(sock),
+            Carrier::Stream(_) | Carrier::Nobody => None,
+        }
+    }
+
+    /// The connection's own descriptor.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.sock().map(Sock::fd)
+    }
+
+    /// The stream, where the client speaks HTTP/2: answers are given to it, not sent.
+    #[inline]
+    pub(crate) fn stream(&self) -> Option<&Stream> {
+        match &self.carrier {
+            Carrier::Stream(stream) => Some(stream),
+            _ => None,
+        }
     }
 
     /// Until there is something to read, an end or an error; maybe for no reason.
     #[inline]
     pub(crate) async fn readable(&self) {
-        if self.tls.as_ref().is_some_and(|tls| tls.has_input()) {
-            return;
+        match &self.carrier {
+            Carrier::Plain(sock) => sock.readable().await,
+            Carrier::Tls(_, tls) if tls.has_input() => {}
+            Carrier::Tls(sock, _) => sock.readable().await,
+            Carrier::Stream(stream) => poll_fn(|cx| stream.poll_readable(cx)).await,
+            Carrier::Nobody => {}
         }
-        self.sock.readable().await;
     }
 
     /// Until there is room to write, or an error. Only after a [`Client::send`] that left something over.
     pub(crate) async fn writable(&self) {
-        self.sock.writable().await;
+        if let Some(sock) = self.sock() {
+            sock.writable().await;
+        }
     }
 
     /// What has arrived, if anything: `None` means wait, `Some(0)` the end.
     #[inline]
     pub(crate) fn recv(&self, room: &mut [u8]) -> io::Result<Option<usize>> {
-        match &self.tls {
-            None => self.sock.recv(room),
-            Some(tls) => tls.recv(&self.sock, room),
+        match &self.carrier {
+            Carrier::Plain(sock) => sock.recv(room),
+            Carrier::Tls(sock, tls) => tls.recv(sock, room),
+            Carrier::Stream(stream) => stream.recv(room),
+            Carrier::Nobody => Ok(Some(0)),
         }
     }
 
     /// How much was taken without waiting, maybe nothing. What was not is offered again, first of all.
     #[inline]
     pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
-        match &self.tls {
-            None => self.sock.send(bytes, false),
-            Some(tls) => tls.send(&self.sock, bytes),
+        match &self.carrier {
+            Carrier::Plain(sock) => sock.send(bytes, false),
+            Carrier::Tls(sock, tls) => tls.send(sock, bytes),
+            Carrier::Stream(_) | Carrier::Nobody => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -67,21 +113,30 @@ impl Client {
         if how != Shutdown::Read {
             self.end();
         }
-        self.sock.shutdown(how);
+        match &self.carrier {
+            Carrier::Plain(sock) | Carrier::Tls(sock, _) => sock.shutdown(how),
+            Carrier::Stream(stream) => stream.signal.shutdown(how),
+            Carrier::Nobody => {}
+        }
     }
 
     /// Before an orderly close: tells the client that nothing follows, where its protocol has a word for that.
     pub(crate) fn end(&self) {
-        if let Some(tls) = &self.tls {
-            tls.close(&self.sock);
+        if let Carrier::Tls(sock, tls) = &self.carrier {
+            tls.close(sock);
         }
     }
 
     /// Makes the coming close a reset, so that nobody takes a truncated answer for a whole one.
     pub(crate) fn reset_on_close(&self) {
-        if let Some(tls) = &self.tls {
-            tls.break_off();
+        match &self.carrier {
+            Carrier::Plain(sock) => sock.reset_on_close(),
+            Carrier::Tls(sock, tls) => {
+                tls.break_off();
+                sock.reset_on_close();
+            }
+            Carrier::Stream(stream) => stream.reset(h2::Reason::INTERNAL_ERROR),
+            Carrier::Nobody => {}
         }
-        self.sock.reset_on_close();
     }
 }

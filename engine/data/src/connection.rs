@@ -6,11 +6,14 @@ use std::sync::Arc;
 
 use ringway_config::snapshot::{Listener, Route};
 
+use crate::buffer::Buffer;
 use crate::client::Client;
 use crate::clock::us;
-use crate::deadline::{Slot, Timers};
+use crate::deadline::{End, Signal, Slot, Timers};
+use crate::http2::http2;
 use crate::places::Panicked;
 use crate::request::Exchange;
+use crate::stream::Stream;
 use crate::tls::shake_hands;
 use crate::view::View;
 use crate::worker::Worker;
@@ -29,7 +32,10 @@ pub(crate) struct Connection {
     pub(crate) served: u64,
     /// Its listener is gone from the configuration: it ends after the current request.
     orphaned: bool,
-    _counted: Counted,
+    /// What has come of a connection that turned out to be HTTP/2.
+    pub(crate) http2: Option<Box<Buffer>>,
+    /// Streams have none: their connection is counted.
+    _counted: Option<Counted>,
 }
 
 /// A place in the counts of open connections, given back when dropped.
@@ -64,7 +70,7 @@ impl Connection {
         counted: Counted,
     ) -> Self {
         Self {
-            timers: worker.deadlines.register(sock.clone()),
+            timers: worker.deadlines.register(End::Sock(sock.clone())),
             view: worker.view(),
             worker: Rc::clone(worker),
             client: Client::plain(sock),
@@ -72,8 +78,36 @@ impl Connection {
             listener,
             served: 0,
             orphaned: false,
-            _counted: counted,
+            http2: None,
+            _counted: Some(counted),
         }
+    }
+
+    /// A stream of this connection, as a connection with one request.
+    pub(crate) fn for_stream(&self, stream: Rc<Stream>) -> Box<Self> {
+        Box::new(Self {
+            timers: self.worker.deadlines.register(End::Task(Rc::clone(&stream.signal))),
+            view: Rc::clone(&self.view),
+            worker: Rc::clone(&self.worker),
+            client: Client::of_stream(stream),
+            peer: self.peer,
+            listener: Arc::clone(&self.listener),
+            served: 0,
+            orphaned: false,
+            http2: None,
+            _counted: None,
+        })
+    }
+
+    /// Has the deadlines act on a task from now on, and a drain tell it.
+    pub(crate) fn act_on(&mut self, signal: Rc<Signal>) {
+        self.timers = self.worker.deadlines.register(End::Task(signal));
+        let idle = us(self.listener.timeouts.idle);
+        self.timers.idle(self.worker.clock.lately(), idle);
+    }
+
+    pub(crate) fn take_client(&mut self) -> Client {
+        std::mem::replace(&mut self.client, Client::nobody())
     }
 
     /// Takes the newest snapshot, if it is another one. Between requests only.
@@ -128,7 +162,11 @@ pub(crate) async fn connection(mut conn: Box<Connection>) {
             Ok(idle) => {
                 worker.give_place(place);
                 match idle {
-                    Some(idle) => conn = idle,
+                    Some(mut idle) => match idle.http2.take() {
+                        // On a task of its own, so that those that speak HTTP/1 have no room for it.
+                        Some(first) => return ringway_io::spawn(http2(idle, *first)),
+                        None => conn = idle,
+                    },
                     None => return,
                 }
             }

@@ -1,8 +1,9 @@
 //! Deadlines: one table a core, swept a few times a second. Nothing is ever cancelled: when a deadline has passed, the
 //! socket is shut down in the right direction, the wait on it completes, and the code that waited asks why.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::task::{Context, Waker};
 
 use ringway_core::stats::Counter;
 use rustix::net::Shutdown;
@@ -37,6 +38,76 @@ pub(crate) enum Slot {
 }
 const SLOTS: usize = 5;
 
+/// What a deadline acts on: a socket, or a task that has none of its own (a stream of HTTP/2, or the connection of one).
+pub(crate) enum End {
+    Sock(Sock),
+    Task(Rc<Signal>),
+}
+
+/// Ends that a task is told of, and its waker.
+#[derive(Default)]
+pub(crate) struct Signal {
+    reads: Cell<bool>,
+    writes: Cell<bool>,
+    gone: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Signal {
+    pub(crate) fn listen(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    pub(crate) fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    pub(crate) fn reads_ended(&self) -> bool {
+        self.reads.get()
+    }
+
+    pub(crate) fn writes_ended(&self) -> bool {
+        self.writes.get()
+    }
+
+    /// The client has gone.
+    pub(crate) fn is_gone(&self) {
+        self.gone.set(true);
+    }
+
+    pub(crate) fn gone(&self) -> bool {
+        self.gone.get()
+    }
+
+    pub(crate) fn shutdown(&self, how: Shutdown) {
+        self.reads.set(self.reads.get() || how != Shutdown::Write);
+        self.writes.set(self.writes.get() || how != Shutdown::Read);
+        self.wake();
+    }
+}
+
+impl End {
+    fn shutdown(&self, how: Shutdown) {
+        match self {
+            Self::Sock(sock) => sock.shutdown(how),
+            Self::Task(signal) => signal.shutdown(how),
+        }
+    }
+
+    /// Whether the client has gone, where it is time to look: a socket is asked after `waited` microseconds only.
+    fn is_reset(&self, waited: u64) -> bool {
+        match self {
+            Self::Sock(sock) => waited > CLIENT_CHECK_US && sock.is_reset(),
+            Self::Task(signal) => signal.gone(),
+        }
+    }
+}
+
 struct Entry {
     at: [u64; SLOTS],
     /// Bit set of slots that have fired.
@@ -45,7 +116,7 @@ struct Entry {
     idle_since: u64,
     /// When the current request went to its service; `NEVER` while there is none.
     since: u64,
-    client: Option<Sock>,
+    client: Option<End>,
     service: Option<Sock>,
 }
 
@@ -63,7 +134,7 @@ pub(crate) struct Timers {
 }
 
 impl Deadlines {
-    pub(crate) fn register(self: &Rc<Self>, client: Sock) -> Timers {
+    pub(crate) fn register(self: &Rc<Self>, client: End) -> Timers {
         let (client, service) = (Some(client), None);
         let entry = Entry { at: [NEVER; SLOTS], fired: 0, idle_since: NEVER, since: NEVER, client, service };
         let mut entries = self.entries.borrow_mut();
@@ -85,7 +156,7 @@ impl Deadlines {
             if drain && entry.idle_since.saturating_add(DRAIN_GRACE_US) <= now {
                 client.shutdown(Shutdown::Read);
             }
-            if entry.since != NEVER && now.saturating_sub(entry.since) > CLIENT_CHECK_US && client.is_reset() {
+            if entry.since != NEVER && client.is_reset(now.saturating_sub(entry.since)) {
                 entry.since = NEVER;
                 entry.fired |= 1 << Slot::ClientGone as u8;
                 if let Some(service) = &entry.service {

@@ -1,11 +1,14 @@
 //! Transfers that may have to wait, each under a deadline.
 
+use std::future::poll_fn;
+
 use rustix::net::Shutdown;
 
 use crate::buffer::Buffer;
 use crate::clock::us;
 use crate::connection::Connection;
 use crate::deadline::Slot;
+use crate::stream::Stream;
 use ringway_io::{Sock, yield_now};
 
 /// How long, and for how many bytes, a client may go on sending after the gateway has closed its own side; without it the
@@ -40,12 +43,38 @@ pub(crate) struct Gone;
 #[inline]
 pub(crate) async fn write_client(conn: &Connection, bytes: &[u8]) -> Result<(), Gone> {
     conn.worker.cell().client_bytes_out.add(bytes.len() as u64);
+    if let Some(stream) = conn.client.stream() {
+        return answer_stream(conn, stream, bytes).await;
+    }
     let mut sent = conn.client.send(bytes).map_err(|_| Gone)?;
     while sent < bytes.len() {
         wait_to_write(conn, Slot::ClientWrite, us(conn.listener.timeouts.write), conn.client.writable()).await?;
         sent += conn.client.send(bytes.get(sent..).unwrap_or_default()).map_err(|_| Gone)?;
     }
     Ok(())
+}
+
+/// Gives a stream an answer that is written whole, or the head of an interim one.
+async fn answer_stream(conn: &Connection, stream: &Stream, bytes: &[u8]) -> Result<(), Gone> {
+    let end = memchr::memmem::find(bytes, b"\r\n\r\n").map_or(bytes.len(), |end| end + 4);
+    let (head, body) = bytes.split_at_checked(end).unwrap_or((bytes, b""));
+    stream.send_head(head, body.is_empty()).map_err(|_| Gone)?;
+    if body.is_empty() {
+        return Ok(());
+    }
+    stream.send_bytes(body, true).map_err(|_| Gone)?;
+    wait_sent(conn, stream).await
+}
+
+/// Waits until the stream's client has taken what it was given, as far as its window goes.
+pub(crate) async fn wait_sent(conn: &Connection, stream: &Stream) -> Result<(), Gone> {
+    conn.timers.set(Slot::ClientWrite, conn.worker.clock.lately() + us(conn.listener.timeouts.write));
+    let sent = poll_fn(|cx| stream.poll_sent(cx)).await;
+    conn.timers.clear(Slot::ClientWrite);
+    if sent.is_err() {
+        stream.reset(h2::Reason::CANCEL);
+    }
+    sent.map_err(|_| Gone)
 }
 
 /// Writes everything to a service; `idle`: the longest wait between two writes, in microseconds.

@@ -16,6 +16,7 @@ mod deadline;
 mod forward;
 mod gate;
 mod hold;
+mod http2;
 mod io;
 mod mailbox;
 mod outbound;
@@ -25,6 +26,7 @@ mod request;
 mod respond;
 mod runtime;
 mod serve;
+mod stream;
 mod subrequest;
 #[cfg(test)]
 mod testing;

@@ -60,6 +60,7 @@ pub(crate) struct Exchange {
     pub(crate) origin: Span,
     pub(crate) is_head: bool,
     pub(crate) is_http10: bool,
+    pub(crate) is_http2: bool,
     pub(crate) is_idempotent: bool,
     /// Whether the client lets its connection live, as far as its head says.
     pub(crate) keep_alive: bool,
@@ -113,6 +114,7 @@ impl Exchange {
             origin: Span::default(),
             is_head: false,
             is_http10: false,
+            is_http2: conn.client.stream().is_some(),
             is_idempotent: false,
             keep_alive: false,
             sends_more: true,
@@ -454,7 +456,11 @@ fn write_head(
         write_forwarded_element(conn.peer.ip(), request.authority, listener.scheme(), out);
         out.extend_from_slice(b"\r\n");
     }
-    out.extend_from_slice(if exchange.is_http10 { b"Via: 1.0 " } else { b"Via: 1.1 " });
+    out.extend_from_slice(match (exchange.is_http10, exchange.is_http2) {
+        (true, _) => b"Via: 1.0 ",
+        (_, true) => b"Via: 2.0 ",
+        _ => b"Via: 1.1 ",
+    });
     out.extend_from_slice(listener.via.as_bytes());
     out.extend_from_slice(b"\r\n");
     if !(trace.w3c || trace.b3 || trace.b3_multi) {

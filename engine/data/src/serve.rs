@@ -15,6 +15,7 @@ use crate::deadline::Slot;
 use crate::forward::forward;
 use crate::gate;
 use crate::hold::hold;
+use crate::http2::PREFACE;
 use crate::io::{Blocks, linger, write_client};
 use crate::record::record;
 use crate::request::{Exchange, Step};
@@ -34,6 +35,11 @@ pub(crate) async fn serve(mut conn: Box<Connection>) -> Option<Box<Connection>> 
                 }
             }
             Next::Idle => break true,
+            Next::Http2 => {
+                let rest = std::mem::replace(&mut inbox, worker.take_inbox());
+                conn.http2 = Some(Box::new(rest));
+                break true;
+            }
             Next::Closed => break false,
             Next::Refused(failure) => {
                 refuse(&mut conn, failure, &mut out).await;
@@ -56,11 +62,25 @@ pub(crate) async fn serve(mut conn: Box<Connection>) -> Option<Box<Connection>> 
     goes_on.then_some(conn)
 }
 
+/// Answers the one request of an HTTP/2 stream, whose head stands at the front of the inbox in the form of HTTP/1.1.
+pub(crate) async fn serve_stream(mut conn: Box<Connection>, mut inbox: Buffer, head_length: usize) {
+    let worker = Rc::clone(&conn.worker);
+    let mut out = worker.take_head();
+    if head_length <= conn.listener.limits.head_bytes {
+        exchange(&mut conn, &mut inbox, head_length, &mut out).await;
+    } else {
+        refuse(&mut conn, Failure::HeadTooLarge, &mut out).await;
+    }
+    worker.give_head(out);
+}
+
 enum Next {
     /// A whole head of this length stands at the front of the inbox.
     Head(usize),
     /// Nothing has arrived.
     Idle,
+    /// The client's first bytes are those of HTTP/2 (RFC 9113 section 3.4).
+    Http2,
     Closed,
     Refused(Failure),
 }
@@ -74,7 +94,12 @@ async fn read_head(conn: &Connection, inbox: &mut Buffer) -> Next {
         if !inbox.is_empty() {
             inbox.consume(leading_empty_lines(inbox.data()));
         }
-        if !inbox.is_empty() && inbox.data() != b"\r" {
+        let may_be_http2 = conn.served == 0 && conn.listener.http2.enabled && !inbox.is_empty();
+        if may_be_http2 && inbox.data().starts_with(PREFACE) {
+            break Next::Http2;
+        }
+        let awaits_preface = may_be_http2 && PREFACE.starts_with(inbox.data());
+        if !awaits_preface && !inbox.is_empty() && inbox.data() != b"\r" {
             match scanner.scan(inbox.data()) {
                 HeadScan::Complete(length) if length <= limit => break Next::Head(length),
                 HeadScan::Partial if inbox.len() < limit => {}
@@ -197,6 +222,10 @@ async fn finish(
     spare: Option<Buffer>,
 ) -> bool {
     inbox.consume(used);
+    if conn.client.stream().is_some() {
+        // What the client still sends of it is not waited for: the stream is let go of.
+        return false;
+    }
     if let Some(rest) = spare {
         *inbox = rest;
     }
@@ -239,7 +268,7 @@ async fn refuse(conn: &mut Connection, failure: Failure, out: &mut Vec<u8>) {
     respond::failure(conn, &mut exchange, failure, b"", out);
     let written = write_client(conn, out).await;
     record(conn, &exchange, b"");
-    if written.is_ok() {
+    if written.is_ok() && conn.client.stream().is_none() {
         let mut inbox = conn.worker.take_inbox();
         linger(conn, &mut inbox).await;
     }

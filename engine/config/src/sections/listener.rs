@@ -27,6 +27,8 @@ shape! {
         backlog: Int<1, 65_535> = "4096",
         /// Limits of its connections and requests.
         limits: ListenerLimits = "{}",
+        /// HTTP/2 of clients. Without TLS they begin with it at once (prior knowledge).
+        http2: Http2 = "{}",
         /// How long clients may take.
         timeouts: ListenerTimeouts = "{}",
         /// Peers whose `X-Request-ID`, `X-Forwarded-*`, `X-Real-IP` and `Forwarded` headers are believed. Of others they are
@@ -58,6 +60,17 @@ shape! {
         requests_per_connection: OrOff<Int<1, 1_000_000_000>> = "off",
         /// Requests that may follow each other without waiting for the answers.
         pipelined: Int<1, 1024> = "16",
+    }
+
+    /// HTTP/2 of clients (RFC 9113).
+    pub(crate) struct Http2 {
+        /// Whether it is spoken. Off as long as floods of SETTINGS, PING and resets have no bound: see docs/HTTP2.md.
+        enabled: bool = "false",
+        /// Requests at a time on one connection; others are refused and may be sent again.
+        max_concurrent_streams: Int<1, 10_000> = "100",
+        /// Streams of a connection that the client has reset before they were served, and that it made the gateway reset
+        /// by breaking the protocol, before the connection is ended (ENHANCE_YOUR_CALM).
+        max_reset_streams: Int<1, 100_000> = "100",
     }
 
     /// How long clients may take.
@@ -164,6 +177,11 @@ impl Listener {
                 headers: limits.headers.0 as usize,
                 requests_per_connection: limits.requests_per_connection.0.map(|limit| limit.0 as u64),
                 pipelined: limits.pipelined.0 as usize,
+            },
+            http2: snapshot::Http2 {
+                enabled: self.http2.enabled,
+                max_concurrent_streams: self.http2.max_concurrent_streams.0 as u32,
+                max_reset_streams: self.http2.max_reset_streams.0 as usize,
             },
             timeouts: snapshot::ListenerTimeouts {
                 head: timeouts.head.0,

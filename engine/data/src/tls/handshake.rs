@@ -195,7 +195,7 @@ async fn shake(conn: &mut Connection) -> Handshake {
     if !is_acknowledged {
         // The client's last message wants an acknowledgement before it sends its request (Nagle), and none leaves with
         // an answer.
-        let _ = set_tcp_quickack(conn.client.fd(), true);
+        let _ = conn.client.fd().map(|fd| set_tcp_quickack(fd, true));
     }
     let rest = incoming.as_ref().map(Buffer::data).unwrap_or_default();
     match Tls::new(&worker, tls, &plain, rest) {
