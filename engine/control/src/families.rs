@@ -28,14 +28,14 @@ families! {
     AUTHENTICATIONS = Counter "gateway_authentications_total" "" ["authenticator", "outcome"]
         "Requests whose credentials were looked at: verified anew, cached, missing, refused, or unavailable where there \
          were no keys to judge them with."
+    AUTH_SERVICE_BREAKER = Gauge "gateway_auth_service_breaker_open" "" ["authenticator"]
+        "Workers that leave an auth service alone, since it failed several times in a row."
     AUTHENTICATOR_KEYS = Gauge "gateway_authenticator_keys" "" ["authenticator"]
         "Keys that an authenticator knows."
     AUTHENTICATOR_REVOKED = Gauge "gateway_authenticator_revoked_tokens" "" ["authenticator"]
         "Token IDs that an authenticator refuses."
     AUTHENTICATOR_MALFORMED = Gauge "gateway_authenticator_malformed_entries" "" ["authenticator"]
         "Entries of an authenticator's list in Redis that could not be read and do not count."
-    AUTH_SERVICE_BREAKER = Gauge "gateway_auth_service_breaker_open" "" ["authenticator"]
-        "Workers that leave an auth service alone, since it failed several times in a row."
     KEY_REFRESHES = Counter "gateway_authenticator_key_refreshes_total" "" ["authenticator", "result"]
         "Key sets, files and lists in Redis that were read, by result: success, or failure, which left the old in place."
     KEYS_REFRESHED = Gauge "gateway_authenticator_keys_refresh_timestamp_seconds" "seconds" ["authenticator"]
