@@ -24,6 +24,7 @@ pub const LINE: Line<'static> = Line {
     rate_limit_remaining: None,
     backend_service: Some("product-service"),
     backend_latency_us: Some(8_003),
+    http_version: None,
     concurrency_limit: None,
 };
 

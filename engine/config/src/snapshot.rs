@@ -147,8 +147,7 @@ pub struct Http2 {
     pub enabled: bool,
     /// Requests at a time on one connection.
     pub max_concurrent_streams: u32,
-    /// Streams of a connection that the client has reset before they were served, and that it made the gateway reset by
-    /// breaking the protocol, before the connection is ended.
+    /// Streams of a connection that the client may open and reset at once, and that it may make the gateway reset in all.
     pub max_reset_streams: usize,
 }
 
@@ -198,6 +197,8 @@ pub struct ListenerTimeouts {
     pub body_rate: u64,
     /// Between two writes of an answer that the client does not take.
     pub write: Duration,
+    /// How old a connection may become.
+    pub connection_age: Option<Duration>,
 }
 
 #[derive(Debug)]

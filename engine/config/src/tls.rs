@@ -154,12 +154,15 @@ fn provider() -> Arc<CryptoProvider> {
 /// Authorities and revocations that clients are judged by, as PEM.
 pub(crate) type Clients = (ClientAuth, Vec<u8>, Option<Vec<u8>>);
 
+/// `http2`: whether it is offered (ALPN, RFC 7301).
+///
 /// # Errors
 /// In one line.
 pub(crate) fn server(
     policy: Policy,
     certificates: Arc<Certificates>,
     clients: Option<Clients>,
+    http2: bool,
 ) -> Result<Arc<ServerConfig>, String> {
     let provider = provider();
     let versions: &[_] = match policy {
@@ -193,7 +196,8 @@ pub(crate) fn server(
     };
     let mut server = builder.with_cert_resolver(certificates);
     server.ignore_client_order = true;
-    server.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let protocols: &[&[u8]] = if http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
+    server.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.ticketer = tickets;
     // One is enough; with none a client waits for the acknowledgement of its last message before it asks.

@@ -20,6 +20,11 @@ families! {
         "Open client connections."
     ACTIVE_REQUESTS = Gauge "gateway_active_requests" "" []
         "Requests between their head and the end of their answer."
+    HTTP2_CONNECTIONS = Gauge "gateway_http2_connections" "" []
+        "Open client connections that speak HTTP/2."
+    HTTP2_ABUSE = Counter "gateway_http2_abuse_total" "" ["kind"]
+        "HTTP/2 connections that the gateway ended for what their client did: resets and control_frames (too many), flood \
+         (CONTINUATION, small DATA frames, streams that break the protocol), protocol (it broke the protocol)."
     TLS_HANDSHAKES = Counter "gateway_tls_handshakes_total" "" ["listener", "result"]
         "TLS handshakes by how they ended: ok, failed, client_certificate (missing or not valid), timeout, closed by the \
          client, plain_http, not_tls, or refused because there were too many at a time."

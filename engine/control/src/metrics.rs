@@ -28,6 +28,7 @@ pub fn render(hub: &Hub, redis: &RedisStats, started: SystemTime, format: Format
     let published = hub.published();
     let mut out = Exposition::new(format);
     requests(&mut out, &published, hub);
+    http2(&mut out, hub);
     tls(&mut out, &published);
     authenticators(&mut out, &published);
     rate_limits(&mut out, &published);
@@ -72,6 +73,18 @@ fn requests(out: &mut Exposition, published: &Published, hub: &Hub) {
 
     out.family(&f::ACTIVE_CONNECTIONS).count(&[], total(hub, |cell| &cell.connections));
     out.family(&f::ACTIVE_REQUESTS).count(&[], total(hub, |cell| &cell.requests));
+}
+
+fn http2(out: &mut Exposition, hub: &Hub) {
+    out.family(&f::HTTP2_CONNECTIONS).count(&[], total(hub, |cell| &cell.http2_connections));
+    let mut kinds = BTreeMap::new();
+    for (kind, count) in hub.workers.workers.iter().flat_map(|cell| cell.http2_abuse()) {
+        *kinds.entry(kind).or_insert(0) += count;
+    }
+    let mut samples = out.family(&f::HTTP2_ABUSE);
+    for (kind, count) in kinds {
+        samples.count(&[kind], count);
+    }
 }
 
 fn tls(out: &mut Exposition, published: &Published) {

@@ -34,6 +34,8 @@ pub struct Line<'a> {
     pub rate_limit_remaining: Option<u64>,
     pub backend_service: Option<&'a str>,
     pub backend_latency_us: Option<u64>,
+    /// What the client spoke, where it was not HTTP/1.1: `1.0`, `2.0`; not written else.
+    pub http_version: Option<&'static str>,
     /// The concurrency limit that refused; not written where there is none.
     pub concurrency_limit: Option<&'a str>,
 }
@@ -85,6 +87,11 @@ impl Formatter {
         write_string_or_null(line.backend_service.map(str::as_bytes), SHORT_BYTES_MAX, out);
         out.extend_from_slice(b",\"backendLatencyMs\":");
         write_or_null(line.backend_latency_us, write_millis, out);
+        if let Some(version) = line.http_version {
+            out.extend_from_slice(b",\"httpVersion\":\"");
+            out.extend_from_slice(version.as_bytes());
+            out.push(b'"');
+        }
         if let Some(limit) = line.concurrency_limit {
             out.extend_from_slice(b",\"concurrencyLimit\":\"");
             json::escape(limit.as_bytes(), SHORT_BYTES_MAX, out);
@@ -170,6 +177,7 @@ mod tests {
         rate_limit_remaining: Some(87),
         backend_service: Some("product-service"),
         backend_latency_us: Some(8_000),
+        http_version: None,
         concurrency_limit: None,
     };
 
@@ -203,8 +211,8 @@ mod tests {
         };
         let end = r#""userAgent":null,"userId":null,"rateLimitRemaining":null,"backendService":null,"backendLatencyMs":null}"#;
         assert!(written(&line).ends_with(&format!("{end}\n")));
-        let refused = Line { concurrency_limit: Some("per-\"user"), ..line };
-        let end = r#""backendLatencyMs":null,"concurrencyLimit":"per-\"user"}"#;
+        let refused = Line { concurrency_limit: Some("per-\"user"), http_version: Some("2.0"), ..line };
+        let end = r#""backendLatencyMs":null,"httpVersion":"2.0","concurrencyLimit":"per-\"user"}"#;
         assert!(written(&refused).ends_with(&format!("{end}\n")));
     }
 
@@ -259,6 +267,7 @@ mod tests {
                 rate_limit_remaining: Some(u64::MAX),
                 backend_service: Some(&service),
                 backend_latency_us: Some(u64::MAX),
+                http_version: Some("2.0"),
                 concurrency_limit: Some(&service),
             };
             let text = written(&line);
@@ -281,7 +290,7 @@ mod tests {
                 unix_ms, request_id: &request_id, method: &method, path: &path, status, latency_us,
                 client_ip: &client_ip, user_agent: user_agent.as_deref(), user_id: user_id.as_deref(),
                 rate_limit_remaining, backend_service: backend_service.as_deref(),
-                backend_latency_us: Some(backend_latency_us), concurrency_limit: None,
+                backend_latency_us: Some(backend_latency_us), http_version: None, concurrency_limit: None,
             });
             prop_assert!(text.len() <= LINE_BYTES_MAX);
             prop_assert_eq!(text.find('\n'), Some(text.len() - 1));

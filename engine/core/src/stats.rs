@@ -473,6 +473,40 @@ pub struct WorkerCell {
     pub buffers_made: Counter,
     pub client_bytes_in: Counter,
     pub client_bytes_out: Counter,
+    /// Open client connections that speak HTTP/2 (a gauge).
+    pub http2_connections: Counter,
+    http2_abuse: [Counter; Http2Abuse::NAMES.len()],
+}
+
+/// Why the gateway ended an HTTP/2 connection: what its client did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Http2Abuse {
+    /// Too many streams opened and given up again.
+    Resets,
+    /// Too many frames besides requests.
+    ControlFrames,
+    /// Too much of what the protocol's library bounds: CONTINUATION, small DATA frames, streams that break the protocol.
+    Flood,
+    /// It broke the protocol.
+    Protocol,
+}
+
+impl Http2Abuse {
+    const NAMES: [&str; 4] = ["resets", "control_frames", "flood", "protocol"];
+}
+
+impl WorkerCell {
+    pub fn record_abuse(&self, kind: Http2Abuse) {
+        if let Some(counter) = self.http2_abuse.get(kind as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// By kind.
+    pub fn http2_abuse(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Http2Abuse::NAMES.into_iter().zip(self.http2_abuse.iter().map(Counter::get))
+    }
 }
 
 /// All workers' own counters.

@@ -30,6 +30,8 @@ pub(crate) struct Connection {
     pub(crate) timers: Timers,
     /// Requests so far.
     pub(crate) served: u64,
+    /// When it is too old for another request.
+    pub(crate) ends_at: u64,
     /// Its listener is gone from the configuration: it ends after the current request.
     orphaned: bool,
     /// What has come of a connection that turned out to be HTTP/2.
@@ -69,6 +71,9 @@ impl Connection {
         listener: Arc<Listener>,
         counted: Counted,
     ) -> Self {
+        let age = listener.timeouts.connection_age.map(us);
+        // Up to a tenth more, so that those that were made together do not end together.
+        let ends_at = age.map(|age| worker.clock.lately() + age + worker.random() % (age / 10 + 1));
         Self {
             timers: worker.deadlines.register(End::Sock(sock.clone())),
             view: worker.view(),
@@ -77,6 +82,7 @@ impl Connection {
             peer,
             listener,
             served: 0,
+            ends_at: ends_at.unwrap_or(u64::MAX),
             orphaned: false,
             http2: None,
             _counted: Some(counted),
@@ -93,21 +99,31 @@ impl Connection {
             peer: self.peer,
             listener: Arc::clone(&self.listener),
             served: 0,
+            ends_at: self.ends_at,
             orphaned: false,
             http2: None,
             _counted: None,
         })
     }
 
-    /// Has the deadlines act on a task from now on, and a drain tell it.
+    /// Has the deadlines act on a task from now on, and a drain tell it, and its age.
     pub(crate) fn act_on(&mut self, signal: Rc<Signal>) {
         self.timers = self.worker.deadlines.register(End::Task(signal));
         let idle = us(self.listener.timeouts.idle);
         self.timers.idle(self.worker.clock.lately(), idle);
+        self.timers.set(Slot::Request, self.ends_at);
     }
 
     pub(crate) fn take_client(&mut self) -> Client {
         std::mem::replace(&mut self.client, Client::nobody())
+    }
+
+    /// Takes it back; deadlines act on its socket again.
+    pub(crate) fn give_client(&mut self, client: Client) {
+        if let Some(sock) = client.sock() {
+            self.timers = self.worker.deadlines.register(End::Sock(sock.clone()));
+        }
+        self.client = client;
     }
 
     /// Takes the newest snapshot, if it is another one. Between requests only.
@@ -137,7 +153,8 @@ impl Connection {
     #[inline]
     pub(crate) fn may_keep_alive(&self) -> bool {
         let limit = self.listener.limits.requests_per_connection;
-        !self.orphaned && !self.worker.is_draining() && limit.is_none_or(|limit| self.served < limit)
+        let is_enough = limit.is_some_and(|limit| self.served >= limit) || self.worker.clock.lately() >= self.ends_at;
+        !is_enough && !self.orphaned && !self.worker.is_draining()
     }
 }
 

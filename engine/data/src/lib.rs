@@ -20,6 +20,7 @@ mod http2;
 mod io;
 mod mailbox;
 mod outbound;
+mod pipe;
 mod places;
 mod record;
 mod request;

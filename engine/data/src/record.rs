@@ -86,6 +86,11 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
             .and_then(|service| snapshot.services.get(service))
             .map(|service| &*service.name),
         backend_latency_us: exchange.service_us,
+        http_version: match (exchange.is_http2, exchange.is_http10) {
+            (true, _) => Some("2.0"),
+            (_, true) => Some("1.0"),
+            _ => None,
+        },
         concurrency_limit: gate::concurrency_limit_of(conn, exchange),
     };
     formatter.write(&line, lines);

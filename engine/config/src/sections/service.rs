@@ -38,7 +38,7 @@ shape! {
     /// Connections that are kept for the next request.
     pub(crate) struct PoolSection {
         /// Idle connections kept per endpoint and worker.
-        idle: Int<0, 65_536> = "64",
+        idle: Int<0, 65_536> = "512",
         /// Open connections per endpoint, all workers together; 503 above.
         connections: OrOff<Int<1, 1_000_000>> = "off",
         /// An idle connection is closed after this time. Keep it below the service's own.

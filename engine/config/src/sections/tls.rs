@@ -63,7 +63,7 @@ choice! {
 
 impl TlsSection {
     /// `None` after an error, which is reported.
-    pub(crate) fn compile(self, span: Span, cx: &mut Cx) -> Option<snapshot::Tls> {
+    pub(crate) fn compile(self, span: Span, http2: bool, cx: &mut Cx) -> Option<snapshot::Tls> {
         let pairs: Vec<Option<Arc<Pair>>> =
             self.certificates.0.iter().map(|section| section.compile(cx).map(Arc::new)).collect();
         let pairs = pairs.into_iter().collect::<Option<Vec<_>>>()?;
@@ -85,7 +85,7 @@ impl TlsSection {
         let written = written.chain(clients_files.flat_map(|section| std::iter::once(&section.ca).chain(&section.crl)));
         let files = written.map(|path| located(path, cx)).collect();
         let certificates = Certificates::new(pairs);
-        let server = tls::server(self.policy, Arc::clone(&certificates), clients);
+        let server = tls::server(self.policy, Arc::clone(&certificates), clients, http2);
         let server = server.map_err(|problem| cx.sink.error(span, problem, None)).ok()?;
         Some(snapshot::Tls {
             server,
