@@ -80,8 +80,8 @@ impl<'a> Outbound<'a> {
             return Err(Failure::ConnectionCap);
         }
         let now = conn.worker.clock.lately();
-        let connected = self.pool.connect(now, |sock| {
-            conn.timers.service(Some(sock.clone()), now);
+        let connected = self.pool.connect(now, |link| {
+            conn.timers.service(Some(link.end()), now);
             conn.timers.set(Slot::Service, self.try_until.get().min(now + us(self.service.timeouts.connect)));
         });
         match connected.await {
@@ -110,9 +110,9 @@ impl<'a> Outbound<'a> {
     /// that fails is no verdict, what can be read is.
     pub(crate) async fn send(&self, upstream: &Upstream, bytes: &[u8]) -> Result<bool, Failure> {
         let conn = self.conn;
-        conn.timers.service(Some(upstream.sock.clone()), conn.worker.clock.lately());
+        conn.timers.service(Some(upstream.link.end()), conn.worker.clock.lately());
         conn.timers.set(Slot::Service, self.try_until.get());
-        let taken = write_service(conn, &upstream.sock, bytes, us(self.service.timeouts.idle)).await.is_ok();
+        let taken = write_service(conn, &upstream.link, bytes, us(self.service.timeouts.idle)).await.is_ok();
         match self.late(Failure::AnswerTimeout) {
             Some(failure) if !taken => Err(failure),
             _ => Ok(taken),
@@ -152,7 +152,7 @@ impl<'a> Outbound<'a> {
             if buffer.room().is_empty() {
                 buffer.make_room(limit.min(buffer.len() * 2).max(1));
             }
-            match upstream.sock.recv(buffer.room()) {
+            match upstream.link.recv(buffer.room()) {
                 Ok(Some(received)) if received > 0 => buffer.received(received),
                 Ok(None) => upstream.ready().await,
                 Ok(Some(_)) | Err(_) => {

@@ -15,10 +15,11 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::clock::us;
+use crate::link::Link;
 
 /// A connection to an endpoint.
 pub(crate) struct Upstream {
-    pub(crate) sock: Sock,
+    pub(crate) link: Link,
     readiness: Readiness,
     born: u64,
     idle_since: u64,
@@ -36,7 +37,7 @@ pub(crate) struct EndpointPool {
     closed: Cell<bool>,
 }
 
-/// A wait for a socket's readiness that survives its waiter: armed when a connection becomes idle, it tells the next
+/// A wait for a connection's readiness that survives its waiter: armed when a connection becomes idle, it tells the next
 /// taker that the service has closed it (or has sent what nobody asked for), and then goes on as the wait for the
 /// answer. One ring operation per exchange, and no stale connection is used unknowingly.
 struct Readiness {
@@ -45,12 +46,12 @@ struct Readiness {
 }
 
 impl Readiness {
-    fn new(sock: Sock) -> Self {
+    fn new(link: Link) -> Self {
         let ready = Rc::new(Cell::new(false));
         let flag = Rc::clone(&ready);
         let wait = async move {
             loop {
-                sock.readable().await;
+                link.readable().await;
                 flag.set(true);
                 pause().await;
             }
@@ -59,7 +60,7 @@ impl Readiness {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // The wait never ends; it says so when the socket is ready and waits again when it is next asked.
+        // The wait never ends; it says so when the connection is ready and waits again when it is next asked.
         let _ = self.wait.as_mut().poll(cx);
         if self.ready.replace(false) { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -77,9 +78,9 @@ async fn pause() {
 
 impl Upstream {
     /// Counts as open from here on, connected or not yet, so that those that connect at once respect the cap too.
-    fn new(sock: Sock, now: u64, pool: Rc<EndpointPool>) -> Self {
+    fn new(link: Link, now: u64, pool: Rc<EndpointPool>) -> Self {
         pool.cell().open.add(1);
-        Self { readiness: Readiness::new(sock.clone()), sock, born: now, idle_since: now, pool }
+        Self { readiness: Readiness::new(link.clone()), link, born: now, idle_since: now, pool }
     }
 
     /// Until the service has sent something, has closed the connection, or a deadline has ended it.
@@ -90,7 +91,7 @@ impl Upstream {
     /// Between two requests: the service has closed the connection, or has sent what nobody asked for. Else it is armed.
     fn is_spent(&mut self, cx: &mut Context<'_>) -> bool {
         while self.readiness.poll(cx).is_ready() {
-            if !self.sock.is_quiet() {
+            if !self.link.is_quiet() {
                 return true;
             }
         }
@@ -178,15 +179,14 @@ impl EndpointPool {
         self.settings.connections_per_endpoint.is_none_or(|max| self.stats.open() < max as u64)
     }
 
-    /// Begins a connection. `started` gets its socket before the wait, so that a deadline can end it.
-    pub(crate) async fn connect(self: &Rc<Self>, now: u64, started: impl FnOnce(&Sock)) -> io::Result<Upstream> {
+    /// Begins a connection. `started` gets it before the wait, so that a deadline can end it.
+    pub(crate) async fn connect(self: &Rc<Self>, now: u64, started: impl FnOnce(&Link)) -> io::Result<Upstream> {
         let (sock, pending) = begin_connect(&self.endpoint.address)?;
-        let upstream = Upstream::new(sock, now, Rc::clone(self));
+        let upstream = Upstream::new(Link::plain(sock.clone()), now, Rc::clone(self));
         if pending {
-            let sock = &upstream.sock;
-            started(sock);
+            started(&upstream.link);
             sock.writable().await;
-            connected(sock)?;
+            connected(&sock)?;
         }
         self.cell().connects.add(1);
         Ok(upstream)
