@@ -1,10 +1,12 @@
 //! The service's end: what requests are sent to and answers are read from, whatever carries it.
 
 use std::io;
+use std::rc::Rc;
 
 use ringway_io::Sock;
 
 use crate::deadline::End;
+use crate::tls::Tls;
 
 /// Where a service's bytes come from and go to, as [`Client`](crate::client::Client) is for the client's end. Never blocks:
 /// what cannot go on at once is waited for with [`Link::readable`] or [`Link::writable`]. Clones share the connection.
@@ -16,6 +18,7 @@ pub(crate) struct Link {
 #[derive(Clone)]
 enum Carrier {
     Plain(Sock),
+    Tls(Sock, Rc<Tls>),
 }
 
 impl Link {
@@ -23,11 +26,25 @@ impl Link {
         Self { carrier: Carrier::Plain(sock) }
     }
 
+    /// From now on in this session.
+    pub(crate) fn secure(&mut self, session: Tls) {
+        if let Carrier::Plain(sock) = &self.carrier {
+            self.carrier = Carrier::Tls(sock.clone(), Rc::new(session));
+        }
+    }
+
+    /// The connection's own socket.
+    pub(crate) fn sock(&self) -> Option<&Sock> {
+        match &self.carrier {
+            Carrier::Plain(sock) | Carrier::Tls(sock, _) => Some(sock),
+        }
+    }
+
     /// What deadlines act on.
     #[inline]
     pub(crate) fn end(&self) -> End {
         match &self.carrier {
-            Carrier::Plain(sock) => End::Sock(sock.clone()),
+            Carrier::Plain(sock) | Carrier::Tls(sock, _) => End::Sock(sock.clone()),
         }
     }
 
@@ -36,6 +53,8 @@ impl Link {
     pub(crate) async fn readable(&self) {
         match &self.carrier {
             Carrier::Plain(sock) => sock.readable().await,
+            Carrier::Tls(_, tls) if tls.has_input() => {}
+            Carrier::Tls(sock, _) => sock.readable().await,
         }
     }
 
@@ -43,7 +62,7 @@ impl Link {
     /// connection that is being made.
     pub(crate) async fn writable(&self) {
         match &self.carrier {
-            Carrier::Plain(sock) => sock.writable().await,
+            Carrier::Plain(sock) | Carrier::Tls(sock, _) => sock.writable().await,
         }
     }
 
@@ -52,6 +71,7 @@ impl Link {
     pub(crate) fn recv(&self, room: &mut [u8]) -> io::Result<Option<usize>> {
         match &self.carrier {
             Carrier::Plain(sock) => sock.recv(room),
+            Carrier::Tls(sock, tls) => tls.recv(sock, room),
         }
     }
 
@@ -60,6 +80,7 @@ impl Link {
     pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
         match &self.carrier {
             Carrier::Plain(sock) => sock.send(bytes, false),
+            Carrier::Tls(sock, tls) => tls.send(sock, bytes),
         }
     }
 
@@ -67,6 +88,23 @@ impl Link {
     pub(crate) fn is_quiet(&self) -> bool {
         match &self.carrier {
             Carrier::Plain(sock) => sock.is_quiet(),
+            // Tickets and new keys are taken in passing.
+            Carrier::Tls(sock, tls) => matches!(tls.recv(sock, &mut []), Ok(None)),
+        }
+    }
+
+    /// Before an orderly close: tells the service that nothing follows, where the protocol has a word for that.
+    pub(crate) fn close(&self) {
+        if let Carrier::Tls(sock, tls) = &self.carrier {
+            tls.close(sock);
+        }
+    }
+
+    /// The alert with which the service has ended the connection in place of its first answer.
+    pub(crate) fn refusal(&self) -> Option<u8> {
+        match &self.carrier {
+            Carrier::Plain(_) => None,
+            Carrier::Tls(_, tls) => tls.refusal(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Connections to services: made, kept idle, taken again. They belong to one core and one endpoint; nobody shares them.
 
 use std::cell::{Cell, RefCell};
+use std::fmt::Display;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -16,6 +17,10 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::clock::us;
 use crate::link::Link;
+use crate::tls::Tls;
+
+/// Between two lines of the log about the same endpoint, of each worker.
+const COMPLAINT_US: u64 = 10_000_000;
 
 /// A connection to an endpoint.
 pub(crate) struct Upstream {
@@ -35,6 +40,8 @@ pub(crate) struct EndpointPool {
     worker: usize,
     /// No longer in the configuration: connections are not kept.
     closed: Cell<bool>,
+    /// When the log last told of a failed handshake.
+    complained: Cell<Option<u64>>,
 }
 
 /// A wait for a connection's readiness that survives its waiter: armed when a connection becomes idle, it tells the next
@@ -83,6 +90,12 @@ impl Upstream {
         Self { readiness: Readiness::new(link.clone()), link, born: now, idle_since: now, pool }
     }
 
+    /// From now on in this session.
+    pub(crate) fn secure(&mut self, session: Tls) {
+        self.link.secure(session);
+        self.readiness = Readiness::new(self.link.clone());
+    }
+
     /// Until the service has sent something, has closed the connection, or a deadline has ended it.
     pub(crate) fn ready(&mut self) -> impl Future<Output = ()> {
         std::future::poll_fn(|cx| self.readiness.poll(cx))
@@ -118,6 +131,7 @@ impl Upstream {
 
 impl Drop for Upstream {
     fn drop(&mut self) {
+        self.link.close();
         self.pool.cell().open.sub(1);
     }
 }
@@ -125,7 +139,7 @@ impl Drop for Upstream {
 impl EndpointPool {
     pub(crate) fn new(endpoint: Endpoint, settings: Pool, stats: Arc<EndpointStats>, worker: usize) -> Rc<Self> {
         let idle = RefCell::new(Vec::with_capacity(settings.idle_per_endpoint.min(64)));
-        Rc::new(Self { endpoint, settings, idle, stats, worker, closed: Cell::new(false) })
+        Rc::new(Self { endpoint, settings, idle, stats, worker, closed: Cell::new(false), complained: Cell::default() })
     }
 
     /// This core's counters.
@@ -177,6 +191,16 @@ impl EndpointPool {
     /// Whether the cap on open connections, over all cores, leaves room for one more.
     pub(crate) fn may_connect(&self) -> bool {
         self.settings.connections_per_endpoint.is_none_or(|max| self.stats.open() < max as u64)
+    }
+
+    /// Tells the log why a connection cannot be secured, unless it was told a moment ago.
+    pub(crate) fn complain(&self, now: u64, reason: &dyn Display) {
+        if self.complained.get().is_some_and(|last| now.saturating_sub(last) < COMPLAINT_US) {
+            return;
+        }
+        self.complained.set(Some(now));
+        let (service, endpoint) = (&self.stats.service, &self.stats.endpoint);
+        tracing::warn!(worker = self.worker, "service `{service}`, endpoint `{endpoint}`: no TLS: {reason}");
     }
 
     /// Begins a connection. `started` gets it before the wait, so that a deadline can end it.
