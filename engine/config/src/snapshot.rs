@@ -15,6 +15,7 @@ use ringway_core::limit::{self, ConcurrencySpec, Rule, Scope};
 use ringway_core::path::PathPolicy;
 use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
+use rustls::pki_types::ServerName;
 
 /// One whole configuration. References between parts are indices that the compiler of the file has checked.
 #[derive(Debug)]
@@ -407,6 +408,19 @@ pub struct Service {
     /// Send a request again, once, on a fresh connection when a pooled one turns out to have been closed before
     /// a byte of an answer came, if that is safe (RFC 9110 section 9.2.2, RFC 9112 section 9.3.1).
     pub retry_stale: bool,
+    /// `None`: in the clear.
+    pub tls: Option<ServiceTls>,
+}
+
+/// TLS to a service, as far as it is the same for its endpoints.
+#[derive(Debug)]
+pub struct ServiceTls {
+    /// What it was read from, and is watched for changes.
+    pub files: Vec<PathBuf>,
+    /// The gateway's own.
+    pub certificate: Option<Arc<crate::tls::Pair>>,
+    /// Whether the service's certificate is looked at.
+    pub is_verified: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -416,6 +430,31 @@ pub struct Endpoint {
     pub address: EndpointAddress,
     /// 1 or more.
     pub weight: u32,
+    /// `None`: in the clear.
+    pub tls: Option<EndpointTls>,
+}
+
+/// How an endpoint is secured.
+#[derive(Clone)]
+pub struct EndpointTls {
+    /// The same one for the same settings, reloads included.
+    pub client: Arc<rustls::ClientConfig>,
+    /// What its certificate must be for.
+    pub name: ServerName<'static>,
+}
+
+impl PartialEq for EndpointTls {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.client, &other.client) && self.name == other.name
+    }
+}
+
+impl Eq for EndpointTls {}
+
+impl fmt::Debug for EndpointTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EndpointTls").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -65,6 +65,8 @@ families! {
         "Keys that a concurrency limit has in memory, those without requests included."
     BACKEND_ERRORS = Counter "gateway_backend_errors_total" "" ["service", "kind"]
         "Failed tries at a service, by what happened."
+    BACKEND_HANDSHAKES = Counter "gateway_backend_tls_handshakes_total" "" ["service", "result"]
+        "TLS handshakes with a service: full, resumed, untrusted (its certificate), failed, timeout."
     BACKEND_DURATION = Histogram "gateway_backend_duration_seconds" "seconds" ["service"]
         "From a request sent to a service to the head of its answer."
     STALE_RETRIES = Counter "gateway_backend_stale_retries_total" "" ["service"]

@@ -26,11 +26,13 @@ pub(crate) fn snapshot() -> Snapshot {
             label: "127.0.0.1:9".into(),
             address: EndpointAddress::Tcp(([127, 0, 0, 1], 9).into()),
             weight: 1,
+            tls: None,
         }],
         balance: Balance::RoundRobin,
         pool: Pool { idle_per_endpoint: 1, connections_per_endpoint: None, idle: second, max_age: None },
         timeouts: ServiceTimeouts { connect: second, answer: second, idle: second, head_bytes: 1024 },
         retry_stale: true,
+        tls: None,
     };
     Snapshot {
         runtime: Runtime {

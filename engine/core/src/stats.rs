@@ -156,6 +156,8 @@ pub enum BackendError {
     /// The connection was refused, reset or unreachable while it was made.
     Connect,
     ConnectTimeout,
+    /// The connection could not be secured.
+    Tls,
     /// The connection broke before the answer's head was whole.
     Reset,
     AnswerTimeout,
@@ -168,9 +170,10 @@ pub enum BackendError {
 }
 
 impl BackendError {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Connect,
         Self::ConnectTimeout,
+        Self::Tls,
         Self::Reset,
         Self::AnswerTimeout,
         Self::BadAnswer,
@@ -182,6 +185,7 @@ impl BackendError {
         match self {
             Self::Connect => "connect",
             Self::ConnectTimeout => "connect_timeout",
+            Self::Tls => "tls",
             Self::Reset => "reset",
             Self::AnswerTimeout => "answer_timeout",
             Self::BadAnswer => "bad_answer",
@@ -191,10 +195,24 @@ impl BackendError {
     }
 }
 
+/// How a TLS handshake with a service ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum ServiceHandshake {
+    Full,
+    /// With a ticket of an earlier one.
+    Resumed,
+    /// The service's certificate is not valid, or not for its name.
+    Untrusted,
+    Failed,
+    Timeout,
+}
+
 /// What one worker counts for one service.
 #[derive(Debug, Default)]
 pub struct ServiceCell {
     errors: [Counter; BackendError::ALL.len()],
+    handshakes: [Counter; Self::HANDSHAKES.len()],
     /// From the request sent to the answer's head.
     pub latency: Histogram,
     /// Sent again on a fresh connection because the pooled one had just been closed.
@@ -202,6 +220,19 @@ pub struct ServiceCell {
 }
 
 impl ServiceCell {
+    const HANDSHAKES: [&str; 5] = ["full", "resumed", "untrusted", "failed", "timeout"];
+
+    pub fn record_handshake(&self, ended: ServiceHandshake) {
+        if let Some(counter) = self.handshakes.get(ended as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// Of TLS, by result.
+    pub fn handshakes(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Self::HANDSHAKES.into_iter().zip(self.handshakes.iter().map(Counter::get))
+    }
+
     #[inline]
     pub fn record_error(&self, error: BackendError) {
         if let Some(counter) = self.errors.get(error as usize) {

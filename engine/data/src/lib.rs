@@ -18,6 +18,7 @@ mod gate;
 mod hold;
 mod http2;
 mod io;
+mod link;
 mod mailbox;
 mod outbound;
 mod pipe;

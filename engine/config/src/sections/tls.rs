@@ -119,11 +119,11 @@ impl CertificateSection {
 }
 
 /// A relative path starts at the directory of the configuration file.
-fn located(path: &Spanned<String>, cx: &Cx) -> PathBuf {
+pub(super) fn located(path: &Spanned<String>, cx: &Cx) -> PathBuf {
     Path::new(cx.sink.source(path.span.source)).parent().unwrap_or(Path::new("")).join(&path.value)
 }
 
-fn read(path: &Spanned<String>, cx: &mut Cx) -> Option<(PathBuf, Vec<u8>)> {
+pub(super) fn read(path: &Spanned<String>, cx: &mut Cx) -> Option<(PathBuf, Vec<u8>)> {
     const FILE_BYTES_MAX: u64 = 1024 * 1024;
     let file = located(path, cx);
     let problem = match std::fs::metadata(&file) {
