@@ -1,9 +1,10 @@
 //! The access log: one JSON object a line, one line a request.
 
+use crate::auth::TlsFacts;
 use crate::{json, timestamp};
 
 /// No line is longer, whatever a client sends.
-pub const LINE_BYTES_MAX: usize = FIXED_BYTES_MAX + 2 * LONG_BYTES_MAX + 6 * SHORT_BYTES_MAX;
+pub const LINE_BYTES_MAX: usize = FIXED_BYTES_MAX + 2 * LONG_BYTES_MAX + 7 * SHORT_BYTES_MAX;
 
 /// `path` and `userAgent` are cut to this length, as written, escapes included.
 pub const LONG_BYTES_MAX: usize = 2048;
@@ -11,8 +12,8 @@ pub const LONG_BYTES_MAX: usize = 2048;
 /// The other strings are cut to this length, as written.
 pub const SHORT_BYTES_MAX: usize = 256;
 
-/// Names, punctuation, the timestamp and the numbers.
-const FIXED_BYTES_MAX: usize = 384;
+/// Names, punctuation, the timestamp, the numbers, and what TLS has fixed lengths for.
+const FIXED_BYTES_MAX: usize = 640;
 
 // What a buffer of the log queue has room for beyond its batch.
 const _: () = assert!(LINE_BYTES_MAX < 16 * 1024);
@@ -36,6 +37,8 @@ pub struct Line<'a> {
     pub backend_latency_us: Option<u64>,
     /// The concurrency limit that refused; not written where there is none.
     pub concurrency_limit: Option<&'a str>,
+    /// Not written of a connection in the clear.
+    pub tls: TlsFacts<'a>,
 }
 
 /// Writes lines; one a core, since it keeps the second that it formatted last.
@@ -90,6 +93,9 @@ impl Formatter {
             json::escape(limit.as_bytes(), SHORT_BYTES_MAX, out);
             out.push(b'"');
         }
+        if !line.tls.version.is_empty() {
+            write_tls(&line.tls, out);
+        }
         out.extend_from_slice(b"}\n");
     }
 
@@ -106,6 +112,21 @@ impl Formatter {
         text[34..37].copy_from_slice(&three(ms));
         out.extend_from_slice(&text);
     }
+}
+
+/// Version, suite, serial and fingerprint are the gateway's own words and need no escapes.
+fn write_tls(tls: &TlsFacts<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b",\"tlsVersion\":\"");
+    out.extend_from_slice(tls.version.as_bytes());
+    out.extend_from_slice(b"\",\"tlsCipher\":\"");
+    out.extend_from_slice(tls.cipher.as_bytes());
+    if let Some(certificate) = tls.certificate {
+        out.extend_from_slice(b"\",\"clientCertificate\":\"");
+        json::escape(certificate.subject.as_bytes(), SHORT_BYTES_MAX, out);
+        out.extend_from_slice(b"\",\"clientCertificateSha256\":\"");
+        out.extend_from_slice(certificate.fingerprint.as_bytes());
+    }
+    out.push(b'"');
 }
 
 #[inline]
@@ -154,6 +175,7 @@ fn three(n: u16) -> [u8; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::ClientCertificate;
     use proptest::prelude::*;
     use serde_json::Value;
 
@@ -171,6 +193,7 @@ mod tests {
         backend_service: Some("product-service"),
         backend_latency_us: Some(8_000),
         concurrency_limit: None,
+        tls: TlsFacts::NONE,
     };
 
     fn written(line: &Line<'_>) -> String {
@@ -206,6 +229,19 @@ mod tests {
         let refused = Line { concurrency_limit: Some("per-\"user"), ..line };
         let end = r#""backendLatencyMs":null,"concurrencyLimit":"per-\"user"}"#;
         assert!(written(&refused).ends_with(&format!("{end}\n")));
+    }
+
+    #[test]
+    fn what_tls_knows_stands_at_the_end() {
+        let certificate =
+            ClientCertificate { subject: "CN=a\\,b".into(), fingerprint: "ab".into(), ..ClientCertificate::default() };
+        let tls = TlsFacts { version: "TLSv1.2", cipher: "SUITE", certificate: None };
+        let end = r#""tlsVersion":"TLSv1.2","tlsCipher":"SUITE"}"#;
+        assert!(written(&Line { tls, ..ARTICLE }).ends_with(&format!("8,{end}\n")));
+        let tls = TlsFacts { certificate: Some(&certificate), ..tls };
+        let text = written(&Line { tls, ..ARTICLE });
+        assert!(text.ends_with("\"clientCertificate\":\"CN=a\\\\,b\",\"clientCertificateSha256\":\"ab\"}\n"), "{text}");
+        serde_json::from_str::<Value>(&text).unwrap();
     }
 
     #[test]
@@ -246,6 +282,8 @@ mod tests {
         for byte in [b'x', b'"', 1, 0xff] {
             let long = vec![byte; 70_000];
             let service = "\u{1}".repeat(10_000);
+            let (subject, fingerprint) = (service.as_str().into(), "f".repeat(64).into());
+            let certificate = ClientCertificate { subject, fingerprint, ..ClientCertificate::default() };
             let line = Line {
                 unix_ms: u64::MAX,
                 request_id: &long,
@@ -260,6 +298,11 @@ mod tests {
                 backend_service: Some(&service),
                 backend_latency_us: Some(u64::MAX),
                 concurrency_limit: Some(&service),
+                tls: TlsFacts {
+                    version: "TLSv1.3",
+                    cipher: "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+                    certificate: Some(&certificate),
+                },
             };
             let text = written(&line);
             assert!(text.len() <= LINE_BYTES_MAX && text.len() > LINE_BYTES_MAX - 200, "{}", text.len());
@@ -281,7 +324,7 @@ mod tests {
                 unix_ms, request_id: &request_id, method: &method, path: &path, status, latency_us,
                 client_ip: &client_ip, user_agent: user_agent.as_deref(), user_id: user_id.as_deref(),
                 rate_limit_remaining, backend_service: backend_service.as_deref(),
-                backend_latency_us: Some(backend_latency_us), concurrency_limit: None,
+                backend_latency_us: Some(backend_latency_us), concurrency_limit: None, tls: TlsFacts::NONE,
             });
             prop_assert!(text.len() <= LINE_BYTES_MAX);
             prop_assert_eq!(text.find('\n'), Some(text.len() - 1));

@@ -87,6 +87,7 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
             .map(|service| &*service.name),
         backend_latency_us: exchange.service_us,
         concurrency_limit: gate::concurrency_limit_of(conn, exchange),
+        tls: conn.secured.facts(),
     };
     formatter.write(&line, lines);
     if lines.len() >= BATCH_BYTES {

@@ -2,8 +2,10 @@
 //! sealed and opened here, in the core's own blocks, so that a request allocates nothing.
 
 mod handshake;
+mod identity;
 mod record;
 mod session;
 
 pub(crate) use handshake::{Handshakes, shake_hands};
+pub(crate) use identity::Secured;
 pub(crate) use session::Tls;
