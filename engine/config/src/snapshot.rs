@@ -127,6 +127,8 @@ pub struct Tls {
     pub handshakes: usize,
     /// The same of one client address.
     pub handshakes_per_ip: usize,
+    /// Services are told of a client's certificate in `Client-Cert` (RFC 9440).
+    pub client_cert_header: bool,
 }
 
 /// What was written; the certificates by their files.
@@ -228,6 +230,8 @@ pub struct KeySources {
 }
 
 impl KeySources {
+    pub(crate) const NONE: Self = Self { keys: KeySource::Nowhere, revoked: RevokedSource::Nowhere };
+
     /// What an authenticator of this name knows before anything came from elsewhere: requests wait for what is about to be
     /// fetched, and do not pass without it.
     pub(crate) fn new_live(&self, name: &str) -> Live {
@@ -269,7 +273,7 @@ impl KeySources {
     pub(crate) fn goes_on_from(&self, old: &Self) -> bool {
         let keys = match (&self.keys, &old.keys) {
             (KeySource::Text(..) | KeySource::File(..), KeySource::Text(..) | KeySource::File(..))
-            | (KeySource::Service, KeySource::Service) => true,
+            | (KeySource::Nowhere, KeySource::Nowhere) => true,
             (KeySource::Jwks(new), KeySource::Jwks(old)) | (KeySource::Oidc(new), KeySource::Oidc(old)) => new == old,
             // The fields that tell the service are made when the keys are read.
             (KeySource::Redis(headers, new), KeySource::Redis(old_headers, old)) => {
@@ -299,8 +303,8 @@ pub enum KeySource {
     Oidc(HttpUrl),
     /// A hash in Redis: API keys, and the header fields made of each.
     Redis(Arc<[ClaimHeader]>, RedisList),
-    /// None: a service judges.
-    Service,
+    /// None are needed: a service judges, or the TLS layer has.
+    Nowhere,
 }
 
 /// Where the IDs of revoked tokens come from.

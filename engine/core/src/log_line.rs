@@ -1,9 +1,10 @@
 //! The access log: one JSON object a line, one line a request.
 
+use crate::auth::TlsFacts;
 use crate::{json, timestamp};
 
 /// No line is longer, whatever a client sends.
-pub const LINE_BYTES_MAX: usize = FIXED_BYTES_MAX + 2 * LONG_BYTES_MAX + 6 * SHORT_BYTES_MAX;
+pub const LINE_BYTES_MAX: usize = FIXED_BYTES_MAX + 2 * LONG_BYTES_MAX + 7 * SHORT_BYTES_MAX;
 
 /// `path` and `userAgent` are cut to this length, as written, escapes included.
 pub const LONG_BYTES_MAX: usize = 2048;
@@ -11,8 +12,8 @@ pub const LONG_BYTES_MAX: usize = 2048;
 /// The other strings are cut to this length, as written.
 pub const SHORT_BYTES_MAX: usize = 256;
 
-/// Names, punctuation, the timestamp and the numbers.
-const FIXED_BYTES_MAX: usize = 384;
+/// Names, punctuation, the timestamp, the numbers, and what TLS has fixed lengths for.
+const FIXED_BYTES_MAX: usize = 640;
 
 // What a buffer of the log queue has room for beyond its batch.
 const _: () = assert!(LINE_BYTES_MAX < 16 * 1024);
@@ -38,6 +39,8 @@ pub struct Line<'a> {
     pub http_version: Option<&'static str>,
     /// The concurrency limit that refused; not written where there is none.
     pub concurrency_limit: Option<&'a str>,
+    /// Not written of a connection in the clear.
+    pub tls: TlsFacts<'a>,
 }
 
 /// Writes lines; one a core, since it keeps the second that it formatted last.
@@ -97,6 +100,9 @@ impl Formatter {
             json::escape(limit.as_bytes(), SHORT_BYTES_MAX, out);
             out.push(b'"');
         }
+        if !line.tls.version.is_empty() {
+            write_tls(&line.tls, out);
+        }
         out.extend_from_slice(b"}\n");
     }
 
@@ -113,6 +119,21 @@ impl Formatter {
         text[34..37].copy_from_slice(&three(ms));
         out.extend_from_slice(&text);
     }
+}
+
+/// Version, suite, serial and fingerprint are the gateway's own words and need no escapes.
+fn write_tls(tls: &TlsFacts<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b",\"tlsVersion\":\"");
+    out.extend_from_slice(tls.version.as_bytes());
+    out.extend_from_slice(b"\",\"tlsCipher\":\"");
+    out.extend_from_slice(tls.cipher.as_bytes());
+    if let Some(certificate) = tls.certificate {
+        out.extend_from_slice(b"\",\"clientCertificate\":\"");
+        json::escape(certificate.subject.as_bytes(), SHORT_BYTES_MAX, out);
+        out.extend_from_slice(b"\",\"clientCertificateSha256\":\"");
+        out.extend_from_slice(certificate.fingerprint.as_bytes());
+    }
+    out.push(b'"');
 }
 
 #[inline]
@@ -161,6 +182,7 @@ fn three(n: u16) -> [u8; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::ClientCertificate;
     use proptest::prelude::*;
     use serde_json::Value;
 
@@ -179,6 +201,7 @@ mod tests {
         backend_latency_us: Some(8_000),
         http_version: None,
         concurrency_limit: None,
+        tls: TlsFacts::NONE,
     };
 
     fn written(line: &Line<'_>) -> String {
@@ -214,6 +237,19 @@ mod tests {
         let refused = Line { concurrency_limit: Some("per-\"user"), http_version: Some("2.0"), ..line };
         let end = r#""backendLatencyMs":null,"httpVersion":"2.0","concurrencyLimit":"per-\"user"}"#;
         assert!(written(&refused).ends_with(&format!("{end}\n")));
+    }
+
+    #[test]
+    fn what_tls_knows_stands_at_the_end() {
+        let certificate =
+            ClientCertificate { subject: "CN=a\\,b".into(), fingerprint: "ab".into(), ..ClientCertificate::default() };
+        let tls = TlsFacts { version: "TLSv1.2", cipher: "SUITE", certificate: None };
+        let end = r#""tlsVersion":"TLSv1.2","tlsCipher":"SUITE"}"#;
+        assert!(written(&Line { tls, ..ARTICLE }).ends_with(&format!("8,{end}\n")));
+        let tls = TlsFacts { certificate: Some(&certificate), ..tls };
+        let text = written(&Line { tls, ..ARTICLE });
+        assert!(text.ends_with("\"clientCertificate\":\"CN=a\\\\,b\",\"clientCertificateSha256\":\"ab\"}\n"), "{text}");
+        serde_json::from_str::<Value>(&text).unwrap();
     }
 
     #[test]
@@ -254,6 +290,8 @@ mod tests {
         for byte in [b'x', b'"', 1, 0xff] {
             let long = vec![byte; 70_000];
             let service = "\u{1}".repeat(10_000);
+            let (subject, fingerprint) = (service.as_str().into(), "f".repeat(64).into());
+            let certificate = ClientCertificate { subject, fingerprint, ..ClientCertificate::default() };
             let line = Line {
                 unix_ms: u64::MAX,
                 request_id: &long,
@@ -269,6 +307,11 @@ mod tests {
                 backend_latency_us: Some(u64::MAX),
                 http_version: Some("2.0"),
                 concurrency_limit: Some(&service),
+                tls: TlsFacts {
+                    version: "TLSv1.3",
+                    cipher: "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+                    certificate: Some(&certificate),
+                },
             };
             let text = written(&line);
             assert!(text.len() <= LINE_BYTES_MAX && text.len() > LINE_BYTES_MAX - 200, "{}", text.len());
@@ -291,6 +334,7 @@ mod tests {
                 client_ip: &client_ip, user_agent: user_agent.as_deref(), user_id: user_id.as_deref(),
                 rate_limit_remaining, backend_service: backend_service.as_deref(),
                 backend_latency_us: Some(backend_latency_us), http_version: None, concurrency_limit: None,
+                tls: TlsFacts::NONE,
             });
             prop_assert!(text.len() <= LINE_BYTES_MAX);
             prop_assert_eq!(text.find('\n'), Some(text.len() - 1));

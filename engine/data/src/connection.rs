@@ -14,7 +14,7 @@ use crate::http2::http2;
 use crate::places::Panicked;
 use crate::request::Exchange;
 use crate::stream::Stream;
-use crate::tls::shake_hands;
+use crate::tls::{Secured, shake_hands};
 use crate::view::View;
 use crate::worker::Worker;
 use ringway_io::Sock;
@@ -24,6 +24,8 @@ pub(crate) struct Connection {
     pub(crate) worker: Rc<Worker>,
     pub(crate) client: Client,
     pub(crate) peer: SocketAddr,
+    /// What its TLS handshake told; a stream has its connection's.
+    pub(crate) secured: Secured,
     /// The snapshot of the current request; never changes within one.
     pub(crate) view: Rc<View>,
     pub(crate) listener: Arc<Listener>,
@@ -80,6 +82,7 @@ impl Connection {
             worker: Rc::clone(worker),
             client: Client::plain(sock),
             peer,
+            secured: Secured::default(),
             listener,
             served: 0,
             ends_at: ends_at.unwrap_or(u64::MAX),
@@ -97,6 +100,7 @@ impl Connection {
             worker: Rc::clone(&self.worker),
             client: Client::of_stream(stream),
             peer: self.peer,
+            secured: self.secured.clone(),
             listener: Arc::clone(&self.listener),
             served: 0,
             ends_at: self.ends_at,

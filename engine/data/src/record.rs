@@ -92,6 +92,7 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
             _ => None,
         },
         concurrency_limit: gate::concurrency_limit_of(conn, exchange),
+        tls: conn.secured.facts(),
     };
     formatter.write(&line, lines);
     if lines.len() >= BATCH_BYTES {

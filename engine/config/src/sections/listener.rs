@@ -162,6 +162,11 @@ impl Decode for Pseudonym {
 }
 
 impl Listener {
+    /// Whether clients may show certificates.
+    pub(crate) fn sees_certificates(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.value.client_certificates.is_some())
+    }
+
     pub(crate) fn compile(self, router: Router, cx: &mut Cx) -> snapshot::Listener {
         // An error is reported; what is built is then not used.
         let tls = self.tls.and_then(|tls| tls.value.compile(tls.span, self.http2.enabled, cx));

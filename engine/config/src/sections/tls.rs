@@ -47,6 +47,9 @@ shape! {
         crl: Option<Spanned<String>>,
         /// `required`: a client without one is refused. `optional`: it passes. One that is not valid is refused in any case.
         verify: ClientAuth = "required",
+        /// Tell services of the certificate in `Client-Cert` (RFC 9440). The client's own `Client-Cert` and
+        /// `Client-Cert-Chain` are dropped in any case, but for those of `trusted_proxies` where this is off.
+        header: bool = "false",
     }
 }
 
@@ -94,6 +97,7 @@ impl TlsSection {
             handshake_timeout: self.handshake_timeout.0,
             handshakes: self.handshakes.0 as usize,
             handshakes_per_ip: self.handshakes_per_ip.0 as usize,
+            client_cert_header: self.client_certificates.as_ref().is_some_and(|section| section.header),
         })
     }
 }

@@ -16,6 +16,7 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
 
 use super::record::{ALERT, HANDSHAKE, alert};
+use super::identity::Secured;
 use super::session::Tls;
 use crate::accept::refusal;
 use crate::buffer::Buffer;
@@ -120,7 +121,7 @@ async fn shake(conn: &mut Connection) -> Handshake {
     let until = worker.clock.lately() + us(settings.handshake_timeout);
     conn.timers.set(Slot::ClientRead, until);
     conn.timers.set(Slot::ClientWrite, until);
-    let Ok(mut tls) = UnbufferedServerConnection::new(settings.server) else { return Handshake::Failed };
+    let Ok(mut tls) = UnbufferedServerConnection::new(Arc::clone(&settings.server)) else { return Handshake::Failed };
     // A client that is slow holds a block only once it has begun.
     let (mut incoming, mut outgoing): (Option<Buffer>, Option<Buffer>) = (None, None);
     let mut plain = Vec::new();
@@ -198,6 +199,7 @@ async fn shake(conn: &mut Connection) -> Handshake {
         // an answer.
         let _ = conn.client.fd().map(|fd| set_tcp_quickack(fd, true));
     }
+    conn.secured = Secured::of(&tls, settings.client_cert_header);
     let rest = incoming.as_ref().map(Buffer::data).unwrap_or_default();
     match Tls::of_client(&worker, tls, &plain, rest) {
         Some(session) => conn.client.secure(session),

@@ -3,9 +3,11 @@
 
 mod client;
 mod handshake;
+mod identity;
 mod record;
 mod session;
 
 pub(crate) use client::shake_hands as shake_hands_with_service;
 pub(crate) use handshake::{Handshakes, shake_hands};
+pub(crate) use identity::Secured;
 pub(crate) use session::Tls;
