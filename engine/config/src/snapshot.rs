@@ -16,6 +16,8 @@ use ringway_core::path::PathPolicy;
 use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
 
+use crate::acme::Acme;
+
 /// One whole configuration. References between parts are indices that the compiler of the file has checked.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -43,6 +45,8 @@ pub struct Snapshot {
     pub limits: GlobalLimits,
     /// What the gateways of a fleet share; `None`: this one stands alone.
     pub redis: Option<Redis>,
+    /// How certificates are ordered, where they are.
+    pub acme: Option<Acme>,
     /// The file as read, secrets redacted, as YAML: what `/config` shows.
     pub redacted: String,
 }

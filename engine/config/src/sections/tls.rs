@@ -3,12 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::decode::{Cx, OneOrMore, Spanned};
+use schemars::{Schema, SchemaGenerator, json_schema};
+
+use super::acme::{AcmeCertificate, AcmeOf};
+use crate::acme::ChallengeKind;
+use crate::decode::{Cx, Decode, OneOrMore, Spanned};
 use crate::error::Span;
 use crate::scalar::{Int, choice};
 use crate::shape::shape;
 use crate::snapshot;
-use crate::tls::{self, Certificates, ClientAuth, Pair, Policy};
+use crate::tls::{self, Certificates, ClientAuth, Entry, Pair, Policy};
+use crate::tree::Node;
 use crate::units::Time;
 
 shape! {
@@ -16,7 +21,7 @@ shape! {
     pub(crate) struct TlsSection {
         /// One for each name, or for each kind of key (ECDSA beside RSA). A client gets the one whose names fit best what it
         /// asks for, exact before wildcard; else the first.
-        certificates: OneOrMore<CertificateSection>,
+        certificates: OneOrMore<Certificate>,
         /// `modern`: TLS 1.3. `intermediate`: TLS 1.2 too, with ECDHE and AES-GCM or ChaCha20-Poly1305.
         policy: Policy = "intermediate",
         /// Whether clients prove who they are with a certificate.
@@ -61,12 +66,44 @@ choice! {
     }
 }
 
+/// Where a certificate comes from.
+#[derive(Debug)]
+pub(crate) enum Certificate {
+    Files(CertificateSection),
+    Acme(AcmeCertificate),
+}
+
+impl Decode for Certificate {
+    fn kind() -> String {
+        "`certificate` and `key`, or `acme: [HOST]`".into()
+    }
+
+    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
+        match node.get("acme") {
+            Some(_) => AcmeCertificate::decode(node, cx).map(Self::Acme),
+            None => CertificateSection::decode(node, cx).map(Self::Files),
+        }
+    }
+
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [CertificateSection::schema(generator), AcmeCertificate::schema(generator)] })
+    }
+}
+
 impl TlsSection {
     /// `None` after an error, which is reported.
-    pub(crate) fn compile(self, span: Span, cx: &mut Cx) -> Option<snapshot::Tls> {
-        let pairs: Vec<Option<Arc<Pair>>> =
-            self.certificates.0.iter().map(|section| section.compile(cx).map(Arc::new)).collect();
-        let pairs = pairs.into_iter().collect::<Option<Vec<_>>>()?;
+    pub(crate) fn compile(self, span: Span, acme: AcmeOf<'_>, cx: &mut Cx) -> Option<snapshot::Tls> {
+        let entries: Vec<Option<Entry>> = self.certificates.0.iter().map(|entry| entry.compile(acme, cx)).collect();
+        let entries = entries.into_iter().collect::<Option<Vec<_>>>()?;
+        let is_ordered = |entry: &Entry| matches!(entry, Entry::Managed(_));
+        let by_handshake = acme.section.filter(|acme| acme.challenge == ChallengeKind::TlsAlpn01);
+        let challenges = by_handshake.filter(|_| entries.iter().any(is_ordered)).map(|acme| Arc::clone(&acme.challenges));
+        if challenges.is_some()
+            && let Some(ClientAuth::Required) = self.client_certificates.as_ref().map(|section| section.verify)
+        {
+            let hint = "`challenge: http-01` in the section `acme`, or `verify: optional`";
+            cx.error(span, "authorities have no client certificate to answer `tls-alpn-01` with", hint);
+        }
         let clients = match &self.client_certificates {
             None => None,
             Some(section) => Some((
@@ -78,13 +115,17 @@ impl TlsSection {
                 },
             )),
         };
-        let written = self.certificates.0.iter().flat_map(|section| {
+        let of_files = self.certificates.0.iter().filter_map(|entry| match entry {
+            Certificate::Files(section) => Some(section),
+            Certificate::Acme(_) => None,
+        });
+        let written = of_files.flat_map(|section| {
             [Some(&section.certificate), Some(&section.key), section.ocsp.as_ref()].into_iter().flatten()
         });
         let clients_files = self.client_certificates.iter();
         let written = written.chain(clients_files.flat_map(|section| std::iter::once(&section.ca).chain(&section.crl)));
         let files = written.map(|path| located(path, cx)).collect();
-        let certificates = Certificates::new(pairs);
+        let certificates = Certificates::new(entries, challenges);
         let server = tls::server(self.policy, Arc::clone(&certificates), clients);
         let server = server.map_err(|problem| cx.sink.error(span, problem, None)).ok()?;
         Some(snapshot::Tls {
@@ -95,6 +136,15 @@ impl TlsSection {
             handshakes: self.handshakes.0 as usize,
             handshakes_per_ip: self.handshakes_per_ip.0 as usize,
         })
+    }
+}
+
+impl Certificate {
+    fn compile(&self, acme: AcmeOf<'_>, cx: &mut Cx) -> Option<Entry> {
+        match self {
+            Self::Files(section) => section.compile(cx).map(Arc::new).map(Entry::Files),
+            Self::Acme(section) => section.compile(acme, cx).map(Entry::Managed),
+        }
     }
 }
 
