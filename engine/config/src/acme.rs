@@ -300,9 +300,8 @@ mod tests {
         assert!(challenges.certificate("b.test").is_none());
         let key = challenges.certificate("a.test").unwrap();
         let (_, certificate) = parse_x509_certificate(&key.cert[0]).unwrap();
-        let of_acme = |extension: &&x509_parser::prelude::X509Extension<'_>| {
-            extension.oid.to_id_string() == "1.3.6.1.5.5.7.1.31"
-        };
+        let of_acme =
+            |extension: &&x509_parser::prelude::X509Extension<'_>| extension.oid.to_id_string() == "1.3.6.1.5.5.7.1.31";
         let extension = certificate.extensions().iter().find(of_acme).expect("acmeIdentifier");
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, b"t.k");
         assert!(extension.critical);

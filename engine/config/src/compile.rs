@@ -146,7 +146,8 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
     let compiled = listeners.map(|(listener, router)| Arc::new(listener.value.compile(router, of_certificates, cx)));
     let listeners: Vec<_> = compiled.collect();
     if let (Some(Some(acme)), Some(written)) = (&mut acme, root.get("acme")) {
-        let entries = listeners.iter().filter_map(|listener| listener.tls.as_ref()).flat_map(|tls| tls.certificates.entries());
+        let entries =
+            listeners.iter().filter_map(|listener| listener.tls.as_ref()).flat_map(|tls| tls.certificates.entries());
         acme.certificates.extend(entries.filter_map(|entry| match entry {
             Entry::Managed(managed) => Some(Arc::clone(managed)),
             Entry::Files(_) => None,

@@ -81,6 +81,11 @@ impl Pair {
         &self.names
     }
 
+    /// The certificate itself, without those that lead to its authority.
+    pub fn certificate(&self) -> Option<&CertificateDer<'static>> {
+        self.key.cert.first()
+    }
+
     pub(crate) fn key(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.key)
     }

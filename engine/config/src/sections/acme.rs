@@ -203,7 +203,8 @@ impl AcmeCertificate {
         let mut seen = HashSet::new();
         let names: Vec<Option<String>> = names.iter().map(|name| host(name, &mut seen, cx)).collect();
         let made = Managed::new(names.into_iter().collect::<Option<_>>()?);
-        made.map_err(|problem| cx.error(self.acme.span, format!("no certificate can be for these: {problem}"), None)).ok()
+        made.map_err(|problem| cx.error(self.acme.span, format!("no certificate can be for these: {problem}"), None))
+            .ok()
     }
 }
 

@@ -97,7 +97,8 @@ impl TlsSection {
         let entries = entries.into_iter().collect::<Option<Vec<_>>>()?;
         let is_ordered = |entry: &Entry| matches!(entry, Entry::Managed(_));
         let by_handshake = acme.section.filter(|acme| acme.challenge == ChallengeKind::TlsAlpn01);
-        let challenges = by_handshake.filter(|_| entries.iter().any(is_ordered)).map(|acme| Arc::clone(&acme.challenges));
+        let challenges =
+            by_handshake.filter(|_| entries.iter().any(is_ordered)).map(|acme| Arc::clone(&acme.challenges));
         if challenges.is_some()
             && let Some(ClientAuth::Required) = self.client_certificates.as_ref().map(|section| section.verify)
         {
