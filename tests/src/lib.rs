@@ -9,6 +9,7 @@ pub mod confine;
 mod gateway;
 mod load;
 mod message;
+pub mod pebble;
 mod process;
 pub mod redis;
 mod strace;
