@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -95,6 +95,15 @@ impl Pebble {
             let _ = server.kill();
             let _ = server.wait();
         }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where its own certificate and key are (`cert.pem`, `key.pem`), and the authority that they are of (`ca.pem`).
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// The URL of its directory.

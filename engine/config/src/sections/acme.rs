@@ -68,12 +68,6 @@ shape! {
         /// The secret that goes with it (HMAC, in base64url).
         key: Spanned<String>,
     }
-
-    /// A certificate that is ordered from the authority of the section `acme`.
-    pub(crate) struct AcmeCertificate {
-        /// The hosts that it is for. No wildcards.
-        acme: Spanned<OneOrMore<Spanned<String>>>,
-    }
 }
 
 choice! {
@@ -107,6 +101,9 @@ impl Decode for Contact {
         or_variable(json_schema!({ "type": "string", "pattern": "^mailto:" }), generator)
     }
 }
+
+/// What one certificate is for.
+pub(crate) type Hosts = Spanned<OneOrMore<Spanned<String>>>;
 
 /// The section `acme`, as far as it could be read.
 #[derive(Debug, Clone, Copy)]
@@ -183,29 +180,26 @@ impl ExternalAccountSection {
     }
 }
 
-impl AcmeCertificate {
-    /// `None` after an error, which is reported.
-    pub(crate) fn compile(&self, acme: AcmeOf<'_>, cx: &mut Cx) -> Option<Arc<Managed>> {
-        if acme.section.is_none() {
-            // What is wrong with the section is told there.
-            if acme.is_off {
-                let hint = "at the top level: `acme: { terms_agreed: true, storage: { directory: acme } }`";
-                cx.error(self.acme.span, "certificates by ACME need the section `acme`, which is missing", hint);
-            }
-            return None;
+/// A certificate for these hosts; `None` after an error, which is reported.
+pub(crate) fn managed(hosts: &Hosts, acme: AcmeOf<'_>, cx: &mut Cx) -> Option<Arc<Managed>> {
+    if acme.section.is_none() {
+        // What is wrong with the section is told there.
+        if acme.is_off {
+            let hint = "at the top level: `acme: { terms_agreed: true, storage: { directory: acme } }`";
+            cx.error(hosts.span, "certificates by ACME need the section `acme`, which is missing", hint);
         }
-        let names = &self.acme.value.0;
-        if names.len() > NAMES_MAX {
-            let message = format!("a certificate has at most {NAMES_MAX} names, here are {}", names.len());
-            cx.error(self.acme.span, message, "one more entry of `certificates` for the others");
-            return None;
-        }
-        let mut seen = HashSet::new();
-        let names: Vec<Option<String>> = names.iter().map(|name| host(name, &mut seen, cx)).collect();
-        let made = Managed::new(names.into_iter().collect::<Option<_>>()?);
-        made.map_err(|problem| cx.error(self.acme.span, format!("no certificate can be for these: {problem}"), None))
-            .ok()
+        return None;
     }
+    let names = &hosts.value.0;
+    if names.len() > NAMES_MAX {
+        let message = format!("a certificate has at most {NAMES_MAX} names, here are {}", names.len());
+        cx.error(hosts.span, message, "one more entry of `certificates` for the others");
+        return None;
+    }
+    let mut seen = HashSet::new();
+    let names: Vec<Option<String>> = names.iter().map(|name| host(name, &mut seen, cx)).collect();
+    let made = Managed::new(names.into_iter().collect::<Option<_>>()?);
+    made.map_err(|problem| cx.error(hosts.span, format!("no certificate can be for these: {problem}"), None)).ok()
 }
 
 /// The name in lower case, each once.
