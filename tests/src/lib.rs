@@ -10,6 +10,7 @@ mod gateway;
 pub mod http2;
 mod load;
 mod message;
+pub mod pebble;
 mod process;
 pub mod redis;
 mod strace;

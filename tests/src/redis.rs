@@ -236,7 +236,7 @@ fn spawn(directory: &Path, sentinel: bool) -> Child {
 }
 
 /// An authority and a certificate of 127.0.0.1 from it.
-fn write_certificates(directory: &Path) {
+pub(crate) fn write_certificates(directory: &Path) {
     let mut authority = CertificateParams::new(Vec::new()).expect("parameters");
     // The same name for both would look like a certificate that signs itself.
     authority.distinguished_name.push(DnType::CommonName, "authority");

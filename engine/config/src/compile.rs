@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use crate::decode::{Cx, Decode, Names, Spanned};
 use crate::error::{Errors, Sink, Span};
-use crate::sections::{Compiler, File, LimitsSection, Listener, Lookup, Redis, Resolver, hide_password, system_lookup};
+use crate::sections::{
+    AcmeOf, Compiler, File, LimitsSection, Listener, Lookup, Redis, Resolver, count_names, hide_password, system_lookup,
+};
+use crate::tls::Entry;
 use crate::tree::{self, Node, Value};
 use crate::{Snapshot, emit, expand, snapshot};
 
@@ -137,8 +140,21 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
         keys_left.take(concurrency.iter().skip(first).map(|spec| spec.keys_max).sum(), span, cx);
     }
     let runtime = file.runtime.0.map(|section| section.compile(cx));
+    let is_off = file.acme.0.as_ref().is_some_and(|acme| acme.0.is_none());
+    let mut acme = file.acme.0.map(|acme| acme.0.and_then(|section| section.compile(of_lists, cx)));
+    let of_certificates = AcmeOf { section: acme.as_ref().and_then(Option::as_ref), is_off };
     let listeners = listeners.into_iter().zip(routers);
-    let listeners = listeners.map(|(listener, router)| Arc::new(listener.value.compile(router, cx))).collect();
+    let compiled = listeners.map(|(listener, router)| Arc::new(listener.value.compile(router, of_certificates, cx)));
+    let listeners: Vec<_> = compiled.collect();
+    if let (Some(Some(acme)), Some(written)) = (&mut acme, root.get("acme")) {
+        let entries =
+            listeners.iter().filter_map(|listener| listener.tls.as_ref()).flat_map(|tls| tls.certificates.entries());
+        acme.certificates.extend(entries.filter_map(|entry| match entry {
+            Entry::Managed(managed) => Some(Arc::clone(managed)),
+            Entry::Files(_) => None,
+        }));
+        count_names(acme, written.span, cx);
+    }
     Some(Snapshot {
         runtime: runtime?,
         listeners,
@@ -157,6 +173,7 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
         drain: file.drain.0?.compile(),
         limits: file.limits.0?.compile(),
         redis: redis?,
+        acme: acme?,
         redacted: emit::redacted(root),
     })
 }

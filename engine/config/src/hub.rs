@@ -16,6 +16,7 @@ use ringway_core::stats::{
     AuthenticatorStats, EndpointStats, LimitStats, RouteStats, ServiceStats, TlsStats, WorkerStats,
 };
 
+use crate::acme;
 use crate::snapshot::{KeySources, Snapshot};
 
 /// The name that requests without a route are counted under.
@@ -80,6 +81,8 @@ pub struct Hub {
     pub log: LogLane,
     pub audit: LogLane,
     pub reloads: ReloadStats,
+    /// Orders of certificates.
+    pub acme_orders: acme::Orders,
     /// Time zero of the clock that all threads share: rate limits count by it.
     pub epoch: Instant,
     /// Rung for a worker when something that it waits for may have come.
@@ -181,6 +184,9 @@ impl Published {
             concurrency.extend(old.concurrency.iter().map(|limit| (limit.spec().name.clone(), limit.clone())));
             full.extend(old.concurrency_limits.iter().map(|stats| (stats.policy.clone(), stats.clone())));
             tls.extend(old.tls.iter().map(|stats| (stats.listener.clone(), stats.clone())));
+        }
+        if let (Some(acme), Some(old)) = (&snapshot.acme, old.and_then(|old| old.snapshot.acme.as_ref())) {
+            acme.go_on_from(old);
         }
         let is_shared = snapshot.redis.is_some();
         let unmatched = match old {
@@ -291,6 +297,7 @@ impl Hub {
             log: LogLane::new(Self::LOG_BUFFERS),
             audit: LogLane::new(Self::AUDIT_BUFFERS),
             reloads: ReloadStats::default(),
+            acme_orders: acme::Orders::default(),
             epoch: Instant::now(),
             worker_bell: Bell::default(),
             limits_bell: Bell::default(),

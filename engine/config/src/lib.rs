@@ -5,6 +5,7 @@
 //! (`decode`, `shape`, `sections`), the sections a snapshot ([`compile()`]). Each step reports all it finds and goes on.
 #![forbid(unsafe_code)]
 
+pub mod acme;
 pub mod hub;
 pub mod snapshot;
 

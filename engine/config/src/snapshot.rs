@@ -17,6 +17,8 @@ use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
 use rustls::pki_types::ServerName;
 
+use crate::acme::Acme;
+
 /// One whole configuration. References between parts are indices that the compiler of the file has checked.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -44,6 +46,8 @@ pub struct Snapshot {
     pub limits: GlobalLimits,
     /// What the gateways of a fleet share; `None`: this one stands alone.
     pub redis: Option<Redis>,
+    /// How certificates are ordered, where they are.
+    pub acme: Option<Acme>,
     /// The file as read, secrets redacted, as YAML: what `/config` shows.
     pub redacted: String,
 }

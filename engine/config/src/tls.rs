@@ -15,6 +15,8 @@ use rustls::{
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 
+use crate::acme::{self, Challenges, Managed};
+
 /// Which versions and suites are spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
@@ -76,6 +78,16 @@ impl Pair {
         ((self.not_after - self.not_before) / 3).min(30 * 24 * 3600)
     }
 
+    /// The DNS names that it is for, in lower case.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The certificate itself, without those that lead to its authority.
+    pub fn certificate(&self) -> Option<&CertificateDer<'static>> {
+        self.key.cert.first()
+    }
+
     pub(crate) fn key(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.key)
     }
@@ -85,42 +97,86 @@ impl Pair {
     }
 }
 
+/// Where a certificate of a listener comes from.
+#[derive(Debug, Clone)]
+pub enum Entry {
+    Files(Arc<Pair>),
+    /// Ordered by the gateway; ECDSA.
+    Managed(Arc<Managed>),
+}
+
+impl Entry {
+    fn names(&self) -> &[String] {
+        match self {
+            Self::Files(pair) => &pair.names,
+            Self::Managed(managed) => &managed.names,
+        }
+    }
+
+    fn is_rsa(&self) -> bool {
+        matches!(self, Self::Files(pair) if pair.is_rsa())
+    }
+
+    fn shown(&self) -> Arc<CertifiedKey> {
+        match self {
+            Self::Files(pair) => pair.key(),
+            Self::Managed(managed) => managed.shown(),
+        }
+    }
+
+    /// What is shown for its names; `None` where nothing was issued yet.
+    pub fn pair(&self) -> Option<Arc<Pair>> {
+        match self {
+            Self::Files(pair) => Some(Arc::clone(pair)),
+            Self::Managed(managed) => managed.issued(),
+        }
+    }
+}
+
 /// The certificates of a listener, by name.
 #[derive(Debug)]
 pub struct Certificates {
-    pairs: Vec<Arc<Pair>>,
-    /// Exact names, and what follows the `*.` of wildcards: where they stand in `pairs`.
+    entries: Vec<Entry>,
+    /// Exact names, and what follows the `*.` of wildcards: where they stand in `entries`.
     exact: HashMap<String, Vec<usize>>,
     wildcard: HashMap<String, Vec<usize>>,
     /// The first certificate, and those for the same names.
     default: Vec<usize>,
+    /// Those by TLS-ALPN-01, where they are answered.
+    challenges: Option<Arc<Challenges>>,
 }
 
 impl Certificates {
-    /// `pairs`: not empty; the first is for clients that name no host, or an unknown one.
-    pub fn new(pairs: Vec<Arc<Pair>>) -> Arc<Self> {
+    /// `entries`: not empty; the first is for clients that name no host, or an unknown one. Whoever asks for a challenge
+    /// (TLS-ALPN-01) gets the certificate in `challenges`.
+    pub fn new(entries: Vec<Entry>, challenges: Option<Arc<Challenges>>) -> Arc<Self> {
         let (mut exact, mut wildcard) = (HashMap::<_, Vec<usize>>::new(), HashMap::<_, Vec<usize>>::new());
-        let mut order: Vec<usize> = (0..pairs.len()).collect();
+        let mut order: Vec<usize> = (0..entries.len()).collect();
         // Signatures with ECDSA cost a tenth: who knows both gets that.
-        order.sort_by_key(|index| pairs.get(*index).is_some_and(|pair| pair.is_rsa()));
+        order.sort_by_key(|index| entries.get(*index).is_some_and(Entry::is_rsa));
         let mut default = Vec::new();
         for index in order {
-            let Some(pair) = pairs.get(index) else { continue };
-            if index == 0 || pairs.first().is_some_and(|first| first.names == pair.names) {
+            let Some(entry) = entries.get(index) else { continue };
+            if index == 0 || entries.first().is_some_and(|first| first.names() == entry.names()) {
                 default.push(index);
             }
-            for name in &pair.names {
+            for name in entry.names() {
                 match name.strip_prefix("*.") {
                     Some(parent) => wildcard.entry(parent.to_owned()).or_default().push(index),
                     None => exact.entry(name.clone()).or_default().push(index),
                 }
             }
         }
-        Arc::new(Self { pairs, exact, wildcard, default })
+        Arc::new(Self { entries, exact, wildcard, default, challenges })
     }
 
-    pub fn pairs(&self) -> &[Arc<Pair>] {
-        &self.pairs
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The certificates that are there.
+    pub fn pairs(&self) -> impl Iterator<Item = Arc<Pair>> {
+        self.entries.iter().filter_map(Entry::pair)
     }
 
     fn of(&self, name: &str) -> Option<&[usize]> {
@@ -132,10 +188,15 @@ impl Certificates {
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name().map(str::to_ascii_lowercase);
+        if let Some(challenges) = &self.challenges
+            && hello.alpn().is_some_and(|offered| offered.eq([acme::ALPN]))
+        {
+            return name.and_then(|name| challenges.certificate(&name));
+        }
         let candidates = name.and_then(|name| self.of(&name)).unwrap_or(&self.default);
-        let mut candidates = candidates.iter().filter_map(|index| self.pairs.get(*index));
-        let fits = |pair: &&Arc<Pair>| pair.key.key.choose_scheme(hello.signature_schemes()).is_some();
-        candidates.find(fits).map(|pair| Arc::clone(&pair.key))
+        let candidates = candidates.iter().filter_map(|index| self.entries.get(*index));
+        let fits = |key: &Arc<CertifiedKey>| key.key.choose_scheme(hello.signature_schemes()).is_some();
+        candidates.map(Entry::shown).find(fits)
     }
 }
 
@@ -181,6 +242,7 @@ pub(crate) fn server(
     let provider = provider();
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(versions(policy));
     let builder = builder.map_err(|error| error.to_string())?;
+    let answers_challenges = certificates.challenges.is_some();
     let tickets = tickets(&clients).map_err(|error| format!("there are no keys for session tickets: {error}"))?;
     let builder = match clients {
         None => builder.with_no_client_auth(),
@@ -206,7 +268,11 @@ pub(crate) fn server(
     };
     let mut server = builder.with_cert_resolver(certificates);
     server.ignore_client_order = true;
-    let protocols: &[&[u8]] = if http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
+    let mut protocols: Vec<&[u8]> = if http2 { vec![b"h2", b"http/1.1"] } else { vec![b"http/1.1"] };
+    if answers_challenges {
+        // The last: only who offers nothing else gets it.
+        protocols.push(acme::ALPN);
+    }
     server.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.ticketer = tickets;

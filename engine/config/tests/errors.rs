@@ -313,6 +313,118 @@ f:5:37: `no.pem` cannot be used: No such file or directory (os error 2)
 }
 
 #[test]
+fn certificates_by_acme() {
+    let tls = |certificate: &str| {
+        format!(
+            "listeners:\n- {{ name: public, address: 127.0.0.1:3000 }}\n\
+             - {{ name: tls, address: 127.0.0.1:3001, tls: {{ certificates: {certificate} }} }}\n"
+        )
+    };
+    let said = |text: String| errors(&text).rsplit_once('\n').unwrap().0.to_owned();
+    let section = "acme: { terms_agreed: true, storage: { directory: d } }\n";
+    assert_eq!(
+        said(tls("{ acme: [a.test] }")),
+        "\
+f:3:72: certificates by ACME need the section `acme`, which is missing
+    hint: at the top level: `acme: { terms_agreed: true, storage: { directory: acme } }`"
+    );
+    assert_eq!(
+        said(tls("{ acme: [\"*.a.test\", A.test, a.test, 10.0.0.1, -a.test] }") + section),
+        "\
+f:3:73: `*.a.test`: certificates for wildcards need the challenge DNS-01, which the gateway does not have
+    hint: name each host, or take the certificate from files: `{ certificate: FILE, key: FILE }`
+f:3:93: `a.test` is named twice
+    hint: leave one of them out
+f:3:101: `10.0.0.1` is not a host name
+    hint: such as `www.example.com`, without a dot at its end
+f:3:111: `-a.test` is not a host name
+    hint: such as `www.example.com`, without a dot at its end"
+    );
+    assert_eq!(
+        said(tls("[{ acme: a.test, key: k }, { key: k }]") + section),
+        "\
+f:3:73: a certificate comes from files or by ACME, not both
+    hint: leave `certificate`, `key` and `ocsp` out, or `acme`
+f:3:91: the key `certificate` is missing: text
+    hint: or `acme: [HOST]` alone"
+    );
+    assert_eq!(
+        said(
+            tls("{ acme: a.test }, client_certificates: { ca: /dev/null }")
+                + "acme: { terms_agreed: true, storage: { directory: d }, challenge: tls-alpn-01 }\n"
+        )
+        .lines()
+        .take(2)
+        .collect::<Vec<_>>(),
+        [
+            "f:3:48: authorities have no client certificate to answer `tls-alpn-01` with",
+            "    hint: `challenge: http-01` in the section `acme`, or `verify: optional`"
+        ]
+    );
+    let many: Vec<String> = (0..101).map(|at| format!("h{at}.test")).collect();
+    assert_eq!(
+        said(tls(&format!("{{ acme: [{}] }}", many.join(", "))) + section),
+        "\
+f:3:72: a certificate has at most 100 names, here are 101
+    hint: one more entry of `certificates` for the others"
+    );
+    let hundred = format!("{{ acme: [{}] }}", many[..100].join(", "));
+    assert_eq!(
+        said(tls(&format!("[{}]", vec![hundred; 11].join(", "))) + section),
+        "\
+f:4:7: certificates by ACME have 1100 names in all, 1000 are allowed
+    hint: take some certificates from files"
+    );
+}
+
+#[test]
+fn how_certificates_are_ordered() {
+    said(
+        "acme: { directory: \"http://ca.test/dir\", terms_agreed: false, contact: [ops@a.test, x], storage: { redis: {} } }\n",
+        "\
+f:5:72: expected a `mailto:` URL, found `ops@a.test`
+    hint: write `mailto:ops@a.test`
+f:5:84: expected a `mailto:` URL, found `x`
+    hint: such as `mailto:operators@example.com`, one for each address",
+    );
+    said(
+        "acme: { directory: \"http://ca.test/dir\", terms_agreed: false, storage: { redis: {} } }\n",
+        "\
+f:5:20: a directory is asked with TLS (RFC 8555 section 6.1)
+    hint: an `https://` URL
+f:5:56: an authority issues nothing before its terms are agreed to
+    hint: read them, then `terms_agreed: true`
+f:5:81: storage in Redis needs the section `redis`, which is missing
+    hint: at the top level: `redis: { url: \"redis://127.0.0.1:6379\" }`",
+    );
+    said(
+        "acme: { terms_agreed: true, storage: {}, challenge: dns-01, renew_before: 1s }\n",
+        "\
+f:5:53: expected one of `http-01`, `tls-alpn-01`, found `dns-01`
+    hint: did you mean `http-01`?
+f:5:75: expected a duration from 1m to 8760h, or `auto`, found `1s`",
+    );
+    said(
+        "acme: { terms_agreed: true, storage: {} }\n",
+        "\
+f:5:38: certificates are kept in one place: `directory` or `redis`
+    hint: `{ directory: /var/lib/ringway/acme }` or `{ redis: {} }`",
+    );
+    said(
+        "acme: { terms_agreed: true, storage: { directory: d }, external_account: { id: a, key: \"a b\" } }\n",
+        "\
+f:5:88: the key of an external account is base64url
+    hint: as the authority gave it",
+    );
+    said(
+        "acme: {}\n",
+        "\
+f:5:7: the key `storage` is missing: a section of keys
+f:5:7: the key `terms_agreed` is missing: `true` or `false`",
+    );
+}
+
+#[test]
 fn files_that_cannot_be_read() {
     let directory = std::env::temp_dir().join(format!("ringway-config-unreadable-{}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();

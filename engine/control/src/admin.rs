@@ -21,6 +21,7 @@ use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use crate::acme;
 use crate::exposition::Format;
 use crate::redis::RedisStats;
 use crate::{metrics, process::unix_ms};
@@ -43,6 +44,7 @@ Ringway admin
 /ready    200 while requests are welcome, 503 while starting and draining
 /metrics  Prometheus text; OpenMetrics where Accept asks for it
 /config   the running configuration, secrets redacted
+/certificates  of the listeners: names, how long they hold, the next order by ACME
 ";
 
 /// Binds the admin listener's address.
@@ -141,7 +143,7 @@ async fn serve(stream: TcpStream, admin: Arc<Admin>) {
 
 impl Admin {
     fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Response<Full<Bytes>> {
-        if !["/", "/health", "/ready", "/metrics", "/config"].contains(&path) {
+        if !["/", "/health", "/ready", "/metrics", "/config", "/certificates"].contains(&path) {
             return text(StatusCode::NOT_FOUND, "no such page; / lists them\n".into());
         }
         if method != Method::GET && method != Method::HEAD {
@@ -153,6 +155,7 @@ impl Admin {
             "/health" => self.health(),
             "/ready" => self.ready(),
             "/metrics" => self.metrics(headers),
+            "/certificates" => json(StatusCode::OK, &acme::page(&self.hub.published())),
             "/config" => {
                 let yaml = self.hub.published().snapshot.redacted.clone();
                 page(StatusCode::OK, "text/yaml; charset=utf-8", yaml)

@@ -14,6 +14,7 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::acme;
 use crate::admin::{Admin, Places, accept_one};
 use crate::keys::{self, Done, Keeper};
 use crate::redis::Redis;
@@ -39,6 +40,7 @@ pub struct Control {
     hub: Arc<Hub>,
     redis: Redis,
     keeper: Mutex<Keeper>,
+    acme: Mutex<acme::Keeper>,
     requests: Requests,
     thread: JoinHandle<()>,
 }
@@ -69,7 +71,8 @@ impl Control {
             runtime.block_on(serve(admin, listener, swaps));
         })?;
         drop(_context);
-        let control = Self { admin: sender, handle, hub, redis, keeper: Mutex::default(), requests, thread };
+        let acme = Mutex::new(acme::Keeper::new());
+        let control = Self { admin: sender, handle, hub, redis, keeper: Mutex::default(), acme, requests, thread };
         control.follow();
         Ok((control, receiver))
     }
@@ -83,7 +86,7 @@ impl Control {
         Ok(())
     }
 
-    /// Goes on with what was published: its Redis, its limiters, its keys.
+    /// Goes on with what was published: its Redis, its limiters, its keys, its certificates by ACME.
     pub fn follow(&self) {
         let published = self.hub.published();
         self.redis.set(published.snapshot.redis.clone());
@@ -96,6 +99,7 @@ impl Control {
         self.redis.poll(keys::polls(&published, &done));
         let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
         keeper.replace(&self.handle, keys::sources(&published), Box::new(move || done()));
+        self.acme.lock().unwrap_or_else(PoisonError::into_inner).follow(&self.handle, &self.hub);
     }
 
     /// Ends the threads. Signals have their default effect again only in a new process.

@@ -27,9 +27,15 @@ families! {
          (CONTINUATION, small DATA frames, streams that break the protocol), protocol (it broke the protocol)."
     TLS_HANDSHAKES = Counter "gateway_tls_handshakes_total" "" ["listener", "result"]
         "TLS handshakes by how they ended: ok, failed, client_certificate (missing or not valid), timeout, closed by the \
-         client, plain_http, not_tls, or refused because there were too many at a time."
+         client, plain_http, not_tls, refused because there were too many at a time, or acme for a challenge that was answered."
     CERTIFICATE_EXPIRY = Gauge "gateway_certificate_expiry_seconds" "seconds" ["name"]
         "Seconds until a certificate expires, by its first name; of several with the same name the soonest."
+    ACME_ORDERS = Counter "gateway_acme_orders_total" "" ["result"]
+        "Certificates ordered by ACME, by result: success, or failure, which left the old one in place."
+    ACME_ISSUED = Gauge "gateway_acme_certificate_issued" "" ["name"]
+        "1 where a certificate by ACME is there, by its first name; 0 as long as a self-signed one stands in for it."
+    ACME_RENEWAL = Gauge "gateway_acme_renewal_timestamp_seconds" "seconds" ["name"]
+        "Unix time of the next order of a certificate by ACME, or of the next try."
     AUTHENTICATIONS = Counter "gateway_authentications_total" "" ["authenticator", "outcome"]
         "Requests whose credentials were looked at: verified anew, cached, missing, refused, or unavailable where there \
          were no keys to judge them with."

@@ -5,6 +5,7 @@
 //! [`ringway_config::Hub`] only.
 #![forbid(unsafe_code)]
 
+mod acme;
 pub mod admin;
 pub mod control;
 pub mod exposition;

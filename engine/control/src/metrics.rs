@@ -30,6 +30,7 @@ pub fn render(hub: &Hub, redis: &RedisStats, started: SystemTime, format: Format
     requests(&mut out, &published, hub);
     http2(&mut out, hub);
     tls(&mut out, &published);
+    acme(&mut out, &published, hub);
     authenticators(&mut out, &published);
     rate_limits(&mut out, &published);
     concurrency_limits(&mut out, &published);
@@ -105,14 +106,36 @@ fn tls(out: &mut Exposition, published: &Published) {
     let mut soonest = BTreeMap::new();
     let listeners = published.snapshot.listeners.iter().filter_map(|listener| listener.tls.as_ref());
     let services = published.snapshot.services.iter().filter_map(|service| service.tls.as_ref());
-    let own = services.filter_map(|tls| tls.certificate.as_ref());
+    let own = services.filter_map(|tls| tls.certificate.clone());
     for pair in listeners.flat_map(|tls| tls.certificates.pairs()).chain(own) {
-        let at = soonest.entry(pair.label()).or_insert(pair.not_after);
+        let at = soonest.entry(pair.label().to_owned()).or_insert(pair.not_after);
         *at = pair.not_after.min(*at);
     }
     let mut samples = out.family(&f::CERTIFICATE_EXPIRY);
     for (name, at) in soonest {
-        samples.value(&[name], at as f64 - now);
+        samples.value(&[&name], at as f64 - now);
+    }
+}
+
+/// Without samples where nothing is ordered.
+fn acme(out: &mut Exposition, published: &Published, hub: &Hub) {
+    // Of several listeners with the same names one stands for all.
+    let certificates = published.snapshot.acme.iter().flat_map(|acme| &acme.certificates);
+    let by_name: BTreeMap<&str, _> = certificates.map(|managed| (managed.label(), managed)).collect();
+    let mut samples = out.family(&f::ACME_ORDERS);
+    if published.snapshot.acme.is_some() {
+        samples.count(&["success"], hub.acme_orders.succeeded.load(Ordering::Relaxed));
+        samples.count(&["failure"], hub.acme_orders.failed.load(Ordering::Relaxed));
+    }
+    let mut samples = out.family(&f::ACME_ISSUED);
+    for (name, managed) in &by_name {
+        samples.count(&[name], managed.issued().is_some().into());
+    }
+    let mut samples = out.family(&f::ACME_RENEWAL);
+    for (name, managed) in &by_name {
+        if let Some(at) = managed.status().next_order {
+            samples.value(&[name], at as f64);
+        }
     }
 }
 

@@ -59,6 +59,7 @@ pub(crate) fn snapshot() -> Snapshot {
         drain: Drain { notice: second, timeout: second },
         limits: GlobalLimits { connections: 10, connections_per_ip: None },
         redis: None,
+        acme: None,
         redacted: "listeners: []\n".into(),
     }
 }

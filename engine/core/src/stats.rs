@@ -432,17 +432,19 @@ pub enum Handshake {
     NotTls,
     /// Too many at a time.
     Refused,
+    /// The challenge of an authority was answered (RFC 8737).
+    Acme,
 }
 
 /// What one worker counts of a listener's handshakes.
 #[derive(Debug, Default)]
 pub struct TlsCell {
-    handshakes: [Counter; 8],
+    handshakes: [Counter; 9],
 }
 
 impl TlsCell {
-    const RESULTS: [&str; 8] =
-        ["ok", "failed", "client_certificate", "timeout", "closed", "plain_http", "not_tls", "refused"];
+    const RESULTS: [&str; 9] =
+        ["ok", "failed", "client_certificate", "timeout", "closed", "plain_http", "not_tls", "refused", "acme"];
 
     pub fn record(&self, ended: Handshake) {
         if let Some(counter) = self.handshakes.get(ended as usize) {

@@ -5,6 +5,7 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod accept;
+mod acme;
 mod answer;
 mod audit;
 mod auth_service;

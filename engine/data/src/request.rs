@@ -17,6 +17,7 @@ use ringway_core::router::{Captures, Found, RouteRequest};
 use ringway_core::template::Vars;
 use ringway_core::trace::{NewTrace, valid_b3, valid_b3_id, valid_traceparent};
 
+use crate::acme;
 use crate::auth_service::{Known, Question};
 use crate::connection::Connection;
 use crate::gate;
@@ -168,6 +169,11 @@ impl Exchange {
             return Ok(Step::Answer);
         };
         self.path = Span::of(raw_path, head);
+        if let Some(acme) = &conn.view.published.snapshot.acme
+            && acme::answered(conn, self, acme, &request, raw_path, out)
+        {
+            return Ok(Step::Answer);
+        }
         if request.has(Name::MaxForwards) && max_forwards(&request) == Some(0) {
             match request.method {
                 "OPTIONS" => {

@@ -186,6 +186,13 @@ pub(crate) fn options(conn: &Connection, exchange: &mut Exchange, out: &mut Vec<
     finish(exchange, b"", out);
 }
 
+/// What an authority hears about its challenge (RFC 8555 section 8.3).
+pub(crate) fn challenge_answer(conn: &Connection, exchange: &mut Exchange, answer: &[u8], out: &mut Vec<u8>) {
+    begin_bare(conn, exchange, 200, out);
+    write_field("Content-Type", b"application/octet-stream", out);
+    finish(exchange, answer, out);
+}
+
 /// 405, with the methods that the path does have.
 pub(crate) fn wrong_method(
     conn: &Connection,

@@ -188,7 +188,7 @@ impl CertificateFiles {
         let snapshot = &hub.published().snapshot;
         for listener in &snapshot.listeners {
             for pair in listener.tls.iter().flat_map(|tls| tls.certificates.pairs()) {
-                warn_of(&format!("listener `{}`", listener.name), pair, now);
+                warn_of(&format!("listener `{}`", listener.name), &pair, now);
             }
         }
         for service in &snapshot.services {

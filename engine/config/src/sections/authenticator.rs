@@ -231,7 +231,7 @@ impl Decode for Location {
 
 /// An `http:` or `https:` URL.
 #[derive(Debug, Clone)]
-pub(crate) struct Url(HttpUrl);
+pub(crate) struct Url(pub(crate) HttpUrl);
 
 impl Decode for Url {
     fn kind() -> String {

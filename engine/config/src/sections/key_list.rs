@@ -68,7 +68,7 @@ impl Decode for RevokedPlace {
 
 /// A key in Redis, without the prefix.
 #[derive(Debug, Clone)]
-pub(crate) struct RedisKey(String);
+pub(crate) struct RedisKey(pub(crate) String);
 
 const REDIS_KEY_LENGTH_MAX: usize = 128;
 

@@ -8,6 +8,7 @@ use ringway_core::path::{DotSegments, DoubleSlash, EncodedSlash, PathPolicy};
 use ringway_core::router::Router;
 use schemars::{Schema, SchemaGenerator, json_schema};
 
+use super::acme::AcmeOf;
 use super::tls::TlsSection;
 use crate::decode::{Cx, Decode, Spanned};
 use crate::scalar::{Int, Name, OrOff, choice, is_token};
@@ -167,9 +168,9 @@ impl Listener {
         self.tls.as_ref().is_some_and(|tls| tls.value.client_certificates.is_some())
     }
 
-    pub(crate) fn compile(self, router: Router, cx: &mut Cx) -> snapshot::Listener {
+    pub(crate) fn compile(self, router: Router, acme: AcmeOf<'_>, cx: &mut Cx) -> snapshot::Listener {
         // An error is reported; what is built is then not used.
-        let tls = self.tls.and_then(|tls| tls.value.compile(tls.span, self.http2.enabled, cx));
+        let tls = self.tls.and_then(|tls| tls.value.compile(tls.span, self.http2.enabled, acme, cx));
         let Self { limits, timeouts, path, .. } = self;
         snapshot::Listener {
             name: Arc::from(self.name.0),

@@ -1,6 +1,7 @@
 //! The shapes of the file, section by section, each with its way into the snapshot.
 
 mod access;
+mod acme;
 mod action;
 mod audit;
 mod auth_service;
@@ -27,6 +28,7 @@ mod tls;
 mod validate;
 
 pub(crate) use access::DefaultsSection;
+pub(crate) use acme::{AcmeOf, AcmeSection, count_names};
 pub(crate) use audit::AuditLog;
 pub(crate) use authenticator::{Authenticator, TokenCacheSection};
 pub(crate) use concurrency_limit::ConcurrencyLimit;
@@ -61,6 +63,8 @@ shape! {
         limits: Lenient<LimitsSection> = "{}",
         /// The Redis that the gateways of a fleet share. `off`: each gateway stands alone.
         redis: Lenient<OrOff<RedisSection>> = "off",
+        /// How certificates of listeners are ordered. `off`: they come from files only.
+        acme: Lenient<OrOff<AcmeSection>> = "off",
         /// Where clients connect. At least one.
         listeners: Items<Spanned<Listener>>,
         /// Where requests are forwarded to.

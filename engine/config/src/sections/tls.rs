@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::acme::{AcmeOf, Hosts, managed};
+use crate::acme::ChallengeKind;
 use crate::decode::{Cx, OneOrMore, Spanned};
 use crate::error::Span;
 use crate::scalar::{Int, choice};
 use crate::shape::shape;
 use crate::snapshot;
-use crate::tls::{self, Certificates, ClientAuth, Pair, Policy};
+use crate::tls::{self, Certificates, ClientAuth, Entry, Pair, Policy};
 use crate::units::Time;
 
 shape! {
@@ -16,7 +18,7 @@ shape! {
     pub(crate) struct TlsSection {
         /// One for each name, or for each kind of key (ECDSA beside RSA). A client gets the one whose names fit best what it
         /// asks for, exact before wildcard; else the first.
-        certificates: OneOrMore<CertificateSection>,
+        certificates: OneOrMore<Spanned<CertificateSection>>,
         /// `modern`: TLS 1.3. `intermediate`: TLS 1.2 too, with ECDHE and AES-GCM or ChaCha20-Poly1305.
         policy: Policy = "intermediate",
         /// Whether clients prove who they are with a certificate.
@@ -29,14 +31,16 @@ shape! {
         handshakes_per_ip: Int<1, 1_000_000> = "128",
     }
 
-    /// A certificate and its key. Relative paths start at the directory of the configuration file.
+    /// A certificate and its key, from files or by ACME. Relative paths start at the directory of the configuration file.
     pub(crate) struct CertificateSection {
         /// File with the certificate and those that lead to its authority (PEM).
-        certificate: Spanned<String>,
+        certificate: Option<Spanned<String>>,
         /// File with the private key (PEM).
-        key: Spanned<String>,
+        key: Option<Spanned<String>>,
         /// File with the authority's word that it is not revoked (OCSP, DER), which is stapled.
         ocsp: Option<Spanned<String>>,
+        /// In place of files: hosts, no wildcards, whose certificate is ordered as the section `acme` says.
+        acme: Option<Hosts>,
     }
 
     /// Certificates of clients.
@@ -66,10 +70,20 @@ choice! {
 
 impl TlsSection {
     /// `None` after an error, which is reported.
-    pub(crate) fn compile(self, span: Span, http2: bool, cx: &mut Cx) -> Option<snapshot::Tls> {
-        let pairs: Vec<Option<Arc<Pair>>> =
-            self.certificates.0.iter().map(|section| section.compile(cx).map(Arc::new)).collect();
-        let pairs = pairs.into_iter().collect::<Option<Vec<_>>>()?;
+    pub(crate) fn compile(self, span: Span, http2: bool, acme: AcmeOf<'_>, cx: &mut Cx) -> Option<snapshot::Tls> {
+        let entries: Vec<Option<Entry>> =
+            self.certificates.0.iter().map(|entry| entry.value.compile(entry.span, acme, cx)).collect();
+        let entries = entries.into_iter().collect::<Option<Vec<_>>>()?;
+        let is_ordered = |entry: &Entry| matches!(entry, Entry::Managed(_));
+        let by_handshake = acme.section.filter(|acme| acme.challenge == ChallengeKind::TlsAlpn01);
+        let challenges =
+            by_handshake.filter(|_| entries.iter().any(is_ordered)).map(|acme| Arc::clone(&acme.challenges));
+        if challenges.is_some()
+            && let Some(ClientAuth::Required) = self.client_certificates.as_ref().map(|section| section.verify)
+        {
+            let hint = "`challenge: http-01` in the section `acme`, or `verify: optional`";
+            cx.error(span, "authorities have no client certificate to answer `tls-alpn-01` with", hint);
+        }
         let clients = match &self.client_certificates {
             None => None,
             Some(section) => Some((
@@ -81,13 +95,13 @@ impl TlsSection {
                 },
             )),
         };
-        let written = self.certificates.0.iter().flat_map(|section| {
-            [Some(&section.certificate), Some(&section.key), section.ocsp.as_ref()].into_iter().flatten()
+        let written = self.certificates.0.iter().flat_map(|Spanned { value, .. }| {
+            [&value.certificate, &value.key, &value.ocsp].into_iter().filter_map(Option::as_ref)
         });
         let clients_files = self.client_certificates.iter();
         let written = written.chain(clients_files.flat_map(|section| std::iter::once(&section.ca).chain(&section.crl)));
         let files = written.map(|path| located(path, cx)).collect();
-        let certificates = Certificates::new(pairs);
+        let certificates = Certificates::new(entries, challenges);
         let server = tls::server(self.policy, Arc::clone(&certificates), clients, http2);
         let server = server.map_err(|problem| cx.sink.error(span, problem, None)).ok()?;
         Some(snapshot::Tls {
@@ -103,9 +117,27 @@ impl TlsSection {
 }
 
 impl CertificateSection {
-    fn compile(&self, cx: &mut Cx) -> Option<Pair> {
-        let certificate = read(&self.certificate, cx);
-        let key = read(&self.key, cx);
+    fn compile(&self, span: Span, acme: AcmeOf<'_>, cx: &mut Cx) -> Option<Entry> {
+        match (&self.acme, &self.certificate, &self.key) {
+            (Some(hosts), None, None) if self.ocsp.is_none() => managed(hosts, acme, cx).map(Entry::Managed),
+            (Some(hosts), ..) => {
+                let hint = "leave `certificate`, `key` and `ocsp` out, or `acme`";
+                cx.error(hosts.span, "a certificate comes from files or by ACME, not both", hint);
+                None
+            }
+            (None, Some(certificate), Some(key)) => {
+                self.from_files(certificate, key, cx).map(|pair| Entry::Files(Arc::new(pair)))
+            }
+            (None, certificate, _) => {
+                let missing = if certificate.is_none() { "certificate" } else { "key" };
+                cx.error(span, format!("the key `{missing}` is missing: text"), "or `acme: [HOST]` alone");
+                None
+            }
+        }
+    }
+
+    fn from_files(&self, certificate: &Spanned<String>, key: &Spanned<String>, cx: &mut Cx) -> Option<Pair> {
+        let (at, certificate, key) = (certificate.span, read(certificate, cx), read(key, cx));
         let ocsp = match &self.ocsp {
             Some(ocsp) => Some(read(ocsp, cx)?.1),
             None => None,
@@ -115,7 +147,7 @@ impl CertificateSection {
             Ok(pair) => Some(pair),
             Err(problem) => {
                 let message = format!("`{}` cannot be used: {problem}", path.display());
-                cx.error(self.certificate.span, message, "a certificate and its own private key, both in PEM");
+                cx.error(at, message, "a certificate and its own private key, both in PEM");
                 None
             }
         }

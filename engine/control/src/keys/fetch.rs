@@ -97,7 +97,8 @@ impl Client {
     }
 }
 
-fn connector(ca: Option<&Path>) -> Result<TlsConnector, FetchError> {
+/// Trusts the certificates in `ca`, or else those of the system. Reads files.
+pub(crate) fn connector(ca: Option<&Path>) -> Result<TlsConnector, FetchError> {
     let trust = |error: &dyn ToString| FetchError::Trust(error.to_string());
     let mut roots = RootCertStore::empty();
     match ca {

@@ -19,6 +19,7 @@ use ringway_core::auth::{HttpUrl, Live, Looking, Source};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
+pub(crate) use fetch::connector;
 pub use fetch::{BODY_BYTES_MAX, FetchError};
 pub use file::{FILE_BYTES_MAX, FileError, load_file};
 pub use list::polls;

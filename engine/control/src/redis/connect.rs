@@ -15,20 +15,20 @@ use tokio::time::timeout;
 
 /// A connection that many calls share. Cheap to clone.
 #[derive(Clone)]
-pub(super) enum Conn {
+pub(crate) enum Conn {
     One(MultiplexedConnection),
     Cluster(ClusterConnection),
 }
 
 /// What one command was answered; an error is one that the server sent.
-pub(super) type Answer = RedisResult<Value>;
+pub(crate) type Answer = RedisResult<Value>;
 
 impl Conn {
     /// Connects and logs in.
     ///
     /// # Errors
     /// Also when that takes longer than `connect_timeout`.
-    pub(super) async fn open(settings: &Settings) -> RedisResult<Self> {
+    pub(crate) async fn open(settings: &Settings) -> RedisResult<Self> {
         match timeout(settings.connect_timeout, Self::try_open(settings)).await {
             Ok(opened) => opened,
             Err(_) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
@@ -71,7 +71,7 @@ impl Conn {
     ///
     /// # Errors
     /// When there are no answers: the connection is gone, or was silent for `response_timeout`.
-    pub(super) async fn call(&self, commands: &[Cmd]) -> RedisResult<Vec<Answer>> {
+    pub(crate) async fn call(&self, commands: &[Cmd]) -> RedisResult<Vec<Answer>> {
         match self {
             Self::One(connection) => {
                 let mut pipeline = Pipeline::with_capacity(commands.len());

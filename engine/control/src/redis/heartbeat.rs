@@ -63,7 +63,7 @@ impl Heartbeat {
 }
 
 /// A name that no other process has: 128 bits that the system's random numbers key.
-pub(super) fn random_instance() -> Arc<str> {
+pub(crate) fn random_instance() -> Arc<str> {
     let [high, low] = [(); 2].map(|()| {
         let mut hasher = RandomState::new().build_hasher();
         hasher.write_u32(std::process::id());

@@ -21,7 +21,9 @@ use ringway_core::limit::Limiter;
 use tokio::runtime::Builder;
 use tokio::sync::watch;
 
+pub(crate) use self::connect::Conn;
 use self::heartbeat::Heartbeat;
+pub(crate) use self::heartbeat::random_instance;
 use self::limits::Limited;
 pub use self::limits::Requests;
 use self::link::Link;

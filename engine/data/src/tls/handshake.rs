@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ringway_config::acme;
 use ringway_core::failure::Failure;
 use ringway_core::stats::{Handshake, TlsCell};
 use ringway_io::{LoopCounts, yield_now};
@@ -193,6 +194,11 @@ async fn shake(conn: &mut Connection) -> Handshake {
                 };
             }
         }
+    }
+    if tls.alpn_protocol() == Some(acme::ALPN) {
+        // An authority has seen what it wanted to see, the certificate; nothing may follow (RFC 8737 section 3).
+        flush(conn, &mut outgoing).await;
+        return Handshake::Acme;
     }
     if !is_acknowledged {
         // The client's last message wants an acknowledgement before it sends its request (Nagle), and none leaves with
