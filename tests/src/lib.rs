@@ -12,6 +12,7 @@ mod load;
 mod message;
 pub mod pebble;
 mod process;
+mod random;
 pub mod redis;
 mod strace;
 mod wire;
@@ -22,6 +23,7 @@ pub use gateway::{Gateway, Nobody, Setup, binary, free_port, rss_bytes};
 pub use load::Load;
 pub use message::{Head, Message};
 pub use process::{Output, Process};
+pub use random::ten_thousand;
 pub use strace::Strace;
 pub use wire::{End, Wire};
 

@@ -1,19 +1,12 @@
 //! Connections of HTTP/2 that do what comes to their mind and go away at random points: nothing of them stays.
 
 use std::net::{Shutdown, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fastrand::Rng;
 use ringway_tests::http2::*;
-use ringway_tests::{Backend, Gateway, PATIENCE, Setup, eventually};
-
-/// As many as the time allows; a seed takes the same course each time.
-const CONNECTIONS: usize = 10_000;
-const TIME: Duration = Duration::from_secs(30);
-const THREADS: usize = 4;
+use ringway_tests::{Backend, Gateway, PATIENCE, Setup, eventually, ten_thousand};
 
 /// A frame, mostly one that is allowed on one of a few streams.
 fn frame(rng: &mut Rng, next: &mut u32) -> Vec<u8> {
@@ -130,31 +123,13 @@ fn nothing_of_a_connection_stays_behind() {
     let descriptors = gateway.open_fds();
     let buffers = gateway.metric("gateway_buffers_in_use{worker=\"0\"}");
 
-    let seed = std::env::var("SEED").ok().map_or_else(|| fastrand::u64(..), |seed| seed.parse().unwrap());
-    println!("SEED={seed}");
-    let (made, started) = (Arc::new(AtomicUsize::new(0)), Instant::now());
-    let address = gateway.address();
-    let threads = (0..THREADS).map(|thread| {
-        let made = Arc::clone(&made);
-        thread::spawn(move || {
-            for index in (thread..CONNECTIONS).step_by(THREADS) {
-                if started.elapsed() > TIME {
-                    break;
-                }
-                connection(address, &mut Rng::with_seed(seed ^ (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-                made.fetch_add(1, Ordering::Relaxed);
-            }
-        })
-    });
-    let threads: Vec<_> = threads.collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
-    println!("{} connections in {:?}", made.load(Ordering::Relaxed), started.elapsed());
+    ten_thousand(|rng| connection(gateway.address(), rng));
 
     eventually(PATIENCE, || held(&gateway) == [0.0; 3]);
     eventually(PATIENCE, || gateway.open_fds() == descriptors);
     eventually(PATIENCE, || gateway.metric("gateway_buffers_in_use{worker=\"0\"}") == buffers);
     assert!(gateway.rss_bytes() < 96 << 20, "{} bytes", gateway.rss_bytes());
-    let mut client = Http2::connect(address);
+    let mut client = Http2::connect(gateway.address());
     client.get(1, "/");
     assert_eq!(client.status(1), 200);
 }
