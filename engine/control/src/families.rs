@@ -25,6 +25,9 @@ families! {
          client, plain_http, not_tls, or refused because there were too many at a time."
     CERTIFICATE_EXPIRY = Gauge "gateway_certificate_expiry_seconds" "seconds" ["name"]
         "Seconds until a certificate expires, by its first name; of several with the same name the soonest."
+    PROXY_PROTOCOL_ERRORS = Counter "gateway_proxy_protocol_errors_total" "" ["listener"]
+        "Connections closed because their PROXY header was missing, malformed or late, or because they came from an address that is not \
+         trusted to send one."
     AUTHENTICATIONS = Counter "gateway_authentications_total" "" ["authenticator", "outcome"]
         "Requests whose credentials were looked at: verified anew, cached, missing, refused, or unavailable where there \
          were no keys to judge them with."

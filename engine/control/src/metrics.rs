@@ -29,6 +29,7 @@ pub fn render(hub: &Hub, redis: &RedisStats, started: SystemTime, format: Format
     let mut out = Exposition::new(format);
     requests(&mut out, &published, hub);
     tls(&mut out, &published);
+    proxy_protocol(&mut out, &published);
     authenticators(&mut out, &published);
     rate_limits(&mut out, &published);
     concurrency_limits(&mut out, &published);
@@ -98,6 +99,15 @@ fn tls(out: &mut Exposition, published: &Published) {
     let mut samples = out.family(&f::CERTIFICATE_EXPIRY);
     for (name, at) in soonest {
         samples.value(&[name], at as f64 - now);
+    }
+}
+
+fn proxy_protocol(out: &mut Exposition, published: &Published) {
+    let mut samples = out.family(&f::PROXY_PROTOCOL_ERRORS);
+    for (stats, listener) in published.tls.iter().zip(&published.snapshot.listeners) {
+        if listener.proxy_protocol.is_some() {
+            samples.count(&[&stats.listener], stats.workers.iter().map(|cell| cell.proxy_protocol_errors.get()).sum());
+        }
     }
 }
 

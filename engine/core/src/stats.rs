@@ -403,10 +403,12 @@ pub enum Handshake {
     Refused,
 }
 
-/// What one worker counts of a listener's handshakes.
+/// What one worker counts of how a listener's connections begin.
 #[derive(Debug, Default)]
 pub struct TlsCell {
     handshakes: [Counter; 8],
+    /// Connections that were closed for want of a good PROXY header.
+    pub proxy_protocol_errors: Counter,
 }
 
 impl TlsCell {

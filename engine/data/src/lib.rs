@@ -21,6 +21,7 @@ mod io;
 mod mailbox;
 mod outbound;
 mod places;
+mod proxy_protocol;
 mod record;
 mod request;
 mod respond;

@@ -15,6 +15,7 @@ use crate::clock::us;
 use crate::connection::Connection;
 use crate::deadline::Slot;
 use crate::io::write_service;
+use crate::proxy_protocol::announce;
 use crate::upstream::{EndpointPool, Upstream};
 
 /// A request on its way to an endpoint, over all tries. Counted in flight until it is dropped.
@@ -85,7 +86,12 @@ impl<'a> Outbound<'a> {
             conn.timers.set(Slot::Service, self.try_until.get().min(now + us(self.service.timeouts.connect)));
         });
         match connected.await {
-            Ok(upstream) => Ok((upstream, false)),
+            Ok(upstream) => {
+                if let Some(version) = self.service.proxy_protocol {
+                    announce(conn, version, &upstream.sock)?;
+                }
+                Ok((upstream, false))
+            }
             Err(_) => {
                 let failure = self.late(Failure::ConnectTimeout).unwrap_or(Failure::ConnectFailed);
                 conn.timers.service(None, 0);
