@@ -49,6 +49,9 @@ use crate::mailbox::{Mailbox, PerIp};
 use crate::worker::Shared;
 
 pub use crate::runtime::StartError;
+/// For the fuzz targets alone.
+#[doc(hidden)]
+pub use crate::tls::record as tls_record;
 pub use ringway_io::bind;
 
 /// How long a worker may take to come up.

@@ -3,8 +3,10 @@
 
 mod handshake;
 mod identity;
-mod record;
+pub mod record;
 mod session;
+#[cfg(test)]
+mod testing;
 
 pub(crate) use handshake::{Handshakes, shake_hands};
 pub(crate) use identity::Secured;
