@@ -137,7 +137,9 @@ fn nothing_of_a_connection_stays_behind() {
     let backend = Backend::start(|conn| {
         while let Some(head) = conn.next_request_head() {
             let length: usize = head.get("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
-            if conn.read_up_to(length).is_err() || conn.try_send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").is_err() {
+            if conn.read_up_to(length).is_err()
+                || conn.try_send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").is_err()
+            {
                 return;
             }
         }

@@ -120,7 +120,8 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
     let sees_certificates = listeners.iter().any(|listener| listener.value.sees_certificates());
     let (mut authenticators, mut keys) = (Vec::new(), Vec::new());
     for authenticator in file.authenticators.0 {
-        if let Some((authenticator, sources)) = authenticator.value.compile(&services, sees_certificates, of_lists, cx) {
+        if let Some((authenticator, sources)) = authenticator.value.compile(&services, sees_certificates, of_lists, cx)
+        {
             authenticators.push(Arc::new(authenticator));
             keys.push(sources);
         }

@@ -13,6 +13,7 @@ use ringway_core::auth::{ClaimHeader, HttpUrl, Live, Looking, Source};
 use ringway_core::filter::Policy;
 use ringway_core::limit::{self, ConcurrencySpec, Rule, Scope};
 use ringway_core::path::PathPolicy;
+use ringway_core::proxy_protocol::{Version, Versions};
 use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
 use rustls::pki_types::ServerName;
@@ -109,6 +110,9 @@ pub struct Listener {
     pub server_timing: bool,
     /// `None`: in the clear.
     pub tls: Option<Tls>,
+    pub redirect_to_https: Option<RedirectToHttps>,
+    /// Where proxies stand before it that tell the client's address.
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 impl Listener {
@@ -116,6 +120,27 @@ impl Listener {
     pub fn scheme(&self) -> &'static [u8] {
         if self.tls.is_some() { b"https" } else { b"http" }
     }
+}
+
+/// Every request is answered with a redirect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedirectToHttps {
+    pub port: u16,
+    pub status: u16,
+    /// Prefixes of normalized paths that are routed as ever.
+    pub except: Box<[Box<str>]>,
+}
+
+/// Whom the PROXY protocol is read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyProtocol {
+    /// They must send a header.
+    pub trusted: Vec<IpNet>,
+    /// Others are refused, else served as themselves.
+    pub required: bool,
+    pub versions: Versions,
+    /// From the connection to the end of the header.
+    pub timeout: Duration,
 }
 
 /// How a listener speaks TLS.
@@ -418,6 +443,8 @@ pub struct Service {
     pub retry_stale: bool,
     /// `None`: in the clear.
     pub tls: Option<ServiceTls>,
+    /// Each connection begins with a PROXY header, and is not kept.
+    pub proxy_protocol: Option<Version>,
 }
 
 /// TLS to a service, as far as it is the same for its endpoints.

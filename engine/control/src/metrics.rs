@@ -31,6 +31,7 @@ pub fn render(hub: &Hub, redis: &RedisStats, started: SystemTime, format: Format
     http2(&mut out, hub);
     tls(&mut out, &published);
     acme(&mut out, &published, hub);
+    proxy_protocol(&mut out, &published);
     authenticators(&mut out, &published);
     rate_limits(&mut out, &published);
     concurrency_limits(&mut out, &published);
@@ -135,6 +136,15 @@ fn acme(out: &mut Exposition, published: &Published, hub: &Hub) {
     for (name, managed) in &by_name {
         if let Some(at) = managed.status().next_order {
             samples.value(&[name], at as f64);
+        }
+    }
+}
+
+fn proxy_protocol(out: &mut Exposition, published: &Published) {
+    let mut samples = out.family(&f::PROXY_PROTOCOL_ERRORS);
+    for (stats, listener) in published.tls.iter().zip(&published.snapshot.listeners) {
+        if listener.proxy_protocol.is_some() {
+            samples.count(&[&stats.listener], stats.workers.iter().map(|cell| cell.proxy_protocol_errors.get()).sum());
         }
     }
 }

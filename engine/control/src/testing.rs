@@ -31,6 +31,7 @@ pub(crate) fn snapshot() -> Snapshot {
         balance: Balance::RoundRobin,
         pool: Pool { idle_per_endpoint: 1, connections_per_endpoint: None, idle: second, max_age: None },
         timeouts: ServiceTimeouts { connect: second, answer: second, idle: second, head_bytes: 1024 },
+        proxy_protocol: None,
         retry_stale: true,
         tls: None,
     };
@@ -89,6 +90,8 @@ pub(crate) fn listener(port: u16) -> Listener {
         proxy_status: false,
         server_timing: false,
         tls: None,
+        redirect_to_https: None,
+        proxy_protocol: None,
         http2: Http2 { enabled: false, max_concurrent_streams: 1, max_reset_streams: 1 },
     }
 }

@@ -436,10 +436,12 @@ pub enum Handshake {
     Acme,
 }
 
-/// What one worker counts of a listener's handshakes.
+/// What one worker counts of how a listener's connections begin.
 #[derive(Debug, Default)]
 pub struct TlsCell {
     handshakes: [Counter; 9],
+    /// Connections that were closed for want of a good PROXY header.
+    pub proxy_protocol_errors: Counter,
 }
 
 impl TlsCell {

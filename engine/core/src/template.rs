@@ -231,11 +231,11 @@ fn append_uri(var: &Var, value: &[u8], out: &mut Vec<u8>) {
 }
 
 /// What may stand in a path or query and ends neither (RFC 3986 sections 3.3 and 3.4).
-fn is_uri_byte(byte: u8) -> bool {
+pub(crate) fn is_uri_byte(byte: u8) -> bool {
     byte.is_ascii_graphic() && !b"\"#<>?\\^`{|}".contains(&byte)
 }
 
-fn append_encoded(value: &[u8], keeps: fn(u8) -> bool, out: &mut Vec<u8>) {
+pub(crate) fn append_encoded(value: &[u8], keeps: fn(u8) -> bool, out: &mut Vec<u8>) {
     const HEX: [u8; 16] = *b"0123456789ABCDEF";
     let hex = |digit: u8| HEX.get(usize::from(digit)).copied().unwrap_or_default();
     for byte in value.iter().copied().filter(|byte| !matches!(byte, b'\r' | b'\n' | 0)) {

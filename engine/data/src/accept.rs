@@ -8,6 +8,7 @@ use std::rc::Rc;
 use ringway_config::hub::Phase;
 use ringway_core::answer::{Format, status_line, write_error_body};
 use ringway_core::failure::Failure;
+use ringway_core::forwarded::is_trusted;
 use ringway_core::request_id::RequestId;
 use rustix::net::{SendFlags, Shutdown};
 
@@ -146,7 +147,10 @@ pub(crate) fn adopt(worker: &Rc<Worker>, handed: Handed) {
         return refuse(worker, fd);
     }
     let Some(listener) = snapshot.listeners.iter().find(|known| known.address == listener) else { return };
-    let ip = snapshot.limits.connections_per_ip.map(|max| (peer.ip().to_canonical(), max));
+    // Behind a proxy the client is counted when the proxy has said who it is.
+    let is_proxy = listener.proxy_protocol.as_ref().is_some_and(|of| is_trusted(&of.trusted, peer.ip()));
+    let limit = snapshot.limits.connections_per_ip.filter(|_| !is_proxy);
+    let ip = limit.map(|max| (peer.ip().to_canonical(), max));
     if let Some((ip, max)) = ip
         && !worker.shared.per_ip.enter(ip, max)
     {

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 
@@ -96,6 +97,19 @@ impl Client {
             Carrier::Stream(stream) => stream.recv(room),
             Carrier::Nobody => Ok(Some(0)),
         }
+    }
+
+    /// As [`Client::recv`] before a handshake, but what has arrived stays.
+    pub(crate) fn peek(&self, room: &mut [u8]) -> io::Result<Option<usize>> {
+        match &self.carrier {
+            Carrier::Plain(sock) => sock.peek(room),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Where the client has connected to.
+    pub(crate) fn local_address(&self) -> Option<SocketAddr> {
+        SocketAddr::try_from(rustix::net::getsockname(self.fd()?).ok()?).ok()
     }
 
     /// How much was taken without waiting, maybe nothing. What was not is offered again, first of all.

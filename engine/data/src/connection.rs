@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ringway_config::snapshot::{Listener, Route};
+use ringway_core::stats::TlsCell;
 
 use crate::buffer::Buffer;
 use crate::client::Client;
@@ -12,6 +13,7 @@ use crate::clock::us;
 use crate::deadline::{End, Signal, Slot, Timers};
 use crate::http2::http2;
 use crate::places::Panicked;
+use crate::proxy_protocol::introduce;
 use crate::request::Exchange;
 use crate::stream::Stream;
 use crate::tls::{Secured, shake_hands};
@@ -23,7 +25,10 @@ use ringway_io::Sock;
 pub(crate) struct Connection {
     pub(crate) worker: Rc<Worker>,
     pub(crate) client: Client,
+    /// The client's address: a proxy's word, where one is trusted to tell it.
     pub(crate) peer: SocketAddr,
+    /// Where the client had connected to, as far as that is known without asking the kernel.
+    pub(crate) destination: Option<SocketAddr>,
     /// What its TLS handshake told; a stream has its connection's.
     pub(crate) secured: Secured,
     /// The snapshot of the current request; never changes within one.
@@ -39,7 +44,7 @@ pub(crate) struct Connection {
     /// What has come of a connection that turned out to be HTTP/2.
     pub(crate) http2: Option<Box<Buffer>>,
     /// Streams have none: their connection is counted.
-    _counted: Option<Counted>,
+    counted: Option<Counted>,
 }
 
 /// A place in the counts of open connections, given back when dropped.
@@ -82,13 +87,14 @@ impl Connection {
             worker: Rc::clone(worker),
             client: Client::plain(sock),
             peer,
+            destination: None,
             secured: Secured::default(),
             listener,
             served: 0,
             ends_at: ends_at.unwrap_or(u64::MAX),
             orphaned: false,
             http2: None,
-            _counted: Some(counted),
+            counted: Some(counted),
         }
     }
 
@@ -100,14 +106,33 @@ impl Connection {
             worker: Rc::clone(&self.worker),
             client: Client::of_stream(stream),
             peer: self.peer,
+            destination: self.destination,
             secured: self.secured.clone(),
             listener: Arc::clone(&self.listener),
             served: 0,
             ends_at: self.ends_at,
             orphaned: false,
             http2: None,
-            _counted: None,
+            counted: None,
         })
+    }
+
+    /// Counts the connection for its client's address, which was not known before; false where that one has enough.
+    pub(crate) fn count_address(&mut self) -> bool {
+        let (ip, max) = (self.peer.ip().to_canonical(), self.view.published.snapshot.limits.connections_per_ip);
+        let (Some(max), Some(counted)) = (max, &mut self.counted) else { return true };
+        if !self.worker.shared.per_ip.enter(ip, max) {
+            return false;
+        }
+        counted.ip = Some(ip);
+        true
+    }
+
+    /// What this core counts of how connections of the listener begin.
+    pub(crate) fn listener_cell(&self) -> Option<&TlsCell> {
+        let published = &self.view.published;
+        let place = published.snapshot.listeners.iter().position(|listener| Arc::ptr_eq(listener, &self.listener))?;
+        published.tls.get(place)?.workers.get(self.worker.id).map(|cell| &**cell)
     }
 
     /// Has the deadlines act on a task from now on, and a drain tell it, and its age.
@@ -165,6 +190,9 @@ impl Connection {
 /// Waits for requests and has them served, until either side has enough. A panic ends this connection, and no other.
 pub(crate) async fn connection(mut conn: Box<Connection>) {
     let worker = Rc::clone(&conn.worker);
+    if conn.listener.proxy_protocol.is_some() && !Box::pin(introduce(&mut conn)).await {
+        return;
+    }
     // In a box of its own, which is gone when the handshake is through.
     if conn.listener.tls.is_some() && !Box::pin(shake_hands(&mut conn)).await {
         return;
@@ -185,7 +213,11 @@ pub(crate) async fn connection(mut conn: Box<Connection>) {
                 match idle {
                     Some(mut idle) => match idle.http2.take() {
                         // On a task of its own, so that those that speak HTTP/1 have no room for it.
-                        Some(first) => return ringway_io::spawn(http2(idle, *first)),
+                        Some(first) => {
+                            // Its streams have no socket of their own.
+                            idle.destination = idle.destination.or_else(|| idle.client.local_address());
+                            return ringway_io::spawn(http2(idle, *first));
+                        }
                         None => conn = idle,
                     },
                     None => return,

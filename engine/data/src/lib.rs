@@ -24,6 +24,7 @@ mod mailbox;
 mod outbound;
 mod pipe;
 mod places;
+mod proxy_protocol;
 mod record;
 mod request;
 mod respond;
@@ -51,6 +52,9 @@ use crate::mailbox::{Mailbox, PerIp};
 use crate::worker::Shared;
 
 pub use crate::runtime::StartError;
+/// For the fuzz targets alone.
+#[doc(hidden)]
+pub use crate::tls::record as tls_record;
 pub use ringway_io::bind;
 
 /// How long a worker may take to come up.

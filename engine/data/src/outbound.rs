@@ -16,6 +16,7 @@ use crate::clock::us;
 use crate::connection::Connection;
 use crate::deadline::Slot;
 use crate::io::write_service;
+use crate::proxy_protocol::announce;
 use crate::tls::shake_hands_with_service;
 use crate::upstream::{EndpointPool, Upstream};
 
@@ -87,8 +88,15 @@ impl<'a> Outbound<'a> {
             conn.timers.set(Slot::Service, self.try_until.get().min(now + us(self.service.timeouts.connect)));
         });
         let secured = match (connected.await, &self.pool.endpoint.tls) {
-            (Ok(upstream), None) => return Ok((upstream, false)),
-            (Ok(upstream), Some(tls)) => Box::pin(self.secure(upstream, tls, now)).await,
+            (Ok(upstream), tls) => {
+                if let (Some(version), Some(sock)) = (self.service.proxy_protocol, upstream.link.sock()) {
+                    announce(conn, version, sock)?;
+                }
+                match tls {
+                    None => return Ok((upstream, false)),
+                    Some(tls) => Box::pin(self.secure(upstream, tls, now)).await,
+                }
+            }
             (Err(_), _) => Err(self.late(Failure::ConnectTimeout).unwrap_or(Failure::ConnectFailed)),
         };
         match secured {

@@ -193,6 +193,12 @@ impl Exchange {
             query,
             headers: request.headers,
         };
+        // Behind what is answered on listeners in the clear in any case: challenges of ACME.
+        if let Some(redirect) = &listener.redirect_to_https
+            && !redirect.except.iter().any(|prefix| path.starts_with(prefix.as_bytes()))
+        {
+            return respond::to_https(conn, self, redirect, request.authority, (raw_path, query), out);
+        }
         if self.answer_preflight(conn, &request, &wanted, out) {
             return Ok(Step::Answer);
         }
@@ -288,7 +294,7 @@ impl Exchange {
             request,
             captures,
             client_ip: self.client_ip,
-            certificate: conn.secured.certificate.as_deref(),
+            certificate: conn.secured.certificate(),
             framing: self.framing,
             body_bytes_max: self.body_bytes_max,
             now_unix_s: worker.clock.unix_ms(self.started) / 1000,
@@ -458,7 +464,7 @@ fn write_head(
     if let Some(identity) = &exchange.gate.identity {
         out.extend_from_slice(&identity.header_lines);
     }
-    if tells_certificate && let Some(certificate) = &conn.secured.certificate {
+    if tells_certificate && let Some(certificate) = conn.secured.certificate() {
         respond::write_field("Client-Cert", certificate.header.as_bytes(), out);
     }
     if listener.forwarded.x_forwarded {

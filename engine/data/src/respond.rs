@@ -1,13 +1,14 @@
 //! Answers that the gateway gives itself: errors, redirects, fixed answers. Each is written whole, body and all.
 
 use httparse::Header;
-use ringway_config::snapshot::{Redirect, Respond, Route};
+use ringway_config::snapshot::{Redirect, RedirectToHttps, Respond, Route};
 use ringway_core::access::Seen;
 use ringway_core::access::cors::{self, Cors, Preflight};
 use ringway_core::answer::{Format, negotiate, status_line, write_error_body};
 use ringway_core::auth::Flaw;
 use ringway_core::failure::Failure;
 use ringway_core::http::{Framing, HeadStorage, Name, RequestHead, Target};
+use ringway_core::https_redirect::write_location;
 use ringway_core::path::normalize;
 use ringway_core::router::{Captures, Found, RouteRequest};
 use ringway_core::template::{HeaderOps, Vars};
@@ -15,7 +16,7 @@ use ringway_core::template::{HeaderOps, Vars};
 use crate::connection::Connection;
 use crate::forward::Attempt;
 use crate::gate;
-use crate::request::Exchange;
+use crate::request::{Exchange, Step};
 
 /// A request body of at most this many bytes is read and dropped behind an answer that did not need it, so that the
 /// connection lives; a longer one, or one of unknown length, ends the connection.
@@ -177,6 +178,25 @@ pub(crate) fn redirect(
     out.extend_from_slice(b"\r\n");
     write_ops(&route.response_headers, vars, out);
     finish(exchange, b"", out);
+}
+
+/// The redirect of a listener that sends everybody to https.
+pub(crate) fn to_https(
+    conn: &Connection,
+    exchange: &mut Exchange,
+    redirect: &RedirectToHttps,
+    authority: &[u8],
+    (path, query): (&[u8], Option<&[u8]>),
+    out: &mut Vec<u8>,
+) -> Result<Step, Failure> {
+    begin_bare(conn, exchange, redirect.status, out);
+    out.extend_from_slice(b"Location: ");
+    if !write_location(authority, redirect.port, path, query, out) {
+        return Err(Failure::Malformed("Missing Host header"));
+    }
+    out.extend_from_slice(b"\r\n");
+    finish(exchange, b"", out);
+    Ok(Step::Answer)
 }
 
 /// `OPTIONS *` (RFC 9110 section 9.3.7), and OPTIONS whose `Max-Forwards` is used up.

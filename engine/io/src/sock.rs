@@ -92,6 +92,24 @@ impl Sock {
         }
     }
 
+    /// As [`Sock::recv`], but what has arrived stays.
+    pub fn peek(&self, room: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            match rustix::net::recv(self.fd(), &mut *room, RecvFlags::DONTWAIT | RecvFlags::PEEK) {
+                Ok((seen, _)) => {
+                    self.left_behind(true);
+                    return Ok(Some(seen));
+                }
+                Err(Errno::WOULDBLOCK) => {
+                    self.left_behind(false);
+                    return Ok(None);
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
     /// A connection that waits at a listening socket, if one does, and where it comes from (not told for unix sockets). `None`
     /// means wait, maybe for no time.
     ///

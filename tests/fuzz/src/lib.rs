@@ -12,9 +12,11 @@ pub mod cors;
 pub mod json_body;
 pub mod jwks;
 pub mod path;
+pub mod proxy_protocol;
 pub mod request_head;
 pub mod response_head;
 pub mod template;
+pub mod tls_record;
 pub mod token;
 pub mod trace;
 
@@ -29,7 +31,7 @@ pub struct Target {
     pub dictionary: &'static [&'static str],
 }
 
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 14] = [
     Target { name: "request_head", run: request_head::target, dictionary: request_head::DICTIONARY },
     Target { name: "response_head", run: response_head::target, dictionary: response_head::DICTIONARY },
     Target { name: "chunked", run: chunked::target, dictionary: chunked::DICTIONARY },
@@ -42,4 +44,6 @@ pub const TARGETS: [Target; 12] = [
     Target { name: "token", run: token::target, dictionary: token::DICTIONARY },
     Target { name: "jwks", run: jwks::target, dictionary: jwks::DICTIONARY },
     Target { name: "api_keys", run: api_keys::target, dictionary: api_keys::DICTIONARY },
+    Target { name: "proxy_protocol", run: proxy_protocol::target, dictionary: proxy_protocol::DICTIONARY },
+    Target { name: "tls_record", run: tls_record::target, dictionary: tls_record::DICTIONARY },
 ];

@@ -114,9 +114,19 @@ fn api_keys() {
 }
 
 #[test]
+fn proxy_protocol() {
+    fuzz("proxy_protocol");
+}
+
+#[test]
+fn tls_record() {
+    fuzz("tls_record");
+}
+
+#[test]
 fn every_target_has_a_test_and_a_corpus() {
     let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
-    let tested = "request_head response_head chunked path config template trace cors json_body token jwks api_keys";
+    let tested = "request_head response_head chunked path config template trace cors json_body token jwks api_keys proxy_protocol tls_record";
     assert_eq!(names.join(" "), tested);
     let folders = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus")).unwrap();
     assert_eq!(folders.count(), TARGETS.len());

@@ -279,7 +279,7 @@ impl Authenticator {
             self.introspection.map(|section| (section.span, Written::Introspection(section.value))),
         ];
         let mut given = given.into_iter().flatten();
-        const ONE: &str = 
+        const ONE: &str =
             "an authenticator has one of `jwt`, `api_keys`, `client_certificate`, `auth_service` and `introspection`";
         let Some((at, written)) = given.next() else {
             cx.error(self.name.span, format!("{ONE}: it has none"), None);
@@ -290,8 +290,11 @@ impl Authenticator {
             return None;
         }
         let told_all = (OneOrMore(Vec::new()), Forward(ForwardCredentials::All));
-        let judged_there = |(from, forward), service: AuthService| {
-            Compiled { from, forward, kind: Kind::Service(Arc::new(service)), keys: KeySources::NONE }
+        let judged_there = |(from, forward), service: AuthService| Compiled {
+            from,
+            forward,
+            kind: Kind::Service(Arc::new(service)),
+            keys: KeySources::NONE,
         };
         let compiled = match written {
             Written::Jwt(section) => section.compile(redis, cx)?,

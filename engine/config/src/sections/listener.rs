@@ -9,6 +9,8 @@ use ringway_core::router::Router;
 use schemars::{Schema, SchemaGenerator, json_schema};
 
 use super::acme::AcmeOf;
+use super::proxy_protocol::ProxyProtocolSection;
+use super::redirect_to_https::RedirectToHttpsSection;
 use super::tls::TlsSection;
 use crate::decode::{Cx, Decode, Spanned};
 use crate::scalar::{Int, Name, OrOff, choice, is_token};
@@ -49,6 +51,10 @@ shape! {
         path: PathSection = "{}",
         /// TLS. Without it: in the clear.
         tls: Option<Spanned<TlsSection>>,
+        /// Answer every request with a redirect to https.
+        redirect_to_https: Option<Spanned<RedirectToHttpsSection>>,
+        /// Read the PROXY protocol from proxies before the gateway.
+        proxy_protocol: Option<ProxyProtocolSection>,
     }
 
     /// Limits of a listener's connections and requests.
@@ -169,6 +175,12 @@ impl Listener {
     }
 
     pub(crate) fn compile(self, router: Router, acme: AcmeOf<'_>, cx: &mut Cx) -> snapshot::Listener {
+        if let (Some(_), Some(redirect)) = (&self.tls, &self.redirect_to_https) {
+            let hint = "redirect on a listener of its own, without `tls`";
+            cx.error(redirect.span, "requests of this listener have come by https already", hint);
+        }
+        let redirect_to_https = self.redirect_to_https.map(|redirect| redirect.value.compile(cx));
+        let proxy_protocol = self.proxy_protocol.map(|section| section.compile(cx));
         // An error is reported; what is built is then not used.
         let tls = self.tls.and_then(|tls| tls.value.compile(tls.span, self.http2.enabled, acme, cx));
         let Self { limits, timeouts, path, .. } = self;
@@ -211,6 +223,8 @@ impl Listener {
             proxy_status: self.proxy_status,
             server_timing: self.server_timing,
             tls,
+            redirect_to_https,
+            proxy_protocol,
         }
     }
 }

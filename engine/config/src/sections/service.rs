@@ -3,6 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use ringway_core::proxy_protocol::Version;
+
 pub use super::endpoint::Lookup;
 use super::endpoint::{Address, Endpoint};
 pub(crate) use super::endpoint::{Resolver, system_lookup};
@@ -36,6 +38,9 @@ shape! {
         /// Send a request again, once, on a fresh connection when a pooled one turns out to have been closed before
         /// any answer came, if that is safe (RFC 9110 section 9.2.2).
         retry_stale: bool = "true",
+        /// Tell the service the client's address with the PROXY protocol, `v1` or `v2`. Each request then has a connection of
+        /// its own, which is not kept.
+        proxy_protocol: Option<Version>,
     }
 
     /// Connections that are kept for the next request.
@@ -76,7 +81,8 @@ impl Service {
             endpoints: endpoints(self.endpoints.0, tls.as_ref(), resolver, cx),
             balance: self.balance,
             pool: snapshot::Pool {
-                idle_per_endpoint: self.pool.idle.0 as usize,
+                // Whose connection it is was said when it began.
+                idle_per_endpoint: if self.proxy_protocol.is_some() { 0 } else { self.pool.idle.0 as usize },
                 connections_per_endpoint: self.pool.connections.0.map(|limit| limit.0 as usize),
                 idle: self.pool.idle_timeout.0,
                 max_age: self.pool.max_age.0.map(|age| age.0),
@@ -89,6 +95,7 @@ impl Service {
             },
             retry_stale: self.retry_stale,
             tls: tls.map(|tls| tls.service),
+            proxy_protocol: self.proxy_protocol,
         }
     }
 }

@@ -39,15 +39,8 @@ pub enum CertificateField {
 }
 
 impl CertificateField {
-    pub const ALL: [Self; 7] = [
-        Self::Subject,
-        Self::CommonName,
-        Self::SanUri,
-        Self::SanDns,
-        Self::SanEmail,
-        Self::Fingerprint,
-        Self::Serial,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Subject, Self::CommonName, Self::SanUri, Self::SanDns, Self::SanEmail, Self::Fingerprint, Self::Serial];
 
     /// Its name in the configuration, in templates and among the claims.
     pub const fn name(self) -> &'static str {

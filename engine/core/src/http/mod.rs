@@ -16,6 +16,7 @@ pub use chunked::{
 };
 pub use framing::{BodyDecoder, Decoded, Framing};
 pub use names::{Name, claims_a_hop, is_look_alike};
+pub(crate) use request::host_of;
 pub use request::{RequestError, RequestHead, Target};
 pub use response::{ResponseError, ResponseHead};
 pub use scan::{HeadScan, HeadScanner, leading_empty_lines};

@@ -151,7 +151,9 @@ mod tests {
 
     #[test]
     fn fields_that_services_could_take_for_others() {
-        for field in ["X_Forwarded_For", "x_real-ip", "Content_Length", "x_request_id", "X-FORWARDED_Port", "Client_Cert"] {
+        for field in
+            ["X_Forwarded_For", "x_real-ip", "Content_Length", "x_request_id", "X-FORWARDED_Port", "Client_Cert"]
+        {
             assert!(is_look_alike(field), "{field}");
         }
         assert!(!is_look_alike("x_custom") && !is_look_alike("X-Forwarded-For") && !is_look_alike(""));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use ringway_config::acme;
 use ringway_core::failure::Failure;
-use ringway_core::stats::{Handshake, TlsCell};
+use ringway_core::stats::Handshake;
 use ringway_io::{LoopCounts, yield_now};
 use rustix::net::sockopt::set_tcp_quickack;
 use rustls::Error;
@@ -16,8 +16,8 @@ use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
 
-use super::record::{ALERT, HANDSHAKE, alert};
 use super::identity::Secured;
+use super::record::{ALERT, HANDSHAKE, alert};
 use super::session::Tls;
 use crate::accept::refusal;
 use crate::buffer::Buffer;
@@ -94,11 +94,8 @@ impl Drop for Place {
 /// Secures a connection of a listener that speaks TLS; false where it is to be closed.
 pub(crate) async fn shake_hands(conn: &mut Connection) -> bool {
     let ended = shake(conn).await;
-    let listeners = &conn.view.published.snapshot.listeners;
-    let place = listeners.iter().position(|listener| Arc::ptr_eq(listener, &conn.listener));
-    let stats = place.and_then(|place| conn.view.published.tls.get(place));
-    if let Some(cell) = stats.and_then(|stats| stats.workers.get(conn.worker.id)) {
-        TlsCell::record(cell, ended);
+    if let Some(cell) = conn.listener_cell() {
+        cell.record(ended);
     }
     conn.timers.begin();
     ended == Handshake::Done

@@ -13,13 +13,17 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 use x509_parser::x509::{AttributeTypeAndValue, X509Name};
 
-/// What is known of a connection by its handshake. Learned once, and shared by the streams of HTTP/2.
+/// What is known of a connection by its handshake; nothing of one in the clear. Learned once, and shared by the streams of
+/// HTTP/2.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Secured {
+pub(crate) struct Secured(Option<Rc<Told>>);
+
+#[derive(Debug)]
+struct Told {
     version: &'static str,
     cipher: &'static str,
     /// Verified by the handshake, or by the one that its session began with.
-    pub(crate) certificate: Option<Rc<ClientCertificate>>,
+    certificate: Option<ClientCertificate>,
 }
 
 impl Secured {
@@ -31,17 +35,24 @@ impl Secured {
             _ => "",
         };
         let own = tls.peer_certificates().and_then(<[_]>::first);
-        let certificate = own.and_then(|der| read(der, tells_services));
-        Self {
-            version,
-            cipher: tls.negotiated_cipher_suite().map_or("", |suite| registered_name(suite.suite())),
-            certificate: certificate.map(Rc::new),
-        }
+        let cipher = tls.negotiated_cipher_suite().map_or("", |suite| registered_name(suite.suite()));
+        Self(Some(Rc::new(Told { version, cipher, certificate: own.and_then(|der| read(der, tells_services)) })))
     }
 
     #[inline]
     pub(crate) fn facts(&self) -> TlsFacts<'_> {
-        TlsFacts { version: self.version, cipher: self.cipher, certificate: self.certificate.as_deref() }
+        match &self.0 {
+            Some(told) => {
+                TlsFacts { version: told.version, cipher: told.cipher, certificate: told.certificate.as_ref() }
+            }
+            None => TlsFacts::NONE,
+        }
+    }
+
+    /// What the client has shown.
+    #[inline]
+    pub(crate) fn certificate(&self) -> Option<&ClientCertificate> {
+        self.0.as_ref()?.certificate.as_ref()
     }
 }
 

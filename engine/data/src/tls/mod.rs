@@ -4,8 +4,10 @@
 mod client;
 mod handshake;
 mod identity;
-mod record;
+pub mod record;
 mod session;
+#[cfg(test)]
+mod testing;
 
 pub(crate) use client::shake_hands as shake_hands_with_service;
 pub(crate) use handshake::{Handshakes, shake_hands};

@@ -5,32 +5,32 @@ use std::ops::Range;
 use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use rustls::{ConnectionTrafficSecrets, ProtocolVersion};
 
-pub(crate) const HEADER_BYTES: usize = 5;
+pub const HEADER_BYTES: usize = 5;
 const TAG_BYTES: usize = 16;
 /// Plaintext of a record.
-pub(crate) const PLAIN_BYTES_MAX: usize = 16 * 1024;
+pub const PLAIN_BYTES_MAX: usize = 16 * 1024;
 /// What a record may carry behind its header (RFC 8446 section 5.2).
 const BODY_BYTES_MAX: usize = PLAIN_BYTES_MAX + 256;
 /// The longest record.
-pub(crate) const RECORD_BYTES_MAX: usize = HEADER_BYTES + BODY_BYTES_MAX;
+pub const RECORD_BYTES_MAX: usize = HEADER_BYTES + BODY_BYTES_MAX;
 /// What sealing adds to a record at most.
-pub(crate) const OVERHEAD_BYTES_MAX: usize = HEADER_BYTES + 8 + TAG_BYTES;
+pub const OVERHEAD_BYTES_MAX: usize = HEADER_BYTES + 8 + TAG_BYTES;
 /// Records under one key of AES-GCM (RFC 8446 section 5.5).
-pub(crate) const RECORDS_MAX: u64 = 1 << 24;
+pub const RECORDS_MAX: u64 = 1 << 24;
 
-pub(crate) const ALERT: u8 = 21;
-pub(crate) const HANDSHAKE: u8 = 22;
-pub(crate) const APPLICATION_DATA: u8 = 23;
+pub const ALERT: u8 = 21;
+pub const HANDSHAKE: u8 = 22;
+pub const APPLICATION_DATA: u8 = 23;
 
 /// What an alert says (RFC 8446 section 6).
-pub(crate) mod alert {
-    pub(crate) const CLOSE_NOTIFY: u8 = 0;
-    pub(crate) const UNEXPECTED_MESSAGE: u8 = 10;
-    pub(crate) const BAD_RECORD_MAC: u8 = 20;
-    pub(crate) const RECORD_OVERFLOW: u8 = 22;
-    pub(crate) const DECODE_ERROR: u8 = 50;
-    pub(crate) const USER_CANCELED: u8 = 90;
-    pub(crate) const NO_RENEGOTIATION: u8 = 100;
+pub mod alert {
+    pub const CLOSE_NOTIFY: u8 = 0;
+    pub const UNEXPECTED_MESSAGE: u8 = 10;
+    pub const BAD_RECORD_MAC: u8 = 20;
+    pub const RECORD_OVERFLOW: u8 = 22;
+    pub const DECODE_ERROR: u8 = 50;
+    pub const USER_CANCELED: u8 = 90;
+    pub const NO_RENEGOTIATION: u8 = 100;
 }
 
 /// How nonces and additional data are made.
@@ -43,7 +43,7 @@ enum Form {
 }
 
 /// One direction of a connection.
-pub(crate) struct Cipher {
+pub struct Cipher {
     key: LessSafeKey,
     iv: [u8; 12],
     sequence: u64,
@@ -51,7 +51,7 @@ pub(crate) struct Cipher {
 }
 
 /// The whole length of the record that begins here; `None`: too little has come. `Err`: no record, or too long.
-pub(crate) fn length(bytes: &[u8]) -> Result<Option<usize>, u8> {
+pub fn length(bytes: &[u8]) -> Result<Option<usize>, u8> {
     let Some([_, major, _, high, low]) = bytes.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
     let body = usize::from(u16::from_be_bytes([*high, *low]));
     match (*major, body) {
@@ -62,8 +62,8 @@ pub(crate) fn length(bytes: &[u8]) -> Result<Option<usize>, u8> {
 }
 
 impl Cipher {
-    /// `None` where the suite is not known.
-    pub(crate) fn new(version: ProtocolVersion, (sequence, secrets): (u64, ConnectionTrafficSecrets)) -> Option<Self> {
+    /// Goes on with these keys, behind as many records. `None` where the suite is not known.
+    pub fn new(version: ProtocolVersion, (sequence, secrets): (u64, ConnectionTrafficSecrets)) -> Option<Self> {
         use ConnectionTrafficSecrets::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
         let gcm = if version == ProtocolVersion::TLSv1_3 { Form::Tls13 } else { Form::Gcm12 };
         let chacha = if version == ProtocolVersion::TLSv1_3 { Form::Tls13 } else { Form::ChaCha12 };
@@ -77,13 +77,19 @@ impl Cipher {
         Some(Self { key, iv: iv.as_ref().try_into().ok()?, sequence, form })
     }
 
-    pub(crate) fn is_tls13(&self) -> bool {
+    pub fn is_tls13(&self) -> bool {
         self.form == Form::Tls13
     }
 
     /// Whether as many records as are safe have been sealed.
-    pub(crate) fn is_used_up(&self) -> bool {
+    pub fn is_used_up(&self) -> bool {
         self.sequence >= RECORDS_MAX
+    }
+
+    /// As if as many had been.
+    #[cfg(test)]
+    pub(super) fn use_up(&mut self) {
+        self.sequence = RECORDS_MAX;
     }
 
     fn nonce(&self) -> [u8; 12] {
@@ -102,7 +108,7 @@ impl Cipher {
     /// no room.
     ///
     /// Hot; watched by the test `cost`.
-    pub(crate) fn seal(&mut self, kind: u8, data: &[u8], out: &mut [u8]) -> Option<usize> {
+    pub fn seal(&mut self, kind: u8, data: &[u8], out: &mut [u8]) -> Option<usize> {
         let (explicit, inner, outer) = match self.form {
             Form::Tls13 => (0, 1, APPLICATION_DATA),
             Form::Gcm12 => (8, 0, kind),
@@ -134,7 +140,7 @@ impl Cipher {
     }
 
     /// Opens a whole record in place: its kind, and where its plaintext stands. `Err`: the alert.
-    pub(crate) fn open(&mut self, record: &mut [u8]) -> Result<(u8, Range<usize>), u8> {
+    pub fn open(&mut self, record: &mut [u8]) -> Result<(u8, Range<usize>), u8> {
         const BAD: u8 = alert::BAD_RECORD_MAC;
         let (header, body) = record.split_first_chunk_mut::<HEADER_BYTES>().ok_or(BAD)?;
         let outer = header[0];
@@ -170,5 +176,213 @@ impl Cipher {
         }
         let start = HEADER_BYTES + start;
         Ok((kind, start..start + length))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use proptest::prelude::*;
+    use rustls::ClientConnection;
+    use rustls::crypto::cipher::{AeadKey, Iv};
+
+    use super::super::testing::{SUITES, deliver, shaken};
+    use super::*;
+
+    /// What a client of rustls sends is opened here, and what is sealed here it reads.
+    struct Ends {
+        opener: Cipher,
+        sealer: Cipher,
+        client: ClientConnection,
+    }
+
+    impl Ends {
+        fn new(suite: rustls::SupportedCipherSuite) -> Self {
+            let (server, client) = shaken(suite);
+            let (secrets, keys) = server.dangerous_into_kernel_connection().unwrap();
+            let version = keys.protocol_version();
+            let [opener, sealer] = [secrets.rx, secrets.tx].map(|secrets| Cipher::new(version, secrets).unwrap());
+            Self { opener, sealer, client }
+        }
+
+        /// The records of what the client writes.
+        fn written(&mut self, data: &[u8]) -> Vec<u8> {
+            self.client.writer().write_all(data).unwrap();
+            let mut records = Vec::new();
+            while self.client.wants_write() {
+                self.client.write_tls(&mut records).unwrap();
+            }
+            records
+        }
+    }
+
+    /// Opens all records, of application data.
+    fn open_all(opener: &mut Cipher, mut records: &mut [u8]) -> Result<Vec<u8>, u8> {
+        let mut data = Vec::new();
+        while !records.is_empty() {
+            let (record, rest) = records.split_at_mut(length(records)?.unwrap());
+            let (kind, text) = opener.open(record)?;
+            assert_eq!(kind, APPLICATION_DATA);
+            data.extend_from_slice(&record[text]);
+            records = rest;
+        }
+        Ok(data)
+    }
+
+    fn sealed(sealer: &mut Cipher, kind: u8, data: &[u8]) -> Vec<u8> {
+        let mut record = vec![0; data.len() + OVERHEAD_BYTES_MAX];
+        let length = sealer.seal(kind, data, &mut record).unwrap();
+        record.truncate(length);
+        record
+    }
+
+    fn bytes(count: usize) -> Vec<u8> {
+        (0..count).map(|at| (at.wrapping_mul(0x9e37_79b1) >> 13) as u8).collect()
+    }
+
+    /// Two ciphers with the same key, for each form.
+    fn twins() -> [[Cipher; 2]; 4] {
+        let cipher = |version, is_chacha| {
+            let (key, iv) = (AeadKey::from([7; 32]), Iv::new([9; 12]));
+            let secrets = match is_chacha {
+                true => ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv },
+                false => ConnectionTrafficSecrets::Aes256Gcm { key, iv },
+            };
+            Cipher::new(version, (5, secrets)).unwrap()
+        };
+        let twins = |version, is_chacha| [cipher(version, is_chacha), cipher(version, is_chacha)];
+        let (tls13, tls12) = (ProtocolVersion::TLSv1_3, ProtocolVersion::TLSv1_2);
+        [twins(tls13, false), twins(tls13, true), twins(tls12, false), twins(tls12, true)]
+    }
+
+    #[test]
+    fn rustls_and_we_read_each_other() {
+        for suite in SUITES {
+            let mut ends = Ends::new(suite);
+            for count in [1, 15, 16, 1000, PLAIN_BYTES_MAX - 1, PLAIN_BYTES_MAX, PLAIN_BYTES_MAX * 2 + 1] {
+                let data = bytes(count);
+                let mut records = ends.written(&data);
+                assert!(open_all(&mut ends.opener, &mut records) == Ok(data.clone()), "{suite:?}, {count} bytes");
+                for piece in data.chunks(PLAIN_BYTES_MAX) {
+                    let record = sealed(&mut ends.sealer, APPLICATION_DATA, piece);
+                    deliver(&mut ends.client, &record).unwrap();
+                    let mut read = vec![0; piece.len()];
+                    ends.client.reader().read_exact(&mut read).unwrap();
+                    assert!(read == piece, "{suite:?}, {count} bytes");
+                }
+            }
+            let close = sealed(&mut ends.sealer, ALERT, &[1, alert::CLOSE_NOTIFY]);
+            deliver(&mut ends.client, &close).unwrap();
+            assert_eq!(ends.client.reader().read(&mut [0; 8]).unwrap(), 0, "{suite:?}");
+        }
+    }
+
+    #[test]
+    fn records_that_were_changed_swapped_or_repeated_are_refused() {
+        for suite in SUITES {
+            let records: Vec<Vec<u8>> = {
+                let mut ends = Ends::new(suite);
+                let [first, second] = [b"first".as_slice(), b"second"].map(|data| ends.written(data));
+                assert_eq!(ends.opener.open(&mut second.clone()), Err(alert::BAD_RECORD_MAC), "out of order");
+                assert!(ends.opener.open(&mut first.clone()).is_ok(), "a refused one does not count");
+                assert_eq!(ends.opener.open(&mut first.clone()), Err(alert::BAD_RECORD_MAC), "again");
+                assert!(ends.opener.open(&mut second.clone()).is_ok());
+                vec![first, second]
+            };
+            let mut ends = Ends::new(suite);
+            assert!(ends.opener.open(&mut records[0].clone()).is_err(), "another connection's");
+            let good = ends.written(b"a record");
+            for at in 0..good.len() {
+                let mut bad = good.clone();
+                bad[at] ^= 0x40;
+                // The version and the length are not the cipher's to judge, but in TLS 1.3 they are sealed too.
+                let is_header = matches!(at, 1 | 2 | 3 | 4) && !ends.opener.is_tls13();
+                assert!(is_header || ends.opener.open(&mut bad).is_err(), "{suite:?}, byte {at}");
+            }
+            let short = good.len() - 1;
+            assert!(ends.opener.open(&mut good[..short].to_vec()).is_err());
+            assert!(ends.opener.open(&mut good[..HEADER_BYTES].to_vec()).is_err());
+            assert!(ends.opener.open(&mut []).is_err());
+            assert!(ends.opener.open(&mut good.clone()).is_ok());
+        }
+    }
+
+    #[test]
+    fn lengths_are_judged_before_anything_is_opened() {
+        let header = |major, body: usize| [&[23, major, 3][..], &(body as u16).to_be_bytes()].concat();
+        assert_eq!(length(&header(3, BODY_BYTES_MAX)), Ok(Some(RECORD_BYTES_MAX)));
+        assert_eq!(length(&header(3, 0)), Ok(Some(HEADER_BYTES)));
+        assert_eq!(length(&header(3, BODY_BYTES_MAX + 1)), Err(alert::RECORD_OVERFLOW));
+        assert_eq!(length(&header(2, 1)), Err(alert::UNEXPECTED_MESSAGE));
+        assert!((0..HEADER_BYTES).all(|end| length(&header(3, 9)[..end]) == Ok(None)));
+        for [mut sealer, mut opener] in twins() {
+            // The longest that is allowed, and one byte more, sealed with the right key.
+            for (count, expected) in [(PLAIN_BYTES_MAX, None), (PLAIN_BYTES_MAX + 1, Some(alert::RECORD_OVERFLOW))] {
+                let mut record = sealed(&mut sealer, APPLICATION_DATA, &bytes(count));
+                assert_eq!(opener.open(&mut record).err(), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn padding_is_taken_off() {
+        let [[mut sealer, mut opener], ..] = twins();
+        let mut padded = sealed(&mut sealer, 0, b"text\x17\0\0\0");
+        let (kind, text) = opener.open(&mut padded).unwrap();
+        assert_eq!((kind, &padded[text]), (APPLICATION_DATA, &b"text"[..]));
+        let mut nothing = sealed(&mut sealer, 0, &[0; 20]);
+        assert_eq!(opener.open(&mut nothing), Err(alert::UNEXPECTED_MESSAGE), "RFC 8446 section 5.4");
+        let mut in_clear = [ALERT, 3, 3, 0, 2, 2, 40];
+        assert_eq!(opener.open(&mut in_clear), Err(alert::UNEXPECTED_MESSAGE));
+    }
+
+    #[test]
+    fn where_there_is_no_room_nothing_is_sealed() {
+        for [mut sealer, mut opener] in twins() {
+            let whole = sealed(&mut sealer, APPLICATION_DATA, b"data").len();
+            for room in 0..whole {
+                assert_eq!(sealer.seal(APPLICATION_DATA, b"data", &mut vec![0; room]), None);
+            }
+            let mut next = sealed(&mut sealer, APPLICATION_DATA, b"data");
+            assert!(opener.open(&mut next).is_err(), "the first one is missing");
+            assert_eq!(next.len(), whole);
+        }
+    }
+
+    #[test]
+    fn a_key_is_used_up() {
+        for [mut sealer, _] in twins() {
+            sealer.use_up();
+            sealer.sequence -= 1;
+            assert!(!sealer.is_used_up());
+            sealed(&mut sealer, APPLICATION_DATA, b"");
+            assert!(sealer.is_used_up());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn what_is_sealed_is_opened_and_nothing_else(
+            pieces in prop::collection::vec((1..255u8, prop::collection::vec(any::<u8>(), 0..300)), 1..6),
+            at in any::<prop::sample::Index>(), bit in 0..8u32,
+        ) {
+            for [mut sealer, mut opener] in twins() {
+                for (kind, data) in &pieces {
+                    let record = sealed(&mut sealer, *kind, data);
+                    prop_assert_eq!(length(&record), Ok(Some(record.len())));
+                    let mut bad = record.clone();
+                    let place = at.index(bad.len());
+                    bad[place] ^= 1 << bit;
+                    if opener.is_tls13() || place >= HEADER_BYTES || place == 0 {
+                        prop_assert!(opener.open(&mut bad).is_err());
+                    }
+                    let mut record = record;
+                    let (opened, text) = opener.open(&mut record).unwrap();
+                    prop_assert_eq!((opened, &record[text]), (*kind, &data[..]));
+                }
+            }
+        }
     }
 }
