@@ -7,7 +7,9 @@ use std::task::Poll;
 use ringway_config::snapshot::{Action, Forward, Route, RouteTimeouts};
 use ringway_core::failure::Failure;
 use ringway_core::filter::Permit;
-use ringway_core::http::{BodyDecoder, CHUNK_HEAD_MAX, Framing, write_chunk_head, write_trailers};
+use ringway_core::http::{
+    BodyDecoder, CHUNK_HEAD_MAX, Framing, TRAILERS_BYTES_MAX, write_chunk_head, write_trailers,
+};
 use ringway_core::stats::BackendError;
 
 use crate::answer::{Relayed, relay};
@@ -31,6 +33,8 @@ pub(crate) struct Attempt<'a> {
     pub(crate) answered: Cell<bool>,
     /// The request's body has come whole and was passed on.
     pub(crate) sent: Cell<bool>,
+    /// Some of the body has gone to the service and is no longer at hand.
+    uploaded: Cell<bool>,
 }
 
 /// Sends the request whose head is in `head` and relays the answer.
@@ -51,6 +55,15 @@ pub(crate) async fn forward(
 ) -> Result<Option<Buffer>, Failure> {
     let outbound = Outbound::new(conn, service, endpoint)?;
     let head_length = *used;
+    if conn.client.stream().is_some() && !body.is_done() {
+        // A short body often comes in one go with its head. What is left of the room holds a trailer section.
+        while inbox.room().len() > TRAILERS_BYTES_MAX
+            && let Ok(Some(arrived @ 1..)) = conn.client.recv(inbox.room())
+        {
+            conn.worker.cell().client_bytes_in.add(arrived as u64);
+            inbox.received(arrived);
+        }
+    }
 
     // What of the body has come already leaves with the head.
     let arrived = inbox.data_mut().get_mut(*used..).unwrap_or_default();
@@ -66,13 +79,14 @@ pub(crate) async fn forward(
         request: inbox.data().get(..head_length).unwrap_or_default(),
         answered: Cell::new(false),
         sent: Cell::new(false),
+        uploaded: Cell::new(false),
     };
     if let Some(request) = timeouts.request {
         conn.timers.set(Slot::Request, exchange.started + us(request));
     }
 
     let may_retry = attempt.outbound.service.retry_stale && body.is_done() && exchange.is_idempotent;
-    let mut fresh = false;
+    let (mut fresh, mut was_refused) = (false, false);
     loop {
         if let Some(per_try) = timeouts.per_try {
             attempt.outbound.try_until.set(conn.worker.clock.lately() + us(per_try));
@@ -88,9 +102,13 @@ pub(crate) async fn forward(
                 conn.timers.clear(Slot::Request);
                 return Err(failure);
             }
-            Err(Broken::Unanswered) => {
+            Err(broken) => {
                 conn.timers.service(None, 0);
-                if !(reused && may_retry) {
+                let again = match broken {
+                    Broken::Refused => !std::mem::replace(&mut was_refused, true) && !attempt.uploaded.get(),
+                    _ => reused && may_retry,
+                };
+                if !again {
                     conn.timers.clear(Slot::Request);
                     return Err(Failure::ConnectionBroken);
                 }
@@ -261,6 +279,7 @@ impl Attempt<'_> {
             blocks.next().await;
             buffer.clear();
             pace.receive(conn, &mut buffer, received - facts.received).await?;
+            self.uploaded.set(true);
             let decoded = body.decode(buffer.data_mut()).map_err(|_| Failure::Malformed("Malformed chunked body"))?;
             received += decoded.data.len() as u64;
             if facts.max.is_some_and(|max| received > max) {

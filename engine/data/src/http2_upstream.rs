@@ -206,7 +206,8 @@ impl Trunk {
 impl EndpointPool {
     /// Ends the connections of HTTP/2 that have been without a stream for too long, and those that are too old, once their
     /// streams have ended.
-    pub(crate) fn sweep_trunks(&self, now: u64, idle: u64, max_age: Option<u64>) {
+    pub(crate) fn sweep_trunks(&self, now: u64) {
+        let (idle, max_age) = (us(self.settings.idle), self.settings.max_age.map(us));
         self.trunks.borrow_mut().retain(|trunk| {
             let is_idle = trunk.streams.get() == 0 && now.saturating_sub(trunk.idle_since.get()) > idle;
             let is_old = max_age.is_some_and(|age| now.saturating_sub(trunk.born) > age);
@@ -294,7 +295,6 @@ fn settings(streams: usize, head_bytes: usize) -> h2::client::Builder {
         .initial_connection_window_size(STREAM_WINDOW_BYTES.saturating_mul(streams as u32))
         // Until the service says its own.
         .initial_max_send_streams(streams)
-        .max_concurrent_streams(0)
         .max_header_list_size(head_bytes as u32)
         .max_local_error_reset_streams(Some(BROKEN_STREAMS_MAX))
         .max_concurrent_reset_streams(streams);
@@ -327,8 +327,8 @@ async fn run(trunk: Rc<Trunk>, worker: Rc<Worker>, timeouts: ServiceTimeouts) {
 
 async fn live(trunk: &Trunk, worker: &Worker, timers: &Timers, timeouts: &ServiceTimeouts) -> Result<(), Failure> {
     let clock = &worker.clock;
-    let connected = trunk.pool.connect(clock.lately(), |sock| {
-        timers.service(Some(End::Sock(sock.clone())), clock.lately());
+    let connected = trunk.pool.connect(clock.lately(), |link| {
+        timers.service(Some(link.end()), clock.lately());
         timers.set(Slot::Service, clock.lately() + us(timeouts.connect));
     });
     let upstream = connected.await.map_err(|_| match timers.has_fired(Slot::Service) {

@@ -17,6 +17,7 @@ mod forward;
 mod gate;
 mod hold;
 mod http2;
+mod http2_upstream;
 mod io;
 mod link;
 mod mailbox;
@@ -33,6 +34,7 @@ mod subrequest;
 mod testing;
 mod tls;
 mod upstream;
+mod upstream_stream;
 mod view;
 mod worker;
 

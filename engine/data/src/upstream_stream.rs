@@ -20,7 +20,6 @@ use ringway_core::grpc::is_grpc;
 use ringway_core::http::{
     BodyDecoder, CHUNK_HEAD_MAX, Framing, HEADERS_MAX, HeadStorage, Name, RequestHead, write_chunk_head,
 };
-use rustix::net::Shutdown;
 
 use crate::deadline::Signal;
 use crate::http2_upstream::Trunk;
@@ -263,9 +262,6 @@ impl ServiceStream {
         }
     }
 
-    pub(crate) fn shutdown(&self, how: Shutdown) {
-        self.signal.shutdown(how);
-    }
 }
 
 impl Drop for ServiceStream {
