@@ -36,6 +36,8 @@ pub struct Line<'a> {
     pub backend_latency_us: Option<u64>,
     /// The concurrency limit that refused; not written where there is none.
     pub concurrency_limit: Option<&'a str>,
+    /// How a gRPC call ended; not written for other requests.
+    pub grpc_status: Option<u8>,
 }
 
 /// Writes lines; one a core, since it keeps the second that it formatted last.
@@ -89,6 +91,10 @@ impl Formatter {
             out.extend_from_slice(b",\"concurrencyLimit\":\"");
             json::escape(limit.as_bytes(), SHORT_BYTES_MAX, out);
             out.push(b'"');
+        }
+        if let Some(status) = line.grpc_status {
+            out.extend_from_slice(b",\"grpcStatus\":");
+            write_integer(status.into(), out);
         }
         out.extend_from_slice(b"}\n");
     }
@@ -171,6 +177,7 @@ mod tests {
         backend_service: Some("product-service"),
         backend_latency_us: Some(8_000),
         concurrency_limit: None,
+        grpc_status: None,
     };
 
     fn written(line: &Line<'_>) -> String {
@@ -206,6 +213,8 @@ mod tests {
         let refused = Line { concurrency_limit: Some("per-\"user"), ..line };
         let end = r#""backendLatencyMs":null,"concurrencyLimit":"per-\"user"}"#;
         assert!(written(&refused).ends_with(&format!("{end}\n")));
+        let call = Line { grpc_status: Some(14), ..line };
+        assert!(written(&call).ends_with("\"backendLatencyMs\":null,\"grpcStatus\":14}\n"));
     }
 
     #[test]
@@ -260,6 +269,7 @@ mod tests {
                 backend_service: Some(&service),
                 backend_latency_us: Some(u64::MAX),
                 concurrency_limit: Some(&service),
+                grpc_status: Some(u8::MAX),
             };
             let text = written(&line);
             assert!(text.len() <= LINE_BYTES_MAX && text.len() > LINE_BYTES_MAX - 200, "{}", text.len());
@@ -282,6 +292,7 @@ mod tests {
                 client_ip: &client_ip, user_agent: user_agent.as_deref(), user_id: user_id.as_deref(),
                 rate_limit_remaining, backend_service: backend_service.as_deref(),
                 backend_latency_us: Some(backend_latency_us), concurrency_limit: None,
+                grpc_status: None,
             });
             prop_assert!(text.len() <= LINE_BYTES_MAX);
             prop_assert_eq!(text.find('\n'), Some(text.len() - 1));

@@ -120,10 +120,12 @@ pub(crate) async fn forward(
 }
 
 pub(crate) fn timeouts(conn: &Connection, exchange: &Exchange) -> RouteTimeouts {
-    match conn.route(exchange).map(|route| &route.action) {
+    let of_route = match conn.route(exchange).map(|route| &route.action) {
         Some(Action::Forward(Forward { timeouts, .. })) => *timeouts,
         _ => RouteTimeouts { request: None, per_try: None },
-    }
+    };
+    let of_call = exchange.call.and_then(|call| call.timeout);
+    RouteTimeouts { request: of_route.request.into_iter().chain(of_call).min(), ..of_route }
 }
 
 pub(crate) fn check_size(received: u64, exchange: &Exchange) -> Result<(), Failure> {
@@ -188,8 +190,8 @@ impl Attempt<'_> {
 
         // Both directions at once: the answer may begin, and end, while the body still comes.
         let link = upstream.link.clone();
-        let facts =
-            Upload { framing: exchange.framing, max: exchange.body_bytes_max, received, route: conn.route(exchange) };
+        let (framing, max, is_call) = (exchange.framing, exchange.body_bytes_max, exchange.call.is_some());
+        let facts = Upload { framing, max, received, route: conn.route(exchange), is_call };
         let mut rest = None;
         let relayed = {
             let mut upload = pin!(self.upload(&facts, body, &link));
@@ -274,10 +276,16 @@ impl Attempt<'_> {
         let mut out = conn.worker.take_head();
         let mut received = facts.received;
         let mut pace = Pace::start(conn);
+        if facts.is_call {
+            pace.of_call(idle);
+        }
         let mut blocks = Blocks::default();
         while !body.is_done() {
             blocks.next().await;
             buffer.clear();
+            if facts.is_call && self.answered.get() {
+                pace.of_call(u64::MAX);
+            }
             pace.receive(conn, &mut buffer, received - facts.received).await?;
             self.uploaded.set(true);
             let decoded = body.decode(buffer.data_mut()).map_err(|_| Failure::Malformed("Malformed chunked body"))?;
@@ -315,21 +323,31 @@ impl Attempt<'_> {
 pub(crate) struct Pace {
     /// Moves on while the service is waited for: that time is not the client's.
     started: u64,
+    /// The longest wait between two reads; no end where it is `u64::MAX`.
+    wait: u64,
+    /// Bytes per second; 0: no minimum.
+    rate: u64,
 }
 
 impl Pace {
     pub(crate) fn start(conn: &Connection) -> Self {
-        Self { started: conn.worker.clock.now() }
+        let times = &conn.listener.timeouts;
+        Self { started: conn.worker.clock.now(), wait: us(times.body), rate: times.body_rate }
+    }
+
+    /// A client of gRPC sends a message when it has one. Once the service has begun to answer, it is the service that may
+    /// not be silent for too long.
+    fn of_call(&mut self, wait: u64) {
+        (self.wait, self.rate) = (wait, 0);
     }
 
     /// Waits for more of the body, of which `received` bytes came since the start. How many bytes arrived.
     pub(crate) async fn receive(&self, conn: &Connection, buffer: &mut Buffer, received: u64) -> Result<u64, Failure> {
-        let times = &conn.listener.timeouts;
-        let by_rate = match times.body_rate {
+        let by_rate = match self.rate {
             0 => u64::MAX,
-            rate => self.started + us(times.body) + received.saturating_mul(1_000_000) / rate,
+            rate => self.started + self.wait + received.saturating_mul(1_000_000) / rate,
         };
-        conn.timers.set(Slot::ClientRead, (conn.worker.clock.lately() + us(times.body)).min(by_rate));
+        conn.timers.set(Slot::ClientRead, conn.worker.clock.lately().saturating_add(self.wait).min(by_rate));
         let arrived = loop {
             match conn.client.recv(buffer.room()) {
                 Ok(None) => conn.client.readable().await,
@@ -358,4 +376,5 @@ struct Upload<'a> {
     /// Bytes of the body that went with the head.
     received: u64,
     route: Option<&'a Route>,
+    is_call: bool,
 }

@@ -12,8 +12,8 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use h2::SendStream;
 use h2::client::{ResponseFuture, SendRequest};
+use h2::{RecvStream, SendStream};
 use http::Request;
 use http::uri::Scheme;
 use ringway_config::snapshot::{ServiceHttp2, ServiceTimeouts};
@@ -46,6 +46,11 @@ pub(crate) struct Trunk {
     streams: Cell<usize>,
     /// It has refused a stream since it last answered one.
     refuses: Cell<bool>,
+    /// Its task runs: it counts as idle while it has no stream.
+    lives: Cell<bool>,
+    /// Answers that are whole by their length, while the service has yet to say that its streams end: a reset would cross
+    /// that. As many as streams at most, and for a second or two.
+    ending: RefCell<Vec<RecvStream>>,
     born: u64,
     idle_since: Cell<u64>,
     /// When something last came, on the core's clock.
@@ -94,6 +99,8 @@ impl Trunk {
             streams_max: http2.max_concurrent_streams,
             streams: Cell::new(0),
             refuses: Cell::new(false),
+            lives: Cell::new(true),
+            ending: RefCell::default(),
             born: now,
             idle_since: Cell::new(now),
             heard: Cell::new(now),
@@ -127,7 +134,7 @@ impl Trunk {
     }
 
     pub(crate) fn enter(&self, stream: &Rc<Signal>) {
-        if self.streams.replace(self.streams.get() + 1) == 0 {
+        if self.streams.replace(self.streams.get() + 1) == 0 && self.lives.get() {
             self.pool.cell().idle.sub(1);
         }
         if let State::Connecting(waiting) = &mut *self.state.borrow_mut() {
@@ -141,8 +148,23 @@ impl Trunk {
         if left == 0 {
             self.idle_since.set(now);
             self.refuses.set(false);
-            self.pool.cell().idle.add(1);
+            if self.lives.get() {
+                self.pool.cell().idle.add(1);
+            }
         }
+    }
+
+    /// Waits in a stream's place for its end.
+    pub(crate) fn await_end(&self, body: RecvStream) {
+        let mut ending = self.ending.borrow_mut();
+        if ending.len() < self.streams_max {
+            ending.push(body);
+            self.signal.wake();
+        }
+    }
+
+    fn poll_ends(&self, cx: &mut Context<'_>) {
+        self.ending.borrow_mut().retain_mut(|body| body.poll_data(cx).is_pending());
     }
 
     /// Whether it stands, or why it does not.
@@ -209,6 +231,7 @@ impl EndpointPool {
     pub(crate) fn sweep_trunks(&self, now: u64) {
         let (idle, max_age) = (us(self.settings.idle), self.settings.max_age.map(us));
         self.trunks.borrow_mut().retain(|trunk| {
+            trunk.ending.borrow_mut().clear();
             let is_idle = trunk.streams.get() == 0 && now.saturating_sub(trunk.idle_since.get()) > idle;
             let is_old = max_age.is_some_and(|age| now.saturating_sub(trunk.born) > age);
             if is_idle || is_old {
@@ -229,6 +252,8 @@ struct Pipe {
     gathered: Vec<u8>,
     sent: usize,
     wants_read: bool,
+    /// `h2` waits for room to write.
+    wants_room: bool,
     heard: bool,
 }
 
@@ -272,6 +297,7 @@ impl AsyncWrite for Carrier {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut pipe = self.0.borrow_mut();
         if pipe.gathered.len() > GATHERED_BYTES_MAX && !pipe.flush()? {
+            pipe.wants_room = true;
             return Poll::Pending;
         }
         pipe.gathered.extend_from_slice(bytes);
@@ -320,6 +346,8 @@ async fn run(trunk: Rc<Trunk>, worker: Rc<Worker>, timeouts: ServiceTimeouts) {
     };
     trunk.close(failure);
     trunk.pool.trunks.borrow_mut().retain(|known| !Rc::ptr_eq(known, &trunk));
+    trunk.ending.borrow_mut().clear();
+    trunk.lives.set(false);
     if trunk.streams.get() == 0 {
         trunk.pool.cell().idle.sub(1);
     }
@@ -337,8 +365,8 @@ async fn live(trunk: &Trunk, worker: &Worker, timers: &Timers, timeouts: &Servic
     })?;
     timers.service(None, 0);
     let link = upstream.link.clone();
-    let (gathered, sent, wants_read, heard) = (Vec::new(), 0, false, false);
-    let pipe = Rc::new(RefCell::new(Pipe { upstream, gathered, sent, wants_read, heard }));
+    let (gathered, sent, wants_read, wants_room, heard) = (Vec::new(), 0, false, false, false);
+    let pipe = Rc::new(RefCell::new(Pipe { upstream, gathered, sent, wants_read, wants_room, heard }));
     let shaken = settings(trunk.streams_max, timeouts.head_bytes).handshake(Carrier(Rc::clone(&pipe))).await;
     let (send, h2) = shaken.map_err(|_| Failure::ConnectFailed)?;
     trunk.open(send);
@@ -353,6 +381,7 @@ async fn live(trunk: &Trunk, worker: &Worker, timers: &Timers, timeouts: &Servic
                 return Poll::Ready(());
             }
             is_over = is_over || h2.as_mut().poll(cx).is_ready();
+            trunk.poll_ends(cx);
             if std::mem::take(&mut pipe.borrow_mut().heard) {
                 trunk.heard.set(clock.lately());
             }
@@ -361,8 +390,12 @@ async fn live(trunk: &Trunk, worker: &Worker, timers: &Timers, timeouts: &Servic
                 if is_over {
                     return Poll::Ready(());
                 }
+                let wants_room = std::mem::take(&mut pipe.borrow_mut().wants_room);
                 if std::mem::take(&mut is_blocked) {
                     timers.clear(Slot::ClientWrite);
+                    continue;
+                }
+                if wants_room {
                     continue;
                 }
             } else {

@@ -9,6 +9,7 @@ mod answer;
 mod audit;
 mod auth_service;
 mod buffer;
+mod call;
 mod client;
 mod clock;
 mod connection;

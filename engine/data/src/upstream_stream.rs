@@ -83,6 +83,8 @@ struct Answer {
     told: Told,
     /// The body has no length, or may have trailers: it is told in chunks.
     chunked: bool,
+    /// What is still to come of a body with a length.
+    left: u64,
     /// Heads and trailers on their way to the serve path, and how much of them has gone.
     text: Vec<u8>,
     gone: usize,
@@ -113,7 +115,7 @@ impl ServiceStream {
         let signal = Rc::new(Signal::default());
         trunk.enter(&signal);
         let text = worker.take_head();
-        let answer = Answer { told: Told::Nothing, chunked: false, text, gone: 0, data: Bytes::new(), taken: 0 };
+        let answer = Answer { told: Told::Nothing, chunked: false, left: 0, text, gone: 0, data: Bytes::new(), taken: 0 };
         Rc::new(Self {
             unsent: Unsent::new(&signal),
             signal,
@@ -269,7 +271,14 @@ impl Drop for ServiceStream {
         // What is left of the stream ends with a reset (CANCEL), which `h2` sends once nobody has a hold of it.
         let answer = self.answer.get_mut();
         self.worker.give_head(std::mem::take(&mut answer.text));
-        answer.told = Told::All;
+        answer.release();
+        let told = std::mem::replace(&mut answer.told, Told::All);
+        let is_whole = !answer.chunked && answer.left == 0 && answer.data.is_empty();
+        if let (Told::Body(body), true, Asked::All) = (told, is_whole, &*self.asked.get_mut())
+            && !body.is_end_stream()
+        {
+            self.trunk.await_end(body);
+        }
         *self.asked.get_mut() = Asked::All;
         self.trunk.leave(self.worker.clock.lately());
     }
@@ -306,6 +315,7 @@ impl Answer {
                 }
                 Told::Body(body) => match ready!(body.poll_data(cx)) {
                     Some(Ok(data)) => {
+                        self.left = self.left.saturating_sub(data.len() as u64);
                         self.data = data;
                         continue;
                     }
@@ -335,6 +345,8 @@ impl Answer {
         // The status of a gRPC call stands in trailers, which a body with a length cannot have.
         let is_call = answer.headers().get(CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes()));
         self.chunked = has_body && (is_call || !answer.headers().contains_key(CONTENT_LENGTH));
+        let length = answer.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        self.left = length.unwrap_or_default();
         self.begin(answer, self.chunked);
         match has_body {
             true => Told::Body(body),
