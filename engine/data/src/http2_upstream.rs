@@ -10,19 +10,23 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::Request;
 use http::uri::Scheme;
 use ringway_config::snapshot::{ServiceHttp2, ServiceTimeouts};
 use ringway_core::failure::Failure;
+use ringway_core::stats::{ServiceHandshake, ServiceStats};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::clock::us;
 use crate::deadline::{End, Signal, Slot, Timers};
 use crate::stream::Piece;
+use crate::tls::{HTTP2, shake_hands_with_service};
 use crate::upstream::{EndpointPool, Upstream};
 use crate::upstream_stream::Ended;
 use crate::worker::Worker;
@@ -77,6 +81,7 @@ impl Trunk {
         worker: &Rc<Worker>,
         http2: ServiceHttp2,
         timeouts: &ServiceTimeouts,
+        stats: &Arc<ServiceStats>,
     ) -> Result<(Rc<Self>, bool), Failure> {
         let mut trunks = pool.trunks.borrow_mut();
         let found = trunks.iter().find(|trunk| trunk.has_room() && !trunk.refuses.get()).cloned();
@@ -108,7 +113,7 @@ impl Trunk {
         });
         trunks.push(Rc::clone(&trunk));
         pool.cell().idle.add(1);
-        ringway_io::spawn(run(Rc::clone(&trunk), Rc::clone(worker), *timeouts));
+        ringway_io::spawn(run(Rc::clone(&trunk), Rc::clone(worker), *timeouts, Arc::clone(stats)));
         Ok((trunk, false))
     }
 
@@ -249,6 +254,8 @@ impl EndpointPool {
 /// The connection's bytes between `h2` and the socket.
 struct Pipe {
     upstream: Upstream,
+    /// What had come before `h2` asked.
+    first: Bytes,
     gathered: Vec<u8>,
     sent: usize,
     wants_read: bool,
@@ -279,6 +286,11 @@ struct Carrier(Rc<RefCell<Pipe>>);
 impl AsyncRead for Carrier {
     fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut pipe = self.0.borrow_mut();
+        if !pipe.first.is_empty() {
+            let taken = pipe.first.len().min(room.remaining());
+            room.put_slice(&pipe.first.split_to(taken));
+            return Poll::Ready(Ok(()));
+        }
         match pipe.upstream.link.recv(room.initialize_unfilled())? {
             Some(received) => {
                 room.advance(received);
@@ -328,9 +340,9 @@ fn settings(streams: usize, head_bytes: usize) -> h2::client::Builder {
 }
 
 /// The whole life of a connection.
-async fn run(trunk: Rc<Trunk>, worker: Rc<Worker>, timeouts: ServiceTimeouts) {
+async fn run(trunk: Rc<Trunk>, worker: Rc<Worker>, timeouts: ServiceTimeouts, stats: Arc<ServiceStats>) {
     let timers = worker.deadlines.register(End::Task(Rc::clone(&trunk.signal)));
-    let mut life = pin!(live(&trunk, &worker, &timers, &timeouts));
+    let mut life = pin!(live(&trunk, &worker, &timers, &timeouts, &stats));
     let ended = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| life.as_mut().poll(cx))) {
         Ok(poll) => poll.map(Ok),
         Err(_) => Poll::Ready(Err(())),
@@ -353,20 +365,64 @@ async fn run(trunk: Rc<Trunk>, worker: Rc<Worker>, timeouts: ServiceTimeouts) {
     }
 }
 
-async fn live(trunk: &Trunk, worker: &Worker, timers: &Timers, timeouts: &ServiceTimeouts) -> Result<(), Failure> {
+/// Makes the connection, within the time for that, and secures it where it is to be secure. Gives back what has come
+/// already, too.
+async fn connect(
+    trunk: &Trunk,
+    worker: &Rc<Worker>,
+    timers: &Timers,
+    timeouts: &ServiceTimeouts,
+    stats: &ServiceStats,
+) -> Result<(Upstream, Vec<u8>), Failure> {
     let clock = &worker.clock;
+    let begun = clock.lately();
+    let until = begun + us(timeouts.connect);
     let connected = trunk.pool.connect(clock.lately(), |link| {
-        timers.service(Some(link.end()), clock.lately());
-        timers.set(Slot::Service, clock.lately() + us(timeouts.connect));
+        timers.service(Some(link.end()), begun);
+        timers.set(Slot::Service, until);
     });
-    let upstream = connected.await.map_err(|_| match timers.has_fired(Slot::Service) {
-        true => Failure::ConnectTimeout,
-        false => Failure::ConnectFailed,
-    })?;
+    let late = || timers.has_fired(Slot::Service);
+    let connected = connected.await;
+    let mut upstream = connected
+        .map_err(|_| if late() { Failure::ConnectTimeout } else { Failure::ConnectFailed })?;
+    let Some(tls) = &trunk.pool.endpoint.tls else { return Ok((upstream, Vec::new())) };
+    let Some(sock) = upstream.link.sock().cloned() else { return Err(Failure::Internal) };
+    timers.service(Some(upstream.link.end()), begun);
+    timers.set(Slot::Service, until);
+    let shaken = shake_hands_with_service(worker, &sock, tls, HTTP2).await;
+    let (result, ended) = match shaken {
+        Ok(secured) => {
+            upstream.secure(secured.session);
+            trunk.is_secure.set(true);
+            (Ok((upstream, secured.first)), secured.handshake)
+        }
+        Err(_) if late() => (Err(Failure::ConnectTimeout), ServiceHandshake::Timeout),
+        Err(error) => {
+            trunk.pool.complain(clock.lately(), &error);
+            let (failure, ended) = error.outcome();
+            (Err(failure), ended)
+        }
+    };
+    if let Some(cell) = stats.workers.get(worker.id) {
+        cell.record_handshake(ended);
+    }
+    result
+}
+
+async fn live(
+    trunk: &Trunk,
+    worker: &Rc<Worker>,
+    timers: &Timers,
+    timeouts: &ServiceTimeouts,
+    stats: &ServiceStats,
+) -> Result<(), Failure> {
+    let clock = &worker.clock;
+    // A handshake is large: in a box of its own, which is gone when the connection stands.
+    let (upstream, first) = Box::pin(connect(trunk, worker, timers, timeouts, stats)).await?;
     timers.service(None, 0);
     let link = upstream.link.clone();
     let (gathered, sent, wants_read, wants_room, heard) = (Vec::new(), 0, false, false, false);
-    let pipe = Rc::new(RefCell::new(Pipe { upstream, gathered, sent, wants_read, wants_room, heard }));
+    let pipe = Rc::new(RefCell::new(Pipe { upstream, first: first.into(), gathered, sent, wants_read, wants_room, heard }));
     let shaken = settings(trunk.streams_max, timeouts.head_bytes).handshake(Carrier(Rc::clone(&pipe))).await;
     let (send, h2) = shaken.map_err(|_| Failure::ConnectFailed)?;
     trunk.open(send);

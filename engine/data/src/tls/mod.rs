@@ -6,6 +6,6 @@ mod handshake;
 mod record;
 mod session;
 
-pub(crate) use client::shake_hands as shake_hands_with_service;
+pub(crate) use client::{HTTP2, shake_hands as shake_hands_with_service};
 pub(crate) use handshake::{Handshakes, shake_hands};
 pub(crate) use session::Tls;
