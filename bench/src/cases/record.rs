@@ -28,6 +28,7 @@ pub const LINE: Line<'static> = Line {
     http_version: None,
     concurrency_limit: None,
     tls: TlsFacts::NONE,
+    grpc_status: None,
 };
 
 pub(super) fn cases() -> Vec<Case> {

@@ -516,6 +516,17 @@ pub struct Pool {
     pub idle: Duration,
     /// A connection is not used again after this age. `None`: no limit.
     pub max_age: Option<Duration>,
+    /// The service speaks HTTP/2; `None`: HTTP/1.1.
+    pub http2: Option<ServiceHttp2>,
+}
+
+/// How a service is spoken to in HTTP/2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServiceHttp2 {
+    /// Connections per endpoint and worker; 503 when they all have as many streams as they may.
+    pub connections: usize,
+    /// Requests at a time on one connection, fewer where the service says so.
+    pub max_concurrent_streams: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -248,6 +248,20 @@ fn the_process() {
 }
 
 #[test]
+fn http_2_to_services() {
+    said(
+        "  - { name: a, endpoints: \"127.0.0.1:1\", http2: { connections: 2 } }\n",
+        "f:5:49: the service speaks HTTP/1.1: what is said of HTTP/2 does not count\n    hint: say `protocol: http2` as well",
+    );
+    said(
+        "  - { name: a, endpoints: \"127.0.0.1:1\", protocol: grpc, http2: { connections: 0, max_concurrent_streams: 5000 } }\n",
+        "f:5:52: expected one of `http1`, `http2`, found `grpc`\n\
+         f:5:80: expected a whole number from 1 to 1024, found `0`\n\
+         f:5:107: expected a whole number from 1 to 1000, found `5000`",
+    );
+}
+
+#[test]
 fn an_error_in_a_service_does_not_hide_its_routes_nor_make_more_errors() {
     let text =
         with_basics("  - { name: broken, endpoints: x }\nroutes:\n  - service: broken\n    limits: { body: 5 }\n");

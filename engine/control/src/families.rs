@@ -80,6 +80,8 @@ families! {
         "From a request sent to a service to the head of its answer."
     STALE_RETRIES = Counter "gateway_backend_stale_retries_total" "" ["service"]
         "Requests sent again on a fresh connection because the pooled one had just been closed."
+    GRPC_REQUESTS = Counter "gateway_grpc_requests_total" "" ["service", "grpc_status"]
+        "gRPC calls that came to a service, by grpc-status, the gateway's own included."
     ENDPOINT_IN_FLIGHT = Gauge "gateway_endpoint_in_flight" "" ["service", "endpoint"]
         "Requests in flight to an endpoint."
     ENDPOINT_IDLE = Gauge "gateway_endpoint_idle_connections" "" ["service", "endpoint"]

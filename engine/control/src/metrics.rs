@@ -284,6 +284,17 @@ fn services(out: &mut Exposition, published: &Published) {
         let retries = service.workers.iter().map(|cell| cell.stale_retries.get()).sum();
         samples.count(&[&service.service], retries);
     }
+
+    let mut samples = out.family(&f::GRPC_REQUESTS);
+    for service in &published.services {
+        let mut calls = BTreeMap::new();
+        for (status, count) in service.workers.iter().flat_map(|cell| cell.calls()).filter(|(_, count)| *count > 0) {
+            *calls.entry(status).or_insert(0) += count;
+        }
+        for (status, count) in calls {
+            samples.count(&[&service.service, &status.to_string()], count);
+        }
+    }
 }
 
 fn endpoints(out: &mut Exposition, published: &Published) {

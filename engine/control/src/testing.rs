@@ -29,7 +29,7 @@ pub(crate) fn snapshot() -> Snapshot {
             tls: None,
         }],
         balance: Balance::RoundRobin,
-        pool: Pool { idle_per_endpoint: 1, connections_per_endpoint: None, idle: second, max_age: None },
+        pool: Pool { idle_per_endpoint: 1, connections_per_endpoint: None, idle: second, max_age: None, http2: None },
         timeouts: ServiceTimeouts { connect: second, answer: second, idle: second, head_bytes: 1024 },
         proxy_protocol: None,
         retry_stale: true,

@@ -15,6 +15,7 @@ mod byte_set;
 pub mod failure;
 pub mod filter;
 pub mod forwarded;
+pub mod grpc;
 mod hex;
 pub mod http;
 pub mod http2_meter;

@@ -41,6 +41,8 @@ pub struct Line<'a> {
     pub concurrency_limit: Option<&'a str>,
     /// Not written of a connection in the clear.
     pub tls: TlsFacts<'a>,
+    /// How a gRPC call ended; not written for other requests.
+    pub grpc_status: Option<u8>,
 }
 
 /// Writes lines; one a core, since it keeps the second that it formatted last.
@@ -102,6 +104,10 @@ impl Formatter {
         }
         if !line.tls.version.is_empty() {
             write_tls(&line.tls, out);
+        }
+        if let Some(status) = line.grpc_status {
+            out.extend_from_slice(b",\"grpcStatus\":");
+            write_integer(status.into(), out);
         }
         out.extend_from_slice(b"}\n");
     }
@@ -202,6 +208,7 @@ mod tests {
         http_version: None,
         concurrency_limit: None,
         tls: TlsFacts::NONE,
+        grpc_status: None,
     };
 
     fn written(line: &Line<'_>) -> String {
@@ -237,6 +244,8 @@ mod tests {
         let refused = Line { concurrency_limit: Some("per-\"user"), http_version: Some("2.0"), ..line };
         let end = r#""backendLatencyMs":null,"httpVersion":"2.0","concurrencyLimit":"per-\"user"}"#;
         assert!(written(&refused).ends_with(&format!("{end}\n")));
+        let call = Line { grpc_status: Some(14), ..line };
+        assert!(written(&call).ends_with("\"backendLatencyMs\":null,\"grpcStatus\":14}\n"));
     }
 
     #[test]
@@ -312,6 +321,7 @@ mod tests {
                     cipher: "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
                     certificate: Some(&certificate),
                 },
+                grpc_status: Some(u8::MAX),
             };
             let text = written(&line);
             assert!(text.len() <= LINE_BYTES_MAX && text.len() > LINE_BYTES_MAX - 200, "{}", text.len());
@@ -334,7 +344,7 @@ mod tests {
                 client_ip: &client_ip, user_agent: user_agent.as_deref(), user_id: user_id.as_deref(),
                 rate_limit_remaining, backend_service: backend_service.as_deref(),
                 backend_latency_us: Some(backend_latency_us), http_version: None, concurrency_limit: None,
-                tls: TlsFacts::NONE,
+                tls: TlsFacts::NONE, grpc_status: None,
             });
             prop_assert!(text.len() <= LINE_BYTES_MAX);
             prop_assert_eq!(text.find('\n'), Some(text.len() - 1));

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam::utils::CachePadded;
 
+use crate::grpc::Status;
+
 /// A number with one writer.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -217,6 +219,7 @@ pub struct ServiceCell {
     pub latency: Histogram,
     /// Sent again on a fresh connection because the pooled one had just been closed.
     pub stale_retries: Counter,
+    calls: [Counter; Status::COUNT],
 }
 
 impl ServiceCell {
@@ -238,6 +241,18 @@ impl ServiceCell {
         if let Some(counter) = self.errors.get(error as usize) {
             counter.add(1);
         }
+    }
+
+    /// Counts a gRPC call by how it ended.
+    pub fn record_call(&self, status: Status) {
+        if let Some(counter) = self.calls.get(usize::from(status.code())) {
+            counter.add(1);
+        }
+    }
+
+    /// gRPC calls by the code of `grpc-status`.
+    pub fn calls(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
+        self.calls.iter().map(Counter::get).enumerate()
     }
 
     pub fn errors(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {

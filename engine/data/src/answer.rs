@@ -81,6 +81,10 @@ pub(crate) async fn relay(
     };
     attempt.answered.set(true);
     conn.timers.clear(Slot::Service);
+    if exchange.call.is_some() {
+        // From now on the client may be silent.
+        conn.timers.clear(Slot::ClientRead);
+    }
 
     let idle = us(attempt.outbound.service.timeouts.idle);
     let mut body = BodyDecoder::new(shape.framing);
@@ -95,6 +99,11 @@ pub(crate) async fn relay(
             return Ok(Relayed::BrokenOff);
         };
         let has_rest = decoded.consumed < buffer.len();
+        if decoded.done
+            && let Some(call) = &mut exchange.call
+        {
+            call.learn_trailers(body.trailers());
+        }
         buffer.narrow(decoded.data);
         if let Some(stream) = conn.client.stream() {
             let head = std::mem::take(&mut has_head).then_some(&mut *out);
@@ -236,6 +245,9 @@ fn write_answer_head(
         if unframed && !exchange.is_http10 && !exchange.is_http2 { Delivery::Chunked } else { Delivery::Plain };
     if !interim {
         exchange.status = answer.status;
+        if let Some(call) = &mut exchange.call {
+            call.learn(answer.headers);
+        }
         // While the request's body still comes nobody knows where the next request would begin.
         let next = attempt.sent.get() && conn.may_keep_alive();
         exchange.keep_alive &= next && !(unframed && exchange.is_http10);

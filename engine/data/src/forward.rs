@@ -7,7 +7,7 @@ use std::task::Poll;
 use ringway_config::snapshot::{Action, Forward, Route, RouteTimeouts};
 use ringway_core::failure::Failure;
 use ringway_core::filter::Permit;
-use ringway_core::http::{BodyDecoder, CHUNK_HEAD_MAX, Framing, write_chunk_head, write_trailers};
+use ringway_core::http::{BodyDecoder, CHUNK_HEAD_MAX, Framing, TRAILERS_BYTES_MAX, write_chunk_head, write_trailers};
 use ringway_core::stats::BackendError;
 
 use crate::answer::{Relayed, relay};
@@ -31,6 +31,8 @@ pub(crate) struct Attempt<'a> {
     pub(crate) answered: Cell<bool>,
     /// The request's body has come whole and was passed on.
     pub(crate) sent: Cell<bool>,
+    /// Some of the body has gone to the service and is no longer at hand.
+    uploaded: Cell<bool>,
 }
 
 /// Sends the request whose head is in `head` and relays the answer.
@@ -51,6 +53,15 @@ pub(crate) async fn forward(
 ) -> Result<Option<Buffer>, Failure> {
     let outbound = Outbound::new(conn, service, endpoint)?;
     let head_length = *used;
+    if conn.client.stream().is_some() && !body.is_done() {
+        // A short body often comes in one go with its head. What is left of the room holds a trailer section.
+        while inbox.room().len() > TRAILERS_BYTES_MAX
+            && let Ok(Some(arrived @ 1..)) = conn.client.recv(inbox.room())
+        {
+            conn.worker.cell().client_bytes_in.add(arrived as u64);
+            inbox.received(arrived);
+        }
+    }
 
     // What of the body has come already leaves with the head.
     let arrived = inbox.data_mut().get_mut(*used..).unwrap_or_default();
@@ -66,13 +77,14 @@ pub(crate) async fn forward(
         request: inbox.data().get(..head_length).unwrap_or_default(),
         answered: Cell::new(false),
         sent: Cell::new(false),
+        uploaded: Cell::new(false),
     };
     if let Some(request) = timeouts.request {
         conn.timers.set(Slot::Request, exchange.started + us(request));
     }
 
     let may_retry = attempt.outbound.service.retry_stale && body.is_done() && exchange.is_idempotent;
-    let mut fresh = false;
+    let (mut fresh, mut was_refused) = (false, false);
     loop {
         if let Some(per_try) = timeouts.per_try {
             attempt.outbound.try_until.set(conn.worker.clock.lately() + us(per_try));
@@ -88,9 +100,13 @@ pub(crate) async fn forward(
                 conn.timers.clear(Slot::Request);
                 return Err(failure);
             }
-            Err(Broken::Unanswered) => {
+            Err(broken) => {
                 conn.timers.service(None, 0);
-                if !(reused && may_retry) {
+                let again = match broken {
+                    Broken::Refused => !std::mem::replace(&mut was_refused, true) && !attempt.uploaded.get(),
+                    _ => reused && may_retry,
+                };
+                if !again {
                     conn.timers.clear(Slot::Request);
                     return Err(Failure::ConnectionBroken);
                 }
@@ -102,10 +118,12 @@ pub(crate) async fn forward(
 }
 
 pub(crate) fn timeouts(conn: &Connection, exchange: &Exchange) -> RouteTimeouts {
-    match conn.route(exchange).map(|route| &route.action) {
+    let of_route = match conn.route(exchange).map(|route| &route.action) {
         Some(Action::Forward(Forward { timeouts, .. })) => *timeouts,
         _ => RouteTimeouts { request: None, per_try: None },
-    }
+    };
+    let of_call = exchange.call.and_then(|call| call.timeout);
+    RouteTimeouts { request: of_route.request.into_iter().chain(of_call).min(), ..of_route }
 }
 
 pub(crate) fn check_size(received: u64, exchange: &Exchange) -> Result<(), Failure> {
@@ -170,8 +188,8 @@ impl Attempt<'_> {
 
         // Both directions at once: the answer may begin, and end, while the body still comes.
         let link = upstream.link.clone();
-        let facts =
-            Upload { framing: exchange.framing, max: exchange.body_bytes_max, received, route: conn.route(exchange) };
+        let (framing, max, is_call) = (exchange.framing, exchange.body_bytes_max, exchange.call.is_some());
+        let facts = Upload { framing, max, received, route: conn.route(exchange), is_call };
         let mut rest = None;
         let relayed = {
             let mut upload = pin!(self.upload(&facts, body, &link));
@@ -256,11 +274,18 @@ impl Attempt<'_> {
         let mut out = conn.worker.take_head();
         let mut received = facts.received;
         let mut pace = Pace::start(conn);
+        if facts.is_call {
+            pace.of_call(idle);
+        }
         let mut blocks = Blocks::default();
         while !body.is_done() {
             blocks.next().await;
             buffer.clear();
+            if facts.is_call && self.answered.get() {
+                pace.of_call(u64::MAX);
+            }
             pace.receive(conn, &mut buffer, received - facts.received).await?;
+            self.uploaded.set(true);
             let decoded = body.decode(buffer.data_mut()).map_err(|_| Failure::Malformed("Malformed chunked body"))?;
             received += decoded.data.len() as u64;
             if facts.max.is_some_and(|max| received > max) {
@@ -296,21 +321,31 @@ impl Attempt<'_> {
 pub(crate) struct Pace {
     /// Moves on while the service is waited for: that time is not the client's.
     started: u64,
+    /// The longest wait between two reads; no end where it is `u64::MAX`.
+    wait: u64,
+    /// Bytes per second; 0: no minimum.
+    rate: u64,
 }
 
 impl Pace {
     pub(crate) fn start(conn: &Connection) -> Self {
-        Self { started: conn.worker.clock.now() }
+        let times = &conn.listener.timeouts;
+        Self { started: conn.worker.clock.now(), wait: us(times.body), rate: times.body_rate }
+    }
+
+    /// A client of gRPC sends a message when it has one. Once the service has begun to answer, it is the service that may
+    /// not be silent for too long.
+    fn of_call(&mut self, wait: u64) {
+        (self.wait, self.rate) = (wait, 0);
     }
 
     /// Waits for more of the body, of which `received` bytes came since the start. How many bytes arrived.
     pub(crate) async fn receive(&self, conn: &Connection, buffer: &mut Buffer, received: u64) -> Result<u64, Failure> {
-        let times = &conn.listener.timeouts;
-        let by_rate = match times.body_rate {
+        let by_rate = match self.rate {
             0 => u64::MAX,
-            rate => self.started + us(times.body) + received.saturating_mul(1_000_000) / rate,
+            rate => self.started + self.wait + received.saturating_mul(1_000_000) / rate,
         };
-        conn.timers.set(Slot::ClientRead, (conn.worker.clock.lately() + us(times.body)).min(by_rate));
+        conn.timers.set(Slot::ClientRead, conn.worker.clock.lately().saturating_add(self.wait).min(by_rate));
         let arrived = loop {
             match conn.client.recv(buffer.room()) {
                 Ok(None) => conn.client.readable().await,
@@ -339,4 +374,5 @@ struct Upload<'a> {
     /// Bytes of the body that went with the head.
     received: u64,
     route: Option<&'a Route>,
+    is_call: bool,
 }

@@ -1,5 +1,6 @@
 //! The service's end: what requests are sent to and answers are read from, whatever carries it.
 
+use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 
@@ -7,6 +8,7 @@ use ringway_io::Sock;
 
 use crate::deadline::End;
 use crate::tls::Tls;
+use crate::upstream_stream::ServiceStream;
 
 /// Where a service's bytes come from and go to, as [`Client`](crate::client::Client) is for the client's end. Never blocks:
 /// what cannot go on at once is waited for with [`Link::readable`] or [`Link::writable`]. Clones share the connection.
@@ -19,11 +21,26 @@ pub(crate) struct Link {
 enum Carrier {
     Plain(Sock),
     Tls(Sock, Rc<Tls>),
+    /// One request of a connection of HTTP/2.
+    Stream(Rc<ServiceStream>),
 }
 
 impl Link {
     pub(crate) fn plain(sock: Sock) -> Self {
         Self { carrier: Carrier::Plain(sock) }
+    }
+
+    pub(crate) fn of_stream(stream: Rc<ServiceStream>) -> Self {
+        Self { carrier: Carrier::Stream(stream) }
+    }
+
+    /// The stream, where the service speaks HTTP/2.
+    #[inline]
+    pub(crate) fn stream(&self) -> Option<&ServiceStream> {
+        match &self.carrier {
+            Carrier::Stream(stream) => Some(stream),
+            Carrier::Plain(_) | Carrier::Tls(..) => None,
+        }
     }
 
     /// From now on in this session.
@@ -37,6 +54,7 @@ impl Link {
     pub(crate) fn sock(&self) -> Option<&Sock> {
         match &self.carrier {
             Carrier::Plain(sock) | Carrier::Tls(sock, _) => Some(sock),
+            Carrier::Stream(_) => None,
         }
     }
 
@@ -45,6 +63,7 @@ impl Link {
     pub(crate) fn end(&self) -> End {
         match &self.carrier {
             Carrier::Plain(sock) | Carrier::Tls(sock, _) => End::Sock(sock.clone()),
+            Carrier::Stream(stream) => End::Task(Rc::clone(&stream.signal)),
         }
     }
 
@@ -55,6 +74,7 @@ impl Link {
             Carrier::Plain(sock) => sock.readable().await,
             Carrier::Tls(_, tls) if tls.has_input() => {}
             Carrier::Tls(sock, _) => sock.readable().await,
+            Carrier::Stream(stream) => poll_fn(|cx| stream.poll_readable(cx)).await,
         }
     }
 
@@ -63,6 +83,7 @@ impl Link {
     pub(crate) async fn writable(&self) {
         match &self.carrier {
             Carrier::Plain(sock) | Carrier::Tls(sock, _) => sock.writable().await,
+            Carrier::Stream(stream) => poll_fn(|cx| stream.poll_writable(cx)).await,
         }
     }
 
@@ -72,6 +93,7 @@ impl Link {
         match &self.carrier {
             Carrier::Plain(sock) => sock.recv(room),
             Carrier::Tls(sock, tls) => tls.recv(sock, room),
+            Carrier::Stream(stream) => stream.recv(room),
         }
     }
 
@@ -81,6 +103,7 @@ impl Link {
         match &self.carrier {
             Carrier::Plain(sock) => sock.send(bytes, false),
             Carrier::Tls(sock, tls) => tls.send(sock, bytes),
+            Carrier::Stream(stream) => stream.send(bytes),
         }
     }
 
@@ -90,6 +113,8 @@ impl Link {
             Carrier::Plain(sock) => sock.is_quiet(),
             // Tickets and new keys are taken in passing.
             Carrier::Tls(sock, tls) => matches!(tls.recv(sock, &mut []), Ok(None)),
+            // It carries one request.
+            Carrier::Stream(_) => false,
         }
     }
 
@@ -103,7 +128,7 @@ impl Link {
     /// The alert with which the service has ended the connection in place of its first answer.
     pub(crate) fn refusal(&self) -> Option<u8> {
         match &self.carrier {
-            Carrier::Plain(_) => None,
+            Carrier::Plain(_) | Carrier::Stream(_) => None,
             Carrier::Tls(_, tls) => tls.refusal(),
         }
     }

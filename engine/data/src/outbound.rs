@@ -3,22 +3,25 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 
-use ringway_config::snapshot::{EndpointTls, Service};
+use ringway_config::snapshot::{EndpointTls, Service, ServiceHttp2};
 use ringway_core::failure::Failure;
 use ringway_core::http::{HeadScan, HeadScanner};
-use ringway_core::stats::{ServiceCell, ServiceHandshake};
+use ringway_core::stats::{ServiceCell, ServiceHandshake, ServiceStats};
 use rustls::AlertDescription;
 
 use crate::buffer::Buffer;
 use crate::clock::us;
 use crate::connection::Connection;
-use crate::deadline::Slot;
+use crate::deadline::{End, Slot};
+use crate::http2_upstream::Trunk;
 use crate::io::write_service;
 use crate::proxy_protocol::announce;
 use crate::tls::shake_hands_with_service;
 use crate::upstream::{EndpointPool, Upstream};
+use crate::upstream_stream::ServiceStream;
 
 /// A request on its way to an endpoint, over all tries. Counted in flight until it is dropped.
 pub(crate) struct Outbound<'a> {
@@ -29,12 +32,16 @@ pub(crate) struct Outbound<'a> {
     /// When the current try must have the answer's head; `u64::MAX` where nothing says so.
     pub(crate) try_until: Cell<u64>,
     pool: &'a Rc<EndpointPool>,
+    stats: &'a Arc<ServiceStats>,
 }
 
 /// Why no answer came.
 pub(crate) enum Broken {
     /// The connection ended without a byte of an answer: a pooled one may have been closed just before it was used.
     Unanswered,
+    /// The service has said that it has not looked at the request: it may be sent again, whatever it is (RFC 9113 section
+    /// 8.7).
+    Refused,
     Failed(Failure),
 }
 
@@ -47,7 +54,7 @@ impl From<Failure> for Broken {
 impl From<Broken> for Failure {
     fn from(broken: Broken) -> Self {
         match broken {
-            Broken::Unanswered => Self::ConnectionBroken,
+            Broken::Unanswered | Broken::Refused => Self::ConnectionBroken,
             Broken::Failed(failure) => failure,
         }
     }
@@ -65,14 +72,18 @@ impl<'a> Outbound<'a> {
         let view = conn.view.services.get(service).ok_or(Failure::Internal)?;
         let pool = view.pools.get(endpoint).ok_or(Failure::NoEndpoint)?;
         let cell = conn.view.service_cell(service, conn.worker.id).ok_or(Failure::Internal)?;
+        let stats = conn.view.published.services.get(service).ok_or(Failure::Internal)?;
         pool.cell().in_flight.add(1);
         pool.cell().requests.add(1);
-        Ok(Self { conn, service: &view.service, cell, try_until: Cell::new(u64::MAX), pool })
+        Ok(Self { conn, service: &view.service, cell, try_until: Cell::new(u64::MAX), pool, stats })
     }
 
     /// A connection to the endpoint, and whether it has been used before.
     pub(crate) async fn acquire(&self, fresh: bool) -> Result<(Upstream, bool), Failure> {
         let conn = self.conn;
+        if let Some(http2) = self.pool.settings.http2 {
+            return self.begin_stream(http2).await;
+        }
         if !fresh {
             let now = conn.worker.clock.lately();
             if let Some(upstream) = std::future::poll_fn(|cx| Poll::Ready(self.pool.take(now, cx))).await {
@@ -135,6 +146,24 @@ impl<'a> Outbound<'a> {
                 Err(failure)
             }
         }
+    }
+
+    /// A stream of one of the endpoint's connections of HTTP/2, and whether the connection stood already.
+    async fn begin_stream(&self, http2: ServiceHttp2) -> Result<(Upstream, bool), Failure> {
+        let conn = self.conn;
+        let now = conn.worker.clock.lately();
+        let (trunk, stands) = Trunk::of(self.pool, &conn.worker, http2, &self.service.timeouts, self.stats)?;
+        let stream = ServiceStream::new(trunk, &conn.worker);
+        if !stands {
+            conn.timers.service(Some(End::Task(Rc::clone(&stream.signal))), now);
+            conn.timers.set(Slot::Service, self.try_until.get().min(now + us(self.service.timeouts.connect)));
+            if let Err(failure) = stream.connected().await {
+                let failure = self.late(Failure::ConnectTimeout).unwrap_or(failure);
+                conn.timers.service(None, 0);
+                return Err(failure);
+            }
+        }
+        Ok((Upstream::of_stream(stream, now, Rc::clone(self.pool)), stands))
     }
 
     /// Which deadline has passed, if one has.
@@ -200,7 +229,12 @@ impl<'a> Outbound<'a> {
                 Ok(None) => upstream.ready().await,
                 Ok(Some(_)) | Err(_) => {
                     return Err(match self.late(Failure::AnswerTimeout) {
-                        Some(failure) => failure.into(),
+                        Some(failure) => {
+                            if let (Failure::AnswerTimeout, Some(stream)) = (failure, upstream.link.stream()) {
+                                stream.suspect();
+                            }
+                            failure.into()
+                        }
                         None if buffer.is_empty() => self.unanswered(upstream),
                         None => Failure::ConnectionBroken.into(),
                     });
@@ -211,6 +245,9 @@ impl<'a> Outbound<'a> {
 
     /// The connection ended without a byte of an answer.
     fn unanswered(&self, upstream: &Upstream) -> Broken {
+        if let Some(stream) = upstream.link.stream() {
+            return stream.broken();
+        }
         let Some(alert) = upstream.link.refusal() else { return Broken::Unanswered };
         let reason = format!("the service has refused it: {:?}", AlertDescription::from(alert));
         self.pool.complain(self.conn.worker.clock.lately(), &reason);

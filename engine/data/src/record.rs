@@ -4,9 +4,11 @@ use std::cell::RefCell;
 
 use ringway_config::snapshot::AccessLog;
 use ringway_core::forwarded::write_ip;
+use ringway_core::grpc::Status;
 use ringway_core::log_line::{Formatter, Line};
 use ringway_core::log_queue::{BATCH_BYTES, BUFFER_BYTES};
 
+use crate::call;
 use crate::connection::Connection;
 use crate::gate;
 use crate::request::Exchange;
@@ -54,6 +56,13 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
         cell.latency.record_us(us);
     }
 
+    let grpc_status = call::outcome(exchange);
+    if let (Some(service), Some(status)) = (exchange.service, grpc_status)
+        && let Some(cell) = view.service_cell(service, worker.id)
+    {
+        cell.record_call(status);
+    }
+
     if let Some((authenticator, outcome)) = exchange.gate.authentication
         && let Some(stats) = view.published.authenticators.get(authenticator as usize)
         && let Some(cell) = stats.workers.get(worker.id)
@@ -93,6 +102,7 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
         },
         concurrency_limit: gate::concurrency_limit_of(conn, exchange),
         tls: conn.secured.facts(),
+        grpc_status: grpc_status.map(Status::code),
     };
     formatter.write(&line, lines);
     if lines.len() >= BATCH_BYTES {

@@ -19,6 +19,7 @@ use ringway_core::trace::{NewTrace, valid_b3, valid_b3_id, valid_traceparent};
 
 use crate::acme;
 use crate::auth_service::{Known, Question};
+use crate::call::{self, Call};
 use crate::connection::Connection;
 use crate::gate;
 use crate::respond;
@@ -84,6 +85,8 @@ pub(crate) struct Exchange {
     pub(crate) status: u16,
     /// The answer broke off: the client's connection ends with a reset, so that nobody takes it for whole.
     pub(crate) broken_off: bool,
+    /// It is a gRPC call.
+    pub(crate) call: Option<Call>,
 }
 
 /// What is to be done.
@@ -130,6 +133,7 @@ impl Exchange {
             service_us: None,
             status: 0,
             broken_off: false,
+            call: None,
         }
     }
 
@@ -154,6 +158,9 @@ impl Exchange {
         self.sends_more = request.keep_alive;
         self.expects_continue = request.expects_continue;
         self.framing = request.framing;
+        if self.is_http2 {
+            self.call = Call::of(&request)?;
+        }
         let trusted = !listener.trusted_proxies.is_empty() && is_trusted(&listener.trusted_proxies, conn.peer.ip());
         if trusted {
             let hops = request.values(Name::XForwardedFor);
@@ -423,6 +430,7 @@ fn write_head(
                 !is_look_alike(header.name)
                     && (trusted || !claims_a_hop(header.name))
                     && !gate::vouches_for(conn, route, header.name)
+                    && !(exchange.call.is_some() && call::is_rewritten(header.name))
             }
             Name::Accept | Name::UserAgent => true,
             Name::Host | Name::XRequestId => false,
@@ -457,6 +465,9 @@ fn write_head(
     }
     if request.has(Name::Te) && list_has_token(request.values(Name::Te), b"trailers") {
         out.extend_from_slice(b"TE: trailers\r\nConnection: TE\r\n");
+    }
+    if exchange.call.is_some() {
+        call::write_time_left(conn, exchange, out);
     }
     out.extend_from_slice(b"X-Request-ID: ");
     out.extend_from_slice(exchange.id.as_bytes());

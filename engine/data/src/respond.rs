@@ -7,12 +7,14 @@ use ringway_core::access::cors::{self, Cors, Preflight};
 use ringway_core::answer::{Format, negotiate, status_line, write_error_body};
 use ringway_core::auth::Flaw;
 use ringway_core::failure::Failure;
+use ringway_core::grpc::Status;
 use ringway_core::http::{Framing, HeadStorage, Name, RequestHead, Target};
 use ringway_core::https_redirect::write_location;
 use ringway_core::path::normalize;
 use ringway_core::router::{Captures, Found, RouteRequest};
 use ringway_core::template::{HeaderOps, Vars};
 
+use crate::call;
 use crate::connection::Connection;
 use crate::forward::Attempt;
 use crate::gate;
@@ -221,6 +223,9 @@ pub(crate) fn wrong_method(
     allow: impl FnOnce(&mut Vec<u8>),
     out: &mut Vec<u8>,
 ) {
+    if exchange.call.is_some() {
+        return end_call(conn, exchange, Failure::WrongMethod, request.headers, out);
+    }
     begin_bare(conn, exchange, Failure::WrongMethod.status(), out);
     out.extend_from_slice(b"Allow: ");
     allow(out);
@@ -236,6 +241,9 @@ pub(crate) fn failure(conn: &Connection, exchange: &mut Exchange, failure: Failu
         Ok(request) => (negotiate(request.values(Name::Accept)), request.headers),
         Err(_) => (Format::Json, &[][..]),
     };
+    if exchange.call.is_some() {
+        return end_call(conn, exchange, failure, headers, out);
+    }
     if let Some(refusal) = exchange.gate.refusal.clone() {
         // An auth service said it.
         begin(conn, exchange, refusal.status, headers, out);
@@ -258,6 +266,26 @@ pub(crate) fn failure(conn: &Connection, exchange: &mut Exchange, failure: Failu
         _ => {}
     }
     error_body(conn, exchange, failure, format, out);
+}
+
+/// Any failure of a gRPC call, which its client reads in the form of gRPC. The log and the counters of the route have the
+/// status that it would have been otherwise.
+fn end_call(conn: &Connection, exchange: &mut Exchange, failure: Failure, headers: &[Header<'_>], out: &mut Vec<u8>) {
+    begin(conn, exchange, 200, headers, out);
+    if let Failure::Unauthenticated(flaw) = failure {
+        challenge(conn, exchange, flaw, out);
+    }
+    if let Some(seconds) = failure.retry_after_secs() {
+        write_field("Retry-After", itoa::Buffer::new().format(seconds).as_bytes(), out);
+    }
+    let refusal = exchange.gate.refusal.as_ref().map(|refusal| refusal.status);
+    exchange.status = refusal.unwrap_or(failure.status());
+    let status = refusal.map_or(Status::of_failure(failure), Status::of_http);
+    if let Some(call) = &mut exchange.call {
+        call.status = Some(status);
+    }
+    let detail = exchange.gate.invalid.as_ref().map(ToString::to_string);
+    call::write_end(status, detail.as_deref().unwrap_or(failure.message()), out);
 }
 
 /// One challenge for each scheme that the route knows (RFC 9110 section 11.6.1); the one that judged says what was wrong

@@ -27,10 +27,27 @@ enum Data {
     Bytes(Bytes),
 }
 
-/// Pieces that `h2` has not written yet: one at most, since the next is made when it is gone.
-struct Unsent {
+/// Pieces that `h2` has not written yet: few, since the next is made when they are gone.
+pub(crate) struct Unsent {
     count: Cell<usize>,
     signal: Rc<Signal>,
+}
+
+impl Unsent {
+    pub(crate) fn new(signal: &Rc<Signal>) -> Rc<Self> {
+        Rc::new(Self { count: Cell::new(0), signal: Rc::clone(signal) })
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count.get()
+    }
+}
+
+impl Piece {
+    pub(crate) fn new(block: Buffer, unsent: &Rc<Unsent>) -> Self {
+        unsent.count.set(unsent.count.get() + 1);
+        Self { data: Data::Block(block), left: Rc::clone(unsent) }
+    }
 }
 
 impl Buf for Piece {

@@ -67,8 +67,9 @@ async fn attempt(conn: &Connection, service: usize, request: &[u8], limits: Limi
     let outbound = Outbound::new(conn, service, endpoint)?;
     conn.timers.set(Slot::Request, limits.until);
     let (upstream, reused) = outbound.acquire(false).await?;
+    let repeats = reused && limits.may_repeat && outbound.service.retry_stale;
     match exchange(&outbound, upstream, request, limits.body_bytes_max).await {
-        Err(Broken::Unanswered) if reused && limits.may_repeat && outbound.service.retry_stale => {
+        Err(broken) if matches!(broken, Broken::Refused) || (repeats && matches!(broken, Broken::Unanswered)) => {
             outbound.cell.stale_retries.add(1);
             let (upstream, _) = outbound.acquire(true).await?;
             Ok(exchange(&outbound, upstream, request, limits.body_bytes_max).await?)

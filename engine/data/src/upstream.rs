@@ -16,8 +16,10 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::clock::us;
+use crate::http2_upstream::Trunk;
 use crate::link::Link;
 use crate::tls::Tls;
+use crate::upstream_stream::ServiceStream;
 
 /// Between two lines of the log about the same endpoint, of each worker.
 const COMPLAINT_US: u64 = 10_000_000;
@@ -25,7 +27,8 @@ const COMPLAINT_US: u64 = 10_000_000;
 /// A connection to an endpoint.
 pub(crate) struct Upstream {
     pub(crate) link: Link,
-    readiness: Readiness,
+    /// None of a stream, which is not kept.
+    readiness: Option<Readiness>,
     born: u64,
     idle_since: u64,
     pool: Rc<EndpointPool>,
@@ -34,8 +37,10 @@ pub(crate) struct Upstream {
 /// An endpoint as one core sees it.
 pub(crate) struct EndpointPool {
     pub(crate) endpoint: Endpoint,
-    settings: Pool,
+    pub(crate) settings: Pool,
     idle: RefCell<Vec<Upstream>>,
+    /// Connections of HTTP/2.
+    pub(crate) trunks: RefCell<Vec<Rc<Trunk>>>,
     pub(crate) stats: Arc<EndpointStats>,
     worker: usize,
     /// No longer in the configuration: connections are not kept.
@@ -87,23 +92,33 @@ impl Upstream {
     /// Counts as open from here on, connected or not yet, so that those that connect at once respect the cap too.
     fn new(link: Link, now: u64, pool: Rc<EndpointPool>) -> Self {
         pool.cell().open.add(1);
-        Self { readiness: Readiness::new(link.clone()), link, born: now, idle_since: now, pool }
+        Self { readiness: Some(Readiness::new(link.clone())), link, born: now, idle_since: now, pool }
+    }
+
+    /// A stream of a connection of HTTP/2, which is counted itself.
+    pub(crate) fn of_stream(stream: Rc<ServiceStream>, now: u64, pool: Rc<EndpointPool>) -> Self {
+        Self { link: Link::of_stream(stream), readiness: None, born: now, idle_since: now, pool }
     }
 
     /// From now on in this session.
     pub(crate) fn secure(&mut self, session: Tls) {
         self.link.secure(session);
-        self.readiness = Readiness::new(self.link.clone());
+        self.readiness = Some(Readiness::new(self.link.clone()));
     }
 
     /// Until the service has sent something, has closed the connection, or a deadline has ended it.
     pub(crate) fn ready(&mut self) -> impl Future<Output = ()> {
-        std::future::poll_fn(|cx| self.readiness.poll(cx))
+        std::future::poll_fn(|cx| match (&mut self.readiness, self.link.stream()) {
+            (Some(readiness), _) => readiness.poll(cx),
+            (None, Some(stream)) => stream.poll_readable(cx),
+            (None, None) => Poll::Ready(()),
+        })
     }
 
     /// Between two requests: the service has closed the connection, or has sent what nobody asked for. Else it is armed.
     fn is_spent(&mut self, cx: &mut Context<'_>) -> bool {
-        while self.readiness.poll(cx).is_ready() {
+        let Some(readiness) = &mut self.readiness else { return true };
+        while readiness.poll(cx).is_ready() {
             if !self.link.is_quiet() {
                 return true;
             }
@@ -131,15 +146,18 @@ impl Upstream {
 
 impl Drop for Upstream {
     fn drop(&mut self) {
-        self.link.close();
-        self.pool.cell().open.sub(1);
+        if self.readiness.is_some() {
+            self.link.close();
+            self.pool.cell().open.sub(1);
+        }
     }
 }
 
 impl EndpointPool {
     pub(crate) fn new(endpoint: Endpoint, settings: Pool, stats: Arc<EndpointStats>, worker: usize) -> Rc<Self> {
         let idle = RefCell::new(Vec::with_capacity(settings.idle_per_endpoint.min(64)));
-        Rc::new(Self { endpoint, settings, idle, stats, worker, closed: Cell::new(false), complained: Cell::default() })
+        let (trunks, closed, complained) = (RefCell::default(), Cell::new(false), Cell::default());
+        Rc::new(Self { endpoint, settings, idle, trunks, stats, worker, closed, complained })
     }
 
     /// This core's counters.
@@ -158,6 +176,7 @@ impl EndpointPool {
     pub(crate) fn close(&self) {
         self.closed.set(true);
         self.idle.borrow_mut().clear();
+        self.close_trunks();
         self.cell().idle.set(0);
     }
 
@@ -178,6 +197,9 @@ impl EndpointPool {
 
     /// Closes connections that have been idle for too long, or that the service has closed.
     pub(crate) fn sweep(&self, now: u64) {
+        if self.settings.http2.is_some() {
+            return self.sweep_trunks(now);
+        }
         let mut idle = self.idle.borrow_mut();
         let limit = us(self.settings.idle);
         let waiting = &mut Context::from_waker(Waker::noop());

@@ -9,11 +9,12 @@ pub use super::endpoint::Lookup;
 use super::endpoint::{Address, Endpoint};
 pub(crate) use super::endpoint::{Resolver, system_lookup};
 use super::service_tls::{Compiled, ServiceTlsSection};
-use crate::decode::{Cx, OneOrMore, Spanned};
+use crate::decode::{Cx, Decode, OneOrMore, Spanned};
 use crate::error::Span;
 use crate::scalar::{Int, Name, OrOff, choice};
 use crate::shape::shape;
 use crate::snapshot::{self, Balance};
+use crate::tree::Node;
 use crate::units::{KIB, MIB, Size, Timeout};
 
 shape! {
@@ -26,6 +27,11 @@ shape! {
         endpoints: OneOrMore<Endpoint>,
         /// TLS to its endpoints; in the clear without it.
         tls: Option<Spanned<ServiceTlsSection>>,
+        /// What it speaks. `http1`: HTTP/1.1. `http2`: HTTP/2, from the first byte on (prior knowledge), over TLS by ALPN; what
+        /// gRPC needs.
+        protocol: Spanned<Protocol> = "http1",
+        /// How it is spoken to in HTTP/2.
+        http2: Option<Spanned<Http2Section>>,
         /// How an endpoint is chosen. `least_loaded`: of two at random, by weight, the one with fewer requests in
         /// flight. `round_robin`: in turn, by weight.
         balance: Balance = "least_loaded",
@@ -43,9 +49,18 @@ shape! {
         proxy_protocol: Option<Version>,
     }
 
+    /// HTTP/2 to a service (RFC 9113).
+    pub(crate) struct Http2Section {
+        /// Connections per endpoint and worker; one more is opened when the others have as many requests as they may, and
+        /// 503 is answered when there are this many.
+        connections: Int<1, 1024> = "16",
+        /// Requests at a time on one connection; fewer where the service says so.
+        max_concurrent_streams: Int<1, 1000> = "100",
+    }
+
     /// Connections that are kept for the next request.
     pub(crate) struct PoolSection {
-        /// Idle connections kept per endpoint and worker.
+        /// Idle connections kept per endpoint and worker. Does not count for HTTP/2.
         idle: Int<0, 65_536> = "512",
         /// Open connections per endpoint, all workers together; 503 above.
         connections: OrOff<Int<1, 1_000_000>> = "off",
@@ -66,7 +81,17 @@ shape! {
     }
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Http1,
+    Http2,
+}
+
 choice! {
+    Protocol {
+        "http1" => Protocol::Http1,
+        "http2" => Protocol::Http2,
+    }
     Balance {
         "round_robin" => Balance::RoundRobin,
         "least_loaded" => Balance::LeastLoaded,
@@ -76,6 +101,7 @@ choice! {
 impl Service {
     pub(crate) fn compile(self, resolver: &mut Resolver<'_>, cx: &mut Cx) -> snapshot::Service {
         let tls = self.tls.and_then(|tls| tls.value.compile(tls.span, cx));
+        let http2 = http2(&self.protocol, self.http2, cx);
         snapshot::Service {
             name: Arc::from(self.name.0),
             endpoints: endpoints(self.endpoints.0, tls.as_ref(), resolver, cx),
@@ -86,6 +112,7 @@ impl Service {
                 connections_per_endpoint: self.pool.connections.0.map(|limit| limit.0 as usize),
                 idle: self.pool.idle_timeout.0,
                 max_age: self.pool.max_age.0.map(|age| age.0),
+                http2,
             },
             timeouts: snapshot::ServiceTimeouts {
                 connect: self.timeouts.connect.0,
@@ -98,6 +125,27 @@ impl Service {
             proxy_protocol: self.proxy_protocol,
         }
     }
+}
+
+fn http2(
+    protocol: &Spanned<Protocol>,
+    section: Option<Spanned<Http2Section>>,
+    cx: &mut Cx,
+) -> Option<snapshot::ServiceHttp2> {
+    let section = match (protocol.value, section) {
+        (Protocol::Http1, None) => return None,
+        (Protocol::Http1, Some(section)) => {
+            let message = "the service speaks HTTP/1.1: what is said of HTTP/2 does not count";
+            cx.error(section.span, message, "say `protocol: http2` as well");
+            return None;
+        }
+        (Protocol::Http2, Some(section)) => section.value,
+        (Protocol::Http2, None) => Http2Section::decode(&Node::literal("{}", protocol.span), cx)?,
+    };
+    Some(snapshot::ServiceHttp2 {
+        connections: section.connections.0 as usize,
+        max_concurrent_streams: section.max_concurrent_streams.0 as usize,
+    })
 }
 
 /// Resolves the endpoints. One that is written twice is an error; an address that two names share is kept once.

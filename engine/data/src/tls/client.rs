@@ -16,10 +16,15 @@ use super::session::Tls;
 use crate::buffer::Buffer;
 use crate::worker::Worker;
 
+/// HTTP/2 in ALPN (RFC 9113 section 3.2).
+pub(crate) const HTTP2: &[u8] = b"h2";
+
 /// A secured connection, and how it came to be.
 pub(crate) struct Secured {
     pub(crate) session: Tls,
     pub(crate) handshake: ServiceHandshake,
+    /// What has come already: in HTTP/2 the service may speak first.
+    pub(crate) first: Vec<u8>,
 }
 
 /// Why a connection could not be secured.
@@ -100,7 +105,11 @@ pub(crate) async fn shake_hands(
             }
         }
     }
-    if !plain.is_empty() {
+    let is_http2 = protocol == HTTP2;
+    if is_http2 && tls.alpn_protocol() != Some(HTTP2) {
+        return Err(Error::General("the service does not speak HTTP/2".into()).into());
+    }
+    if !is_http2 && !plain.is_empty() {
         return Err(Error::General("the service has sent what nobody asked for".into()).into());
     }
     let handshake = match tls.handshake_kind() {
@@ -109,5 +118,5 @@ pub(crate) async fn shake_hands(
     };
     let rest = incoming.as_ref().map(Buffer::data).unwrap_or_default();
     let session = Tls::of_service(worker, tls, rest).ok_or_else(|| Error::General("a suite is not known".into()))?;
-    Ok(Secured { session, handshake })
+    Ok(Secured { session, handshake, first: plain })
 }

@@ -9,7 +9,7 @@ mod session;
 #[cfg(test)]
 mod testing;
 
-pub(crate) use client::shake_hands as shake_hands_with_service;
+pub(crate) use client::{HTTP2, shake_hands as shake_hands_with_service};
 pub(crate) use handshake::{Handshakes, shake_hands};
 pub(crate) use identity::Secured;
 pub(crate) use session::Tls;

@@ -1,0 +1,775 @@
+//! Services that speak HTTP/2 by prior knowledge: a server of `h2`, `nghttpd`'s kind of raw frames, and what goes wrong.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, Request, Response};
+use ringway_tests::{Backend, Gateway, PATIENCE, Setup, eventually, settles_at};
+use tokio::sync::Notify;
+
+/// A server of HTTP/2 on a thread of its own, which a test's handler answers for.
+struct Service {
+    endpoint: String,
+    shared: Arc<Shared>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    connections: AtomicUsize,
+    open: AtomicUsize,
+    requests: Mutex<Vec<http::request::Parts>>,
+    /// Reasons of the resets that streams were ended with.
+    resets: Mutex<Vec<Reason>>,
+    /// Bytes of answers that `h2` has taken.
+    sent: AtomicUsize,
+}
+
+/// One request in a handler's hands.
+struct Call {
+    /// Which request of the service this is, from 0.
+    index: usize,
+    /// Which connection it came on, from 0.
+    connection: usize,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+    /// Its connection.
+    control: Arc<Control>,
+    shared: Arc<Shared>,
+}
+
+/// What a handler may do with its connection.
+#[derive(Default)]
+struct Control {
+    go_away: Notify,
+    drop: Notify,
+}
+
+type Served = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Service {
+    fn start<F: Future<Output = ()> + Send + 'static>(handler: impl Fn(Call) -> F + Send + Sync + 'static) -> Self {
+        Self::with(|_| {}, handler)
+    }
+
+    /// With settings of the test's own.
+    fn with<F: Future<Output = ()> + Send + 'static>(
+        prepare: impl Fn(&mut h2::server::Builder) + Send + 'static,
+        handler: impl Fn(Call) -> F + Send + Sync + 'static,
+    ) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.set_nonblocking(true).expect("a socket that does not block");
+        let endpoint = listener.local_addr().expect("an address").to_string();
+        let shared = Arc::new(Shared::default());
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let of_thread = Arc::clone(&shared);
+        let handler: Arc<dyn Fn(Call) -> Served + Send + Sync> = Arc::new(move |call| Box::pin(handler(call)));
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+                let accept = async {
+                    loop {
+                        let (stream, _) = listener.accept().await.expect("a connection");
+                        let _ = stream.set_nodelay(true);
+                        let mut builder = h2::server::Builder::new();
+                        prepare(&mut builder);
+                        tokio::spawn(serve(stream, builder, Arc::clone(&handler), Arc::clone(&of_thread)));
+                    }
+                };
+                tokio::select! {
+                    () = accept => {}
+                    _ = stopped => {}
+                }
+            });
+        });
+        Self { endpoint, shared, stop: Some(stop) }
+    }
+
+    /// Answers every request with 200 and a short body.
+    fn ok() -> Self {
+        Self::start(|mut call| async move { call.answer(Response::builder(), "ok") })
+    }
+
+    fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::Acquire)
+    }
+
+    fn open(&self) -> usize {
+        self.shared.open.load(Ordering::Acquire)
+    }
+
+    fn requests(&self) -> usize {
+        self.shared.requests.lock().expect("a list").len()
+    }
+
+    #[track_caller]
+    fn request(&self, index: usize) -> http::request::Parts {
+        self.shared.requests.lock().expect("a list")[index].clone()
+    }
+
+    fn resets(&self) -> Vec<Reason> {
+        self.shared.resets.lock().expect("a list").clone()
+    }
+
+    /// A gateway before it; `service` says more of the service.
+    #[track_caller]
+    fn gateway(&self, service: &str) -> Gateway {
+        let service = format!("protocol: http2, {service}");
+        Setup { service: &service, listener: "http2: { enabled: true }", ..Setup::default() }.start(&self.endpoint)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+    }
+}
+
+async fn serve(
+    stream: tokio::net::TcpStream,
+    builder: h2::server::Builder,
+    handler: Arc<dyn Fn(Call) -> Served + Send + Sync>,
+    shared: Arc<Shared>,
+) {
+    let number = shared.connections.fetch_add(1, Ordering::AcqRel);
+    shared.open.fetch_add(1, Ordering::AcqRel);
+    let control = Arc::new(Control::default());
+    if let Ok(mut connection) = builder.handshake::<_, Bytes>(stream).await {
+        loop {
+            tokio::select! {
+                accepted = connection.accept() => match accepted {
+                    Some(Ok((request, respond))) => {
+                        let (parts, body) = request.into_parts();
+                        let mut requests = shared.requests.lock().expect("a list");
+                        let index = requests.len();
+                        requests.push(parts.clone());
+                        drop(requests);
+                        let request = Request::from_parts(parts, body);
+                        let (control, shared) = (Arc::clone(&control), Arc::clone(&shared));
+                        tokio::spawn(handler(Call { index, connection: number, request, respond, control, shared }));
+                    }
+                    _ => break,
+                },
+                () = control.go_away.notified() => connection.graceful_shutdown(),
+                () = control.drop.notified() => break,
+            }
+        }
+    }
+    shared.open.fetch_sub(1, Ordering::AcqRel);
+}
+
+impl Call {
+    /// The whole body and its trailers.
+    async fn body(&mut self) -> (Vec<u8>, HeaderMap) {
+        let (mut whole, body) = (Vec::new(), self.request.body_mut());
+        while let Some(Ok(data)) = body.data().await {
+            let _ = body.flow_control().release_capacity(data.len());
+            whole.extend_from_slice(&data);
+        }
+        (whole, body.trailers().await.ok().flatten().unwrap_or_default())
+    }
+
+    fn answer(&mut self, head: http::response::Builder, body: &str) {
+        let mut stream = self.begin(head, body.is_empty());
+        if !body.is_empty() {
+            let _ = stream.send_data(Bytes::copy_from_slice(body.as_bytes()), true);
+        }
+    }
+
+    fn begin(&mut self, head: http::response::Builder, end: bool) -> SendStream<Bytes> {
+        self.respond.send_response(head.body(()).expect("a head"), end).expect("a stream")
+    }
+
+    /// Waits for the gateway to reset the stream.
+    async fn expect_reset(mut self) {
+        let reset = std::future::poll_fn(|cx| self.respond.poll_reset(cx)).await;
+        self.shared.resets.lock().expect("a list").push(reset.unwrap_or(Reason::INTERNAL_ERROR));
+    }
+}
+
+/// Sends all of it as the window opens, and waits for each piece to be taken.
+async fn send_all(stream: &mut SendStream<Bytes>, mut data: Bytes, shared: &Shared) -> Result<(), h2::Error> {
+    while !data.is_empty() {
+        stream.reserve_capacity(data.len());
+        let room = match std::future::poll_fn(|cx| stream.poll_capacity(cx)).await {
+            Some(room) => room?,
+            None => return Err(Reason::CANCEL.into()),
+        };
+        let piece = data.split_to(room.min(data.len()));
+        shared.sent.fetch_add(piece.len(), Ordering::AcqRel);
+        stream.send_data(piece, false)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_request_of_http_1_goes_as_a_stream_and_its_answer_comes_back() {
+    let service = Service::start(|mut call| async move {
+        let head = Response::builder().header("content-length", "5").header("x-own", "1").header("x-own", "2");
+        call.answer(head, "hello");
+    });
+    let gateway = service.gateway("");
+    let answer = gateway.connect().ask(
+        "GET /a%20b?c=d HTTP/1.1\r\nHost: shop.test\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: 5\r\n\
+         Proxy-Connection: x\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\nTE: trailers, deflate\r\nCookie: a=1; b=2\r\n\
+         Priority: u=1, i\r\nX-Kept: yes\r\n\r\n",
+    );
+    assert_eq!((answer.status(), answer.text()), (200, "hello".into()));
+    assert_eq!(answer.get("content-length"), Some("5"));
+    assert_eq!(answer.all("x-own").collect::<Vec<_>>(), ["1", "2"]);
+    assert!(answer.has("date") && answer.has("x-request-id") && !answer.has("transfer-encoding"));
+    let seen = service.request(0);
+    assert_eq!((seen.method.as_str(), seen.uri.to_string().as_str()), ("GET", "http://shop.test/a%20b?c=d"));
+    let get = |name: &str| seen.headers.get(name).map(|value| value.to_str().expect("text").to_owned());
+    for name in ["connection", "keep-alive", "proxy-connection", "upgrade", "x-hop", "host", "transfer-encoding"] {
+        assert_eq!(get(name), None, "{name}");
+    }
+    assert_eq!(get("te").as_deref(), Some("trailers"));
+    assert_eq!(get("cookie").as_deref(), Some("a=1; b=2"));
+    assert_eq!(get("priority").as_deref(), Some("u=1, i"));
+    assert_eq!(get("x-kept").as_deref(), Some("yes"));
+    assert_eq!(get("via").as_deref(), Some("1.1 ringway"));
+    let line = gateway.log_line(1);
+    assert_eq!((&line["statusCode"], &line["backendService"]), (&200.into(), &"app".into()));
+}
+
+#[test]
+fn bodies_and_trailers_go_both_ways() {
+    let service = Service::start(|mut call| async move {
+        let (body, trailers) = call.body().await;
+        let told = format!("{}:{:?}", body.len(), trailers.get("x-sum"));
+        let mut stream = call.begin(Response::builder(), false);
+        let _ = stream.send_data(Bytes::from(body), false);
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-told", told.parse().expect("a value"));
+        trailers.insert("content-length", "3".parse().expect("a value"));
+        let _ = stream.send_trailers(trailers);
+    });
+    let gateway = service.gateway("");
+    let mut client = gateway.connect();
+    let body = "0123456789".repeat(20_000);
+    let sized = client.ask(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+    assert!(sized.text() == body, "{} bytes", sized.body.len());
+    assert_eq!(sized.trailers, [("x-told".to_owned(), "200000:None".to_owned())]);
+    assert_eq!(service.request(0).headers["content-length"], "200000");
+    let chunked = client.ask(
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n1\r\n \r\n5\r\nworld\r\n0\r\n\
+         X-Sum: 11\r\nHost: b\r\n\r\n",
+    );
+    assert_eq!(chunked.text(), "hello world");
+    assert_eq!(chunked.trailers, [("x-told".to_owned(), "11:Some(\"11\")".to_owned())]);
+    assert!(service.request(1).headers.get("content-length").is_none());
+    let empty = client.ask("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
+    assert_eq!((empty.status(), empty.body.len()), (200, 0));
+    assert_eq!(service.connections(), 1);
+}
+
+#[test]
+fn heads_that_have_no_body_are_told_as_such() {
+    let service = Service::start(|mut call| async move {
+        let head = match call.request.uri().path() {
+            "/head" => Response::builder().header("content-length", "5"),
+            "/204" => Response::builder().status(204),
+            "/304" => Response::builder().status(304).header("content-length", "7"),
+            _ => Response::builder(),
+        };
+        call.answer(head, "");
+    });
+    let gateway = service.gateway("");
+    let mut client = gateway.connect();
+    let answer = client.send("HEAD /head HTTP/1.1\r\nHost: a\r\n\r\n").read_response_to_head();
+    assert_eq!((answer.status(), answer.get("content-length")), (200, Some("5")));
+    assert_eq!(client.get("/204").status(), 204);
+    assert_eq!(client.get("/304").status(), 304);
+    let empty = client.get("/");
+    assert_eq!((empty.status(), empty.body.len()), (200, 0));
+    assert_eq!(client.get("/").status(), 200, "the connection goes on");
+}
+
+#[test]
+fn interim_answers_are_passed_on() {
+    let service = Service::start(|mut call| async move {
+        for _ in 0..2 {
+            let hints = Response::builder().status(103).header("link", "</a.css>").body(()).expect("a head");
+            call.respond.send_informational(hints).expect("a stream");
+        }
+        call.answer(Response::builder(), "ok");
+    });
+    let gateway = service.gateway("");
+    let mut client = gateway.connect();
+    let hints = client.get("/");
+    assert_eq!((hints.status(), hints.get("link")), (103, Some("</a.css>")));
+    assert_eq!(client.read_response().status(), 103);
+    assert_eq!(client.read_response().text(), "ok");
+}
+
+#[test]
+fn many_requests_share_a_connection() {
+    const CLIENTS: usize = 40;
+    let all = Arc::new(tokio::sync::Barrier::new(CLIENTS));
+    let service = Service::start(move |mut call| {
+        let all = Arc::clone(&all);
+        async move {
+            all.wait().await;
+            call.answer(Response::builder(), "ok");
+        }
+    });
+    let gateway = service.gateway("");
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    }
+    for client in &mut clients {
+        assert_eq!(client.read_response().text(), "ok");
+    }
+    assert_eq!((service.connections(), service.requests()), (1, CLIENTS));
+    let endpoint = format!("{{service=\"app\",endpoint=\"{}\"}}", service.endpoint);
+    assert_eq!(gateway.metric(&format!("gateway_endpoint_open_connections{endpoint}")), 1.0);
+    settles_at(1.0, || gateway.metric(&format!("gateway_endpoint_idle_connections{endpoint}")));
+    assert_eq!(gateway.metric(&format!("gateway_endpoint_connects_total{endpoint}")), 1.0);
+}
+
+/// A service whose requests wait until the test lets them go.
+fn waiting(streams: u32) -> (Service, Arc<tokio::sync::Semaphore>) {
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let of_service = Arc::clone(&gate);
+    let service = Service::with(
+        move |builder| {
+            builder.max_concurrent_streams(streams);
+        },
+        move |mut call| {
+            let gate = Arc::clone(&of_service);
+            async move {
+                gate.acquire().await.expect("a gate").forget();
+                let connection = call.connection.to_string();
+                call.answer(Response::builder(), &connection);
+            }
+        },
+    );
+    (service, gate)
+}
+
+#[test]
+fn a_full_connection_gets_company_up_to_the_cap() {
+    let (service, gate) = waiting(100);
+    let gateway = service.gateway("http2: { connections: 2, max_concurrent_streams: 2 }");
+    let mut clients: Vec<_> = (0..4).map(|_| gateway.connect()).collect();
+    for (index, client) in clients.iter_mut().enumerate() {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        settles_at(index + 1, || service.requests());
+    }
+    assert_eq!(service.connections(), 2);
+    let refused = gateway.get("/");
+    assert_eq!((refused.status(), refused.get("retry-after")), (503, Some("1")));
+    assert_eq!(gateway.backend_errors("no_endpoint"), 1.0);
+    gate.add_permits(4);
+    let answers: Vec<_> = clients.iter_mut().map(|client| client.read_response().text()).collect();
+    assert_eq!(answers, ["0", "0", "1", "1"]);
+    gate.add_permits(1);
+    assert_eq!(gateway.get("/").text(), "0", "there is room again");
+}
+
+#[test]
+fn a_service_that_allows_fewer_streams_gets_fewer() {
+    let (service, gate) = waiting(1);
+    let gateway = service.gateway("");
+    // The first tells the gateway the settings.
+    gate.add_permits(1);
+    assert_eq!(gateway.get("/").text(), "0");
+    let mut clients: Vec<_> = (0..3).map(|_| gateway.connect()).collect();
+    for (index, client) in clients.iter_mut().enumerate() {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        settles_at(index + 2, || service.requests());
+    }
+    assert_eq!(service.connections(), 3);
+    gate.add_permits(3);
+    for client in &mut clients {
+        assert_eq!(client.read_response().status(), 200);
+    }
+}
+
+#[test]
+fn after_goaway_the_streams_end_and_new_ones_go_elsewhere() {
+    let gate = Arc::new(Notify::new());
+    let of_service = Arc::clone(&gate);
+    let service = Service::start(move |mut call| {
+        let gate = Arc::clone(&of_service);
+        async move {
+            if call.index == 0 {
+                call.control.go_away.notify_one();
+                gate.notified().await;
+            }
+            let connection = call.connection.to_string();
+            call.answer(Response::builder(), &connection);
+        }
+    });
+    let gateway = service.gateway("");
+    let mut first = gateway.connect();
+    first.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    eventually(PATIENCE, || gateway.get("/").text() == "1");
+    gate.notify_one();
+    assert_eq!(first.read_response().text(), "0");
+    settles_at(1, || service.open());
+    assert_eq!(gateway.get("/").text(), "1");
+}
+
+#[test]
+fn a_refused_stream_is_sent_once_more_whatever_it_is() {
+    let service = Service::start(|mut call| async move {
+        let always = call.request.uri().path() == "/always";
+        if always || call.index == 0 {
+            call.respond.send_reset(Reason::REFUSED_STREAM);
+        } else {
+            let (body, _) = call.body().await;
+            call.answer(Response::builder(), &String::from_utf8_lossy(&body));
+        }
+    });
+    let gateway = service.gateway("");
+    let answer = gateway.connect().ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody");
+    assert_eq!((answer.status(), answer.text()), (200, "body".into()));
+    assert_eq!(service.requests(), 2);
+    assert_eq!(gateway.metric("gateway_backend_stale_retries_total{service=\"app\"}"), 1.0);
+    let refused = gateway.connect().ask("POST /always HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody");
+    assert_eq!(refused.status(), 502);
+    assert_eq!(service.requests(), 4, "once more, and no more");
+}
+
+#[test]
+fn a_stream_that_the_service_resets_is_not_sent_again() {
+    let service = Service::start(|mut call| async move { call.respond.send_reset(Reason::INTERNAL_ERROR) });
+    let gateway = service.gateway("");
+    for _ in 0..2 {
+        assert_eq!(gateway.get("/").status(), 502);
+    }
+    assert_eq!((service.requests(), service.connections()), (2, 1));
+    assert_eq!(gateway.backend_errors("reset"), 2.0);
+}
+
+#[test]
+fn a_lost_connection_ends_its_streams_alone_and_idempotent_requests_go_on() {
+    let service = Service::start(|mut call| async move {
+        match (call.request.uri().path(), call.connection) {
+            // The first connection dies with it.
+            ("/dies", 0) => call.control.drop.notify_one(),
+            ("/begins", 0) => {
+                let mut stream = call.begin(Response::builder().header("content-length", "10"), false);
+                let _ = stream.send_data(Bytes::from_static(b"half"), false);
+                call.expect_reset().await;
+            }
+            _ => {
+                let connection = call.connection.to_string();
+                call.answer(Response::builder(), &connection);
+            }
+        }
+    });
+    let gateway = service.gateway("");
+    assert_eq!(gateway.get("/").text(), "0");
+    let mut begun = gateway.connect();
+    begun.send("GET /begins HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(begun.read_head().status(), 200);
+    assert_eq!(gateway.get("/dies").text(), "1", "sent again on another connection");
+    let (rest, end) = begun.read_to_end();
+    assert_eq!((rest.as_slice(), end), (&b"half"[..], ringway_tests::End::Reset));
+    assert_eq!(gateway.get("/").text(), "1");
+    let post = gateway.connect().ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx");
+    assert_eq!(post.text(), "1");
+}
+
+#[test]
+fn a_client_that_goes_away_has_its_stream_cancelled_and_a_deadline_too() {
+    let service = Service::start(|call| call.expect_reset());
+    let gateway = service.gateway("timeouts: { answer: 500ms }");
+    let output = Command::new("curl")
+        .args(["--http2-prior-knowledge", "--silent", "--max-time", "0.2"])
+        .arg(format!("http://{}/", gateway.address()))
+        .output()
+        .expect("curl");
+    assert_eq!(output.status.code(), Some(28), "the client's own limit");
+    settles_at(vec![Reason::CANCEL], || service.resets());
+    assert_eq!(gateway.get("/").status(), 504);
+    settles_at(vec![Reason::CANCEL; 2], || service.resets());
+    assert_eq!(gateway.backend_errors("answer_timeout"), 1.0);
+}
+
+#[test]
+fn a_connection_on_which_nothing_comes_any_more_is_given_up() {
+    let stuck = Arc::new(AtomicUsize::new(0));
+    let of_backend = Arc::clone(&stuck);
+    // Takes the preface and says its settings, and nothing else.
+    let backend = Backend::start(move |conn| {
+        conn.read_exact(24);
+        conn.send(frame(4, 0, 0, &[]));
+        of_backend.fetch_add(1, Ordering::AcqRel);
+        conn.stall();
+    });
+    let setup = Setup { service: "protocol: http2, timeouts: { answer: 300ms }", ..Setup::default() };
+    let gateway = setup.start(backend.endpoint());
+    for count in 1..=2 {
+        assert_eq!(gateway.get("/").status(), 504);
+        settles_at(count, || stuck.load(Ordering::Acquire));
+    }
+}
+
+#[test]
+fn a_slow_client_holds_its_own_stream_and_nothing_else() {
+    const BYTES: usize = 32 * 1024 * 1024;
+    let service = Service::start(|mut call| async move {
+        if call.request.uri().path() != "/big" {
+            return call.answer(Response::builder(), "ok");
+        }
+        let mut stream = call.begin(Response::builder(), false);
+        let _ = send_all(&mut stream, Bytes::from(vec![b'x'; BYTES]), &call.shared).await;
+        let _ = stream.send_data(Bytes::new(), true);
+    });
+    let gateway = service.gateway("");
+    let mut slow: Vec<_> = (0..4).map(|_| ringway_tests::Client::connect_narrow(gateway.address())).collect();
+    for client in &mut slow {
+        client.send("GET /big HTTP/1.1\r\nHost: a\r\n\r\n");
+    }
+    let sent = || service.shared.sent.load(Ordering::Acquire);
+    eventually(PATIENCE, || sent() > 4 * 64 * 1024);
+    // They all stand still: what has been sent is in windows and in the kernel.
+    let mut before = 0;
+    eventually(PATIENCE, || {
+        std::thread::sleep(Duration::from_millis(100));
+        std::mem::replace(&mut before, sent()) == sent()
+    });
+    assert!(sent() < 4 * 8 * 1024 * 1024, "{} bytes", sent());
+    for _ in 0..20 {
+        assert_eq!(gateway.get("/").text(), "ok");
+    }
+    assert_eq!(service.connections(), 1);
+    let client = slow.first_mut().expect("a client");
+    let answer = client.read_response();
+    assert_eq!(answer.body.len(), BYTES);
+}
+
+#[test]
+fn idle_and_old_connections_are_closed() {
+    let service = Service::ok();
+    let gateway = service.gateway("pool: { idle_timeout: 200ms }");
+    assert_eq!(gateway.get("/").status(), 200);
+    assert_eq!(service.open(), 1);
+    settles_at(0, || service.open());
+    assert_eq!(gateway.get("/").status(), 200);
+    assert_eq!(service.connections(), 2);
+}
+
+#[test]
+fn streams_outlive_a_reload_that_removes_their_service() {
+    let (service, gate) = waiting(100);
+    let gateway = service.gateway("");
+    let mut client = gateway.connect();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    settles_at(1, || service.requests());
+    let other = Backend::ok();
+    assert!(gateway.replace_config(&Setup::default().yaml(other.endpoint())));
+    assert_eq!(gateway.get("/").text(), "ok");
+    gate.add_permits(1);
+    assert_eq!(client.read_response().text(), "0");
+    settles_at(0, || service.open());
+}
+
+#[test]
+fn http_2_on_both_sides() {
+    let service = Service::start(|mut call| async move {
+        let (body, _) = call.body().await;
+        let head = Response::builder().header("priority", "u=3");
+        call.answer(head, &String::from_utf8_lossy(&body));
+    });
+    let gateway = service.gateway("");
+    // It sends PRIORITY frames before anything else.
+    let output = Command::new("nghttp")
+        .args(["--verbose", "-H", "priority: u=0, i", "-H", "cookie: a=1", "-H", "cookie: b=2", "-H", "te: trailers"])
+        .arg(format!("http://{}/x", gateway.address()))
+        .output()
+        .expect("nghttp");
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(told.contains("PRIORITY frame") && told.contains(":status: 200"), "{told}");
+    assert!(told.contains("priority: u=3"), "{told}");
+    let seen = service.request(0);
+    assert_eq!(seen.headers["priority"], "u=0, i");
+    assert_eq!(seen.headers["te"], "trailers");
+    let cookies: Vec<_> = seen.headers.get_all("cookie").iter().collect();
+    assert_eq!(cookies, ["a=1; b=2"]);
+    assert_eq!(seen.headers["via"], "2.0 ringway");
+    let output = Command::new("h2load")
+        .args(["-n", "2000", "-c", "4", "-m", "32", "-d", "/etc/hostname"])
+        .arg(format!("http://{}/", gateway.address()))
+        .output()
+        .expect("h2load");
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(told.contains("2000 succeeded, 0 failed, 0 errored"), "{told}");
+    gateway.expect_idle();
+    settles_at(0.0, || gateway.metric("gateway_buffers_in_use{worker=\"0\"}"));
+}
+
+#[test]
+fn a_service_that_does_not_speak_it_is_a_bad_gateway() {
+    let backend = Backend::start(|conn| {
+        conn.read_exact(24);
+        conn.send("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    });
+    let gateway = Setup { service: "protocol: http2", ..Setup::default() }.start(backend.endpoint());
+    assert_eq!(gateway.get("/").status(), 502);
+    assert_eq!(gateway.backend_errors("bad_answer"), 1.0);
+    let nobody = ringway_tests::Nobody::new();
+    let gateway = Setup { service: "protocol: http2", ..Setup::default() }.start(nobody.endpoint());
+    assert_eq!(gateway.get("/").status(), 502);
+    assert_eq!(gateway.backend_errors("connect"), 1.0);
+}
+
+/// A frame (RFC 9113 section 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    frame.extend_from_slice(&[kind, flags]);
+    frame.extend_from_slice(&stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// A field of a head, as a literal without Huffman coding (RFC 7541 section 6.2.2).
+fn literal(name: &str, value: &[u8]) -> Vec<u8> {
+    let mut field = vec![0];
+    for part in [name.as_bytes(), value] {
+        assert!(part.len() < 127, "a length of one byte");
+        field.push(part.len() as u8);
+        field.extend_from_slice(part);
+    }
+    field
+}
+
+/// A service that answers its first stream with these frames, behind a status line of 200 in a block of its own.
+fn answering(fields: &[(&str, &[u8])], flags: u8, behind: Vec<u8>) -> Backend {
+    let mut block = vec![0x88];
+    fields.iter().for_each(|(name, value)| block.extend_from_slice(&literal(name, value)));
+    Backend::start(move |conn| {
+        conn.read_exact(24);
+        conn.send(frame(4, 0, 0, &[]));
+        // Frames up to the request's head.
+        loop {
+            let head = conn.read_exact(9);
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            conn.read_exact(length as usize);
+            if head[3] == 1 {
+                break;
+            }
+        }
+        conn.send(frame(1, flags, 1, &block));
+        let _ = conn.try_send(&behind);
+        conn.stall();
+    })
+}
+
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+#[test]
+fn nothing_of_an_answer_frames_another_in_http_1() {
+    let smuggled = b"a\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\n";
+    for fields in [
+        &[("x", &smuggled[..])][..],
+        &[("x\r\ncontent-length", b"0")],
+        &[("transfer-encoding", b"chunked")],
+        &[("connection", b"keep-alive")],
+        &[("upgrade", b"websocket")],
+        &[("X-Upper", b"1")],
+        &[("content-length", b"5"), ("content-length", b"6")],
+        &[("content-length", b"+5")],
+        &[("content-length", b"5, 5")],
+        &[("x y", b"1")],
+        &[("x:", b"1")],
+        &[("x", b"a\0b")],
+        &[(":status", b"200")],
+    ] {
+        let backend = answering(fields, END_HEADERS, frame(0, END_STREAM, 1, b"hello"));
+        let gateway = Setup { service: "protocol: http2", ..Setup::default() }.start(backend.endpoint());
+        let answer = gateway.get("/");
+        assert_eq!(answer.status(), 502, "{fields:?}: {}", answer.text());
+    }
+}
+
+#[test]
+fn bodies_that_are_not_as_long_as_they_say_break_off() {
+    for (length, body) in [(b"50", &b"hello"[..]), (b"03", b"hello")] {
+        let backend = answering(&[("content-length", length)], END_HEADERS, frame(0, END_STREAM, 1, body));
+        let gateway = Setup { service: "protocol: http2", ..Setup::default() }.start(backend.endpoint());
+        let mut client = gateway.connect();
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        let (told, end) = client.read_to_end();
+        let told = String::from_utf8_lossy(&told).into_owned();
+        let whole = told.starts_with("HTTP/1.1 200") && told.ends_with("hello");
+        assert!(end == ringway_tests::End::Reset || told.starts_with("HTTP/1.1 502"), "{told}");
+        assert!(!whole || end == ringway_tests::End::Reset, "{told}");
+    }
+}
+
+#[test]
+fn heads_that_are_too_large_are_refused() {
+    let service = Service::start(|mut call| async move {
+        let mut head = Response::builder();
+        for index in 0..100 {
+            head = head.header(format!("x-{index}"), "v".repeat(1000));
+        }
+        call.answer(head, "");
+    });
+    let gateway = service.gateway("");
+    assert_eq!(gateway.get("/").status(), 502);
+    let backend = Backend::start(|conn| {
+        conn.read_exact(24);
+        conn.send(frame(4, 0, 0, &[]));
+        loop {
+            let head = conn.read_exact(9);
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            conn.read_exact(length as usize);
+            if head[3] == 1 {
+                break;
+            }
+        }
+        conn.send(frame(1, 0, 1, &[0x88]));
+        for _ in 0..10_000 {
+            if conn.try_send(frame(9, 0, 1, &literal("x", &[b'v'; 100]))).is_err() {
+                return;
+            }
+        }
+        panic!("a flood of CONTINUATION was taken");
+    });
+    let gateway = Setup { service: "protocol: http2", ..Setup::default() }.start(backend.endpoint());
+    assert_eq!(gateway.get("/").status(), 502);
+}
+
+#[test]
+fn a_flood_of_interim_answers_is_a_bad_answer() {
+    let mut flood = Vec::new();
+    for _ in 0..200 {
+        let mut block = literal(":status", b"103");
+        block.extend_from_slice(&literal("x", b"y"));
+        flood.extend_from_slice(&frame(1, END_HEADERS, 1, &block));
+    }
+    let backend = Backend::start(move |conn| {
+        conn.read_exact(24);
+        conn.send(frame(4, 0, 0, &[]));
+        conn.send(&flood);
+        conn.stall();
+    });
+    let gateway = Setup { service: "protocol: http2", ..Setup::default() }.start(backend.endpoint());
+    let mut client = gateway.connect();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    let mut interims = 0;
+    let last = loop {
+        match client.read_response().status() {
+            103 => interims += 1,
+            status => break status,
+        }
+    };
+    assert!(interims <= 32, "{interims}");
+    assert_eq!(last, 502);
+}
