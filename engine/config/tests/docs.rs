@@ -123,6 +123,16 @@ fn the_reference_shows_every_key() {
     }
 }
 
+/// Two sections of one name would be one to the schema, with the keys of either.
+#[test]
+fn sections_have_names_of_their_own() {
+    let text = std::fs::read_to_string(repository().join("docs/CONFIG.md")).unwrap();
+    for key in ["listeners[].tls.certificates", "listeners[].tls.client_certificates.ca", "redis.tls.ca"] {
+        assert!(text.contains(&format!("| `{key}` |")), "{key}");
+    }
+    assert!(!text.contains("`listeners[].tls.ca`"));
+}
+
 #[test]
 fn the_schema_is_one() {
     let root = schema();

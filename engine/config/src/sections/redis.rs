@@ -37,11 +37,11 @@ shape! {
         /// A connection without an answer for this time is given up and made anew.
         response_timeout: Time<100, 60_000> = "500ms",
         /// How the server's certificate is checked.
-        tls: TlsSection = "{}",
+        tls: RedisTlsSection = "{}",
     }
 
     /// How the server's certificate is checked.
-    pub(crate) struct TlsSection {
+    pub(crate) struct RedisTlsSection {
         /// File with the certificates (PEM) of the authorities to trust, instead of the system's. A relative path starts at
         /// the directory of the configuration file.
         ca: Option<Spanned<String>>,

@@ -79,7 +79,13 @@ fn read(der: &[u8], tells_services: bool) -> Option<ClientCertificate> {
     let serial = certificate.raw_serial();
     Some(ClientCertificate {
         subject: distinguished_name(certificate.subject()).into(),
-        common_name: certificate.subject().iter_common_name().last().and_then(text).filter(is_plain).map(Into::into),
+        common_name: certificate
+            .subject()
+            .iter_common_name()
+            .last()
+            .and_then(text)
+            .filter(|name| is_plain(name))
+            .map(Into::into),
         san_uri: first(|name| match name {
             GeneralName::URI(uri) => visible(uri),
             _ => None,
@@ -107,7 +113,7 @@ fn visible(name: &str) -> Option<Box<str>> {
     (!name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic())).then(|| name.into())
 }
 
-fn is_plain(name: &String) -> bool {
+fn is_plain(name: &str) -> bool {
     !name.is_empty() && !name.chars().any(char::is_control)
 }
 

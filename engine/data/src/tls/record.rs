@@ -297,7 +297,7 @@ mod tests {
                 let mut bad = good.clone();
                 bad[at] ^= 0x40;
                 // The version and the length are not the cipher's to judge, but in TLS 1.3 they are sealed too.
-                let is_header = matches!(at, 1 | 2 | 3 | 4) && !ends.opener.is_tls13();
+                let is_header = matches!(at, 1..=4) && !ends.opener.is_tls13();
                 assert!(is_header || ends.opener.open(&mut bad).is_err(), "{suite:?}, byte {at}");
             }
             let short = good.len() - 1;
