@@ -11,6 +11,8 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rcgen::{CertificateParams, CustomExtension, DistinguishedName, DnType, KeyPair};
 use ringway_core::auth::HttpUrl;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::pki_types::PrivateKeyDer;
 use rustls::sign::CertifiedKey;
 
 use crate::tls::Pair;
@@ -98,7 +100,7 @@ pub struct Managed {
     pub names: Vec<String>,
     issued: ArcSwapOption<Pair>,
     /// Signed by itself: shown until the first certificate is there, so that the listener can start.
-    placeholder: Arc<Pair>,
+    placeholder: Arc<CertifiedKey>,
     status: Mutex<Status>,
 }
 
@@ -121,7 +123,7 @@ impl Managed {
     /// # Errors
     /// Where no certificate can have these names.
     pub fn new(names: Vec<String>) -> Result<Arc<Self>, String> {
-        let placeholder = Arc::new(self_signed(&names, "not issued yet", None)?);
+        let placeholder = self_signed(&names, "not issued yet", None)?;
         Ok(Arc::new(Self { names, issued: ArcSwapOption::empty(), placeholder, status: Mutex::default() }))
     }
 
@@ -157,7 +159,7 @@ impl Managed {
     pub(crate) fn shown(&self) -> Arc<CertifiedKey> {
         match &*self.issued.load() {
             Some(pair) => pair.key(),
-            None => self.placeholder.key(),
+            None => Arc::clone(&self.placeholder),
         }
     }
 }
@@ -207,8 +209,8 @@ impl Challenges {
                     answers.tokens.insert(token.clone(), key_authorization.as_str().into());
                 }
                 ChallengeKind::TlsAlpn01 => {
-                    let pair = self_signed(std::slice::from_ref(name), "ACME challenge", Some(key_authorization))?;
-                    answers.certificates.insert(name.clone(), pair.key());
+                    let key = self_signed(std::slice::from_ref(name), "ACME challenge", Some(key_authorization))?;
+                    answers.certificates.insert(name.clone(), key);
                 }
             }
         }
@@ -240,7 +242,7 @@ pub struct Orders {
 
 /// A certificate that nobody else vouches for; with the answer to a challenge in it where there is one (RFC 8737
 /// section 3).
-fn self_signed(names: &[String], subject: &str, key_authorization: Option<&str>) -> Result<Pair, String> {
+fn self_signed(names: &[String], subject: &str, key_authorization: Option<&str>) -> Result<Arc<CertifiedKey>, String> {
     let say = |error: rcgen::Error| error.to_string();
     let key = KeyPair::generate().map_err(say)?;
     let mut params = CertificateParams::new(names).map_err(say)?;
@@ -251,7 +253,10 @@ fn self_signed(names: &[String], subject: &str, key_authorization: Option<&str>)
         params.custom_extensions.push(CustomExtension::new_acme_identifier(digest.as_ref()));
     }
     let certificate = params.self_signed(&key).map_err(say)?;
-    Pair::new(certificate.pem().as_bytes(), key.serialize_pem().as_bytes(), None)
+    let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+    let key = any_supported_type(&key).map_err(|error| error.to_string())?;
+    // Not looked at again: what checks certificates refuses a critical extension that it does not know.
+    Ok(Arc::new(CertifiedKey::new(vec![certificate.der().clone()], key)))
 }
 
 #[cfg(test)]
@@ -269,8 +274,10 @@ mod tests {
     fn until_it_is_issued_a_placeholder_is_shown() {
         let managed = Managed::new(vec!["a.test".into(), "b.test".into()]).unwrap();
         assert!(managed.issued().is_none());
-        assert_eq!(managed.placeholder.names(), ["a.test", "b.test"]);
-        let issued = Arc::new(self_signed(&managed.names, "issued", None).unwrap());
+        assert!(Arc::ptr_eq(&managed.shown(), &managed.placeholder));
+        let made = rcgen::generate_simple_self_signed(managed.names.clone()).unwrap();
+        let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        let issued = Arc::new(Pair::new(certificate.as_bytes(), key.as_bytes(), None).unwrap());
         managed.publish(issued.clone());
         assert!(Arc::ptr_eq(&managed.shown(), &issued.key()));
 
