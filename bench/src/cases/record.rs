@@ -25,6 +25,7 @@ pub const LINE: Line<'static> = Line {
     backend_service: Some("product-service"),
     backend_latency_us: Some(8_003),
     concurrency_limit: None,
+    tunnel: None,
 };
 
 pub(super) fn cases() -> Vec<Case> {

@@ -3,7 +3,7 @@
 use crate::{json, timestamp};
 
 /// No line is longer, whatever a client sends.
-pub const LINE_BYTES_MAX: usize = FIXED_BYTES_MAX + 2 * LONG_BYTES_MAX + 6 * SHORT_BYTES_MAX;
+pub const LINE_BYTES_MAX: usize = FIXED_BYTES_MAX + 2 * LONG_BYTES_MAX + 7 * SHORT_BYTES_MAX;
 
 /// `path` and `userAgent` are cut to this length, as written, escapes included.
 pub const LONG_BYTES_MAX: usize = 2048;
@@ -12,7 +12,7 @@ pub const LONG_BYTES_MAX: usize = 2048;
 pub const SHORT_BYTES_MAX: usize = 256;
 
 /// Names, punctuation, the timestamp and the numbers.
-const FIXED_BYTES_MAX: usize = 384;
+const FIXED_BYTES_MAX: usize = 512;
 
 // What a buffer of the log queue has room for beyond its batch.
 const _: () = assert!(LINE_BYTES_MAX < 16 * 1024);
@@ -36,6 +36,20 @@ pub struct Line<'a> {
     pub backend_latency_us: Option<u64>,
     /// The concurrency limit that refused; not written where there is none.
     pub concurrency_limit: Option<&'a str>,
+    /// What became of the connection after an upgrade; not written where there was none.
+    pub tunnel: Option<Tunnel<'a>>,
+}
+
+/// A tunnel that is over.
+#[derive(Debug, Clone, Copy)]
+pub struct Tunnel<'a> {
+    /// What was spoken in it.
+    pub protocol: &'a [u8],
+    /// From the answer that opened it to its end.
+    pub open_us: u64,
+    /// From and to the client.
+    pub bytes_in: u64,
+    pub bytes_out: u64,
 }
 
 /// Writes lines; one a core, since it keeps the second that it formatted last.
@@ -89,6 +103,16 @@ impl Formatter {
             out.extend_from_slice(b",\"concurrencyLimit\":\"");
             json::escape(limit.as_bytes(), SHORT_BYTES_MAX, out);
             out.push(b'"');
+        }
+        if let Some(tunnel) = &line.tunnel {
+            out.extend_from_slice(b",\"upgrade\":\"");
+            json::escape(tunnel.protocol, SHORT_BYTES_MAX, out);
+            out.extend_from_slice(b"\",\"tunnelMs\":");
+            write_millis(tunnel.open_us, out);
+            out.extend_from_slice(b",\"tunnelBytesIn\":");
+            write_integer(tunnel.bytes_in, out);
+            out.extend_from_slice(b",\"tunnelBytesOut\":");
+            write_integer(tunnel.bytes_out, out);
         }
         out.extend_from_slice(b"}\n");
     }
@@ -171,6 +195,7 @@ mod tests {
         backend_service: Some("product-service"),
         backend_latency_us: Some(8_000),
         concurrency_limit: None,
+        tunnel: None,
     };
 
     fn written(line: &Line<'_>) -> String {
@@ -206,6 +231,9 @@ mod tests {
         let refused = Line { concurrency_limit: Some("per-\"user"), ..line };
         let end = r#""backendLatencyMs":null,"concurrencyLimit":"per-\"user"}"#;
         assert!(written(&refused).ends_with(&format!("{end}\n")));
+        let tunnel = Tunnel { protocol: b"websocket", open_us: 60_000_500, bytes_in: 7, bytes_out: 9 };
+        let end = r#""upgrade":"websocket","tunnelMs":60000.5,"tunnelBytesIn":7,"tunnelBytesOut":9}"#;
+        assert!(written(&Line { tunnel: Some(tunnel), ..line }).ends_with(&format!(",{end}\n")));
     }
 
     #[test]
@@ -260,6 +288,7 @@ mod tests {
                 backend_service: Some(&service),
                 backend_latency_us: Some(u64::MAX),
                 concurrency_limit: Some(&service),
+                tunnel: Some(Tunnel { protocol: &long, open_us: u64::MAX, bytes_in: u64::MAX, bytes_out: u64::MAX }),
             };
             let text = written(&line);
             assert!(text.len() <= LINE_BYTES_MAX && text.len() > LINE_BYTES_MAX - 200, "{}", text.len());
@@ -281,7 +310,7 @@ mod tests {
                 unix_ms, request_id: &request_id, method: &method, path: &path, status, latency_us,
                 client_ip: &client_ip, user_agent: user_agent.as_deref(), user_id: user_id.as_deref(),
                 rate_limit_remaining, backend_service: backend_service.as_deref(),
-                backend_latency_us: Some(backend_latency_us), concurrency_limit: None,
+                backend_latency_us: Some(backend_latency_us), concurrency_limit: None, tunnel: None,
             });
             prop_assert!(text.len() <= LINE_BYTES_MAX);
             prop_assert_eq!(text.find('\n'), Some(text.len() - 1));

@@ -1,5 +1,6 @@
 //! A client's connection: what it keeps while it waits, and the loop between waiting and serving.
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use crate::places::Panicked;
 use crate::request::Exchange;
 use crate::stream::Stream;
 use crate::tls::shake_hands;
+use crate::tunnel::{Tunnel, tunnel};
 use crate::view::View;
 use crate::worker::Worker;
 use ringway_io::Sock;
@@ -34,8 +36,10 @@ pub(crate) struct Connection {
     orphaned: bool,
     /// What has come of a connection that turned out to be HTTP/2.
     pub(crate) http2: Option<Box<Buffer>>,
+    /// It has changed its protocol.
+    pub(crate) tunnel: Cell<Option<Box<Tunnel>>>,
     /// Streams have none: their connection is counted.
-    _counted: Option<Counted>,
+    counted: Option<Counted>,
 }
 
 /// A place in the counts of open connections, given back when dropped.
@@ -79,7 +83,8 @@ impl Connection {
             served: 0,
             orphaned: false,
             http2: None,
-            _counted: Some(counted),
+            tunnel: Cell::default(),
+            counted: Some(counted),
         }
     }
 
@@ -95,7 +100,8 @@ impl Connection {
             served: 0,
             orphaned: false,
             http2: None,
-            _counted: None,
+            tunnel: Cell::default(),
+            counted: None,
         })
     }
 
@@ -104,6 +110,10 @@ impl Connection {
         self.timers = self.worker.deadlines.register(End::Task(signal));
         let idle = us(self.listener.timeouts.idle);
         self.timers.idle(self.worker.clock.lately(), idle);
+    }
+
+    pub(crate) fn take_counted(&mut self) -> Option<Counted> {
+        self.counted.take()
     }
 
     pub(crate) fn take_client(&mut self) -> Client {
@@ -162,10 +172,11 @@ pub(crate) async fn connection(mut conn: Box<Connection>) {
             Ok(idle) => {
                 worker.give_place(place);
                 match idle {
-                    Some(mut idle) => match idle.http2.take() {
-                        // On a task of its own, so that those that speak HTTP/1 have no room for it.
-                        Some(first) => return ringway_io::spawn(http2(idle, *first)),
-                        None => conn = idle,
+                    // On tasks of their own, so that those that speak HTTP/1 have no room for it.
+                    Some(mut idle) => match (idle.http2.take(), idle.tunnel.take()) {
+                        (Some(first), _) => return ringway_io::spawn(http2(idle, *first)),
+                        (_, Some(opened)) => return ringway_io::spawn(tunnel(idle, opened)),
+                        (None, None) => conn = idle,
                     },
                     None => return,
                 }

@@ -19,6 +19,7 @@ use crate::gate;
 use crate::io::{Blocks, write_service};
 use crate::outbound::{Broken, Outbound};
 use crate::request::Exchange;
+use crate::tunnel::Opened;
 use crate::upstream::Upstream;
 
 /// What stays the same over the tries of one request.
@@ -232,6 +233,7 @@ impl Attempt<'_> {
                 }
             }
             Relayed::ClientGone => exchange.keep_alive = false,
+            Relayed::Upgraded(first) => exchange.opened = Some(Box::new(Opened::new(upstream, first))),
             Relayed::BrokenOff => {
                 self.outbound.cell.record_error(BackendError::Body);
                 self.break_off(exchange);

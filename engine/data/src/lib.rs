@@ -31,6 +31,7 @@ mod subrequest;
 #[cfg(test)]
 mod testing;
 mod tls;
+mod tunnel;
 mod upstream;
 mod view;
 mod worker;

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use ringway_config::snapshot::AccessLog;
 use ringway_core::forwarded::write_ip;
-use ringway_core::log_line::{Formatter, Line};
+use ringway_core::log_line::{Formatter, Line, Tunnel};
 use ringway_core::log_queue::{BATCH_BYTES, BUFFER_BYTES};
 
 use crate::connection::Connection;
@@ -41,6 +41,16 @@ impl Log {
 
 /// Counts an exchange that is over and logs it. `head`: the request's, as received.
 pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
+    let latency_us = count(conn, exchange);
+    if is_logged(conn, exchange) {
+        let service = exchange.service.and_then(|service| conn.view.published.snapshot.services.get(service));
+        let full = gate::concurrency_limit_of(conn, exchange);
+        log(&conn.worker, exchange, head, latency_us, service.map(|service| &*service.name), full, None);
+    }
+}
+
+/// Counts an exchange; gives its latency in microseconds.
+pub(crate) fn count(conn: &Connection, exchange: &Exchange) -> u64 {
     let worker = &conn.worker;
     let now = worker.clock.now();
     let latency_us = now - exchange.started;
@@ -60,12 +70,24 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
     {
         cell.record(outcome);
     }
+    latency_us
+}
 
-    let snapshot = &view.published.snapshot;
-    let is_logged = conn.route(exchange).is_none_or(|route| route.log);
-    if !is_logged || snapshot.access_log == AccessLog::Off {
-        return;
-    }
+pub(crate) fn is_logged(conn: &Connection, exchange: &Exchange) -> bool {
+    conn.route(exchange).is_none_or(|route| route.log)
+        && conn.view.published.snapshot.access_log != AccessLog::Off
+}
+
+/// Writes the line. `head`: where the exchange's spans are.
+pub(crate) fn log(
+    worker: &Worker,
+    exchange: &Exchange,
+    head: &[u8],
+    latency_us: u64,
+    service: Option<&str>,
+    full: Option<&str>,
+    tunnel: Option<Tunnel<'_>>,
+) {
     let mut pending = worker.log.0.borrow_mut();
     let Pending { formatter, lines, ip } = &mut *pending;
     ip.clear();
@@ -81,12 +103,10 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
         user_agent: exchange.user_agent.get(head),
         user_id: exchange.gate.identity.as_ref().and_then(|identity| identity.user.as_deref()).map(str::as_bytes),
         rate_limit_remaining: exchange.gate.limit.map(|(_, state)| state.remaining),
-        backend_service: exchange
-            .service
-            .and_then(|service| snapshot.services.get(service))
-            .map(|service| &*service.name),
+        backend_service: service,
         backend_latency_us: exchange.service_us,
-        concurrency_limit: gate::concurrency_limit_of(conn, exchange),
+        concurrency_limit: full,
+        tunnel,
     };
     formatter.write(&line, lines);
     if lines.len() >= BATCH_BYTES {

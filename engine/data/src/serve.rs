@@ -20,6 +20,7 @@ use crate::io::{Blocks, linger, write_client};
 use crate::record::record;
 use crate::request::{Exchange, Step};
 use crate::respond;
+use crate::tunnel::{Tunnel, tunnel};
 
 /// Answers what has arrived. Gives the connection back when it is idle, nothing when it is to be closed.
 pub(crate) async fn serve(mut conn: Box<Connection>) -> Option<Box<Connection>> {
@@ -31,7 +32,7 @@ pub(crate) async fn serve(mut conn: Box<Connection>) -> Option<Box<Connection>> 
         match read_head(&conn, &mut inbox).await {
             Next::Head(length) => {
                 if !exchange(&mut conn, &mut inbox, length, &mut out).await {
-                    break false;
+                    break conn.tunnel.get_mut().is_some();
                 }
             }
             Next::Idle => break true,
@@ -68,6 +69,11 @@ pub(crate) async fn serve_stream(mut conn: Box<Connection>, mut inbox: Buffer, h
     let mut out = worker.take_head();
     if head_length <= conn.listener.limits.head_bytes {
         exchange(&mut conn, &mut inbox, head_length, &mut out).await;
+        if let Some(opened) = conn.tunnel.take() {
+            worker.give_head(out);
+            drop(inbox);
+            return Box::pin(tunnel(conn, opened)).await;
+        }
     } else {
         refuse(&mut conn, Failure::HeadTooLarge, &mut out).await;
     }
@@ -177,6 +183,10 @@ async fn exchange(conn: &mut Connection, inbox: &mut Buffer, head_length: usize,
                 Err(failure) => Err(failure),
             };
             match forwarded {
+                Ok(_) if exchange.opened.is_some() => {
+                    conn.tunnel.set(Tunnel::new(conn, exchange, inbox, used));
+                    return false;
+                }
                 Ok(rest) => {
                     exchange.gate.places.give_back();
                     record(conn, &exchange, inbox.data());
