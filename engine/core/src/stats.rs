@@ -119,7 +119,11 @@ pub struct TunnelCounters {
 
 impl Default for RouteCell {
     fn default() -> Self {
-        Self { statuses: [const { Counter::new() }; STATUSES.len() + CLASSES], latency: Histogram::default(), tunnels: TunnelCounters::default() }
+        Self {
+            statuses: [const { Counter::new() }; STATUSES.len() + CLASSES],
+            latency: Histogram::default(),
+            tunnels: TunnelCounters::default(),
+        }
     }
 }
 

@@ -74,8 +74,7 @@ pub(crate) fn count(conn: &Connection, exchange: &Exchange) -> u64 {
 }
 
 pub(crate) fn is_logged(conn: &Connection, exchange: &Exchange) -> bool {
-    conn.route(exchange).is_none_or(|route| route.log)
-        && conn.view.published.snapshot.access_log != AccessLog::Off
+    conn.route(exchange).is_none_or(|route| route.log) && conn.view.published.snapshot.access_log != AccessLog::Off
 }
 
 /// Writes the line. `head`: where the exchange's spans are.

@@ -9,8 +9,8 @@ use ringway_core::auth_service::Asking;
 use ringway_core::failure::Failure;
 use ringway_core::filter::{self, Answer, Gate, Lookup, Permit, Progress, Told, Verdict};
 use ringway_core::forwarded::{client_ip, is_trusted, write_forwarded_element, write_ip};
-use ringway_core::http::{Framing, HeadLines, HeadStorage, Name, RequestError, RequestHead, Target, Version};
 use ringway_core::http::websocket;
+use ringway_core::http::{Framing, HeadLines, HeadStorage, Name, RequestError, RequestHead, Target, Version};
 use ringway_core::http::{claims_a_hop, is_look_alike, list, list_has_token};
 use ringway_core::log_line::LONG_BYTES_MAX;
 use ringway_core::path::normalize;
@@ -294,12 +294,7 @@ impl Exchange {
     /// Which of the protocols that the client offers may be asked of the service. Others are left out: the request then is
     /// one like any other, as RFC 9110 section 7.8 has it. So is one with a body, behind whose end the change would have to
     /// wait.
-    fn find_upgrade(
-        &mut self,
-        request: &RequestHead<'_, '_>,
-        head: &[u8],
-        allowed: &Upgrades,
-    ) -> Result<(), Failure> {
+    fn find_upgrade(&mut self, request: &RequestHead<'_, '_>, head: &[u8], allowed: &Upgrades) -> Result<(), Failure> {
         let may_change = request.version == Version::Http11
             && request.framing == Framing::None
             && list_has_token(request.values(Name::Connection), b"upgrade");

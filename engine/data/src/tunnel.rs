@@ -82,12 +82,7 @@ pub(crate) struct Tunnel {
 
 impl Tunnel {
     /// Counts the exchange, and takes over what of the inbox is behind its `used` bytes.
-    pub(crate) fn new(
-        conn: &Connection,
-        mut exchange: Exchange,
-        inbox: &mut Buffer,
-        used: usize,
-    ) -> Option<Box<Self>> {
+    pub(crate) fn new(conn: &Connection, mut exchange: Exchange, inbox: &mut Buffer, used: usize) -> Option<Box<Self>> {
         let Opened { upstream, first, in_flight } = *exchange.opened.take()?;
         let latency_us = record::count(conn, &exchange);
         let Action::Forward(forward) = &conn.route(&exchange)?.action else { return None };
@@ -407,7 +402,11 @@ impl Running {
     async fn drop_rest(&self, direction: &Direction, of_service: bool) {
         let mut blocks = Blocks::default();
         while !direction.has_ended.get() {
-            if of_service { self.service.readable().await } else { self.client.readable().await }
+            if of_service {
+                self.service.readable().await
+            } else {
+                self.client.readable().await
+            }
             let mut buffer = self.worker.take_inbox();
             let room = buffer.room();
             let received = if of_service { self.service.recv(room) } else { self.client.recv(room) };
