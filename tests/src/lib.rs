@@ -7,6 +7,7 @@ mod backend;
 mod client;
 pub mod confine;
 mod gateway;
+pub mod http2;
 mod load;
 mod message;
 mod process;

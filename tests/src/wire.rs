@@ -123,6 +123,15 @@ impl Wire {
         self.buffer.drain(..bytes).collect()
     }
 
+    /// Exactly so many bytes, or how the connection ended before they were there.
+    #[track_caller]
+    pub fn read_up_to(&mut self, bytes: usize) -> Result<Vec<u8>, End> {
+        while self.buffer.len() < bytes {
+            self.fill()?;
+        }
+        Ok(self.buffer.drain(..bytes).collect())
+    }
+
     /// Whatever comes next, at least a byte.
     #[track_caller]
     pub fn read_some(&mut self) -> Result<Vec<u8>, End> {

@@ -242,7 +242,8 @@ fn what_is_not_implemented_is_501() {
 #[test]
 fn another_http_version_is_505() {
     for request in ["GET / HTTP/2.0\r\nHost: a\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
-        assert_refused(Setup::default(), request, 505, "HTTP version not supported");
+        let listener = "http2: { enabled: false }";
+        assert_refused(Setup { listener, ..Setup::default() }, request, 505, "HTTP version not supported");
     }
 }
 

@@ -145,6 +145,25 @@ fn requests_and_bodies_in_both_versions() {
 }
 
 #[test]
+fn http_2_is_offered_where_it_is_spoken() {
+    let (backend, files) = (Backend::ok(), Files::new());
+    files.make("a", &["localhost"]);
+    for (keys, expected) in [("http2: { enabled: true }, ", "2 200"), ("http2: { enabled: false }, ", "1.1 200")] {
+        let yaml = yaml(backend.endpoint(), &files.entry("a"), "").replacen("tls:", &format!("{keys}tls:"), 1);
+        let gateway = Gateway::start(&yaml);
+        let url = format!("https://{}/a", gateway.address());
+        let output = Command::new("curl")
+            .args(["--http2", "--insecure", "--silent", "--show-error", "--max-time", "10", "--output", "/dev/null"])
+            .args(["--write-out", "%{http_version} %{http_code}", &url])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert_eq!(backend.requests().len(), 2);
+    assert_eq!(backend.requests()[0].get("x-forwarded-proto"), Some("https"));
+}
+
+#[test]
 fn a_large_answer_for_a_slow_reader() {
     let body = "0123456789abcdef".repeat(64 * 1024);
     let backend = Backend::fixed(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()));

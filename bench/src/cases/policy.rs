@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ringway_core::access::Access;
 use ringway_core::answer::{Format, negotiate, status_line, write_error_body};
-use ringway_core::auth::TokenCache;
+use ringway_core::auth::{TlsFacts, TokenCache};
 use ringway_core::balance::{Balancer, Kind};
 use ringway_core::filter::{self, Gate, Progress, Verdict, admit};
 use ringway_core::forwarded::{client_ip, is_trusted, write_forwarded_element, write_ip};
@@ -171,6 +171,7 @@ fn filters() -> Vec<Case> {
                 request: &RouteRequest { host: b"a", method: b"POST", path: b"/a", query: None, headers: &[] },
                 captures: &Captures::default(),
                 client_ip: CLIENT,
+                certificate: None,
                 framing: Framing::Length(2048),
                 body_bytes_max: Some(1 << 20),
                 now_unix_s: 1,
@@ -268,6 +269,7 @@ fn templates() -> Vec<Case> {
                 service: "product-service",
                 captures,
                 headers: request.headers,
+                tls: TlsFacts::NONE,
             };
             move || {
                 out.clear();

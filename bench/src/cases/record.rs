@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 
+use ringway_core::auth::TlsFacts;
 use ringway_core::log_line::{Formatter, LINE_BYTES_MAX, Line};
 use ringway_core::log_queue::{BUFFER_BYTES, LogQueue};
 use ringway_core::request_id::RequestId;
@@ -24,7 +25,9 @@ pub const LINE: Line<'static> = Line {
     rate_limit_remaining: None,
     backend_service: Some("product-service"),
     backend_latency_us: Some(8_003),
+    http_version: None,
     concurrency_limit: None,
+    tls: TlsFacts::NONE,
     tunnel: None,
 };
 

@@ -114,9 +114,11 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
     let is_off = file.redis.0.as_ref().is_some_and(|redis| redis.0.is_none());
     let redis = file.redis.0.map(|redis| redis.0.and_then(|section| section.compile(cx)));
     let of_lists = Redis { section: redis.as_ref().and_then(Option::as_ref), is_off };
+    let sees_certificates = listeners.iter().any(|listener| listener.value.sees_certificates());
     let (mut authenticators, mut keys) = (Vec::new(), Vec::new());
     for authenticator in file.authenticators.0 {
-        if let Some((authenticator, sources)) = authenticator.value.compile(&services, of_lists, cx) {
+        if let Some((authenticator, sources)) = authenticator.value.compile(&services, sees_certificates, of_lists, cx)
+        {
             authenticators.push(Arc::new(authenticator));
             keys.push(sources);
         }

@@ -17,6 +17,7 @@ mod load;
 mod scalar;
 mod schema;
 mod sections;
+mod service_tls;
 mod shape;
 mod suggest;
 pub mod tls;

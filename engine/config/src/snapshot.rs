@@ -15,6 +15,7 @@ use ringway_core::limit::{self, ConcurrencySpec, Rule, Scope};
 use ringway_core::path::PathPolicy;
 use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
+use rustls::pki_types::ServerName;
 
 /// One whole configuration. References between parts are indices that the compiler of the file has checked.
 #[derive(Debug)]
@@ -126,6 +127,8 @@ pub struct Tls {
     pub handshakes: usize,
     /// The same of one client address.
     pub handshakes_per_ip: usize,
+    /// Services are told of a client's certificate in `Client-Cert` (RFC 9440).
+    pub client_cert_header: bool,
 }
 
 /// What was written; the certificates by their files.
@@ -147,8 +150,7 @@ pub struct Http2 {
     pub enabled: bool,
     /// Requests at a time on one connection.
     pub max_concurrent_streams: u32,
-    /// Streams of a connection that the client has reset before they were served, and that it made the gateway reset by
-    /// breaking the protocol, before the connection is ended.
+    /// Streams of a connection that the client may open and reset at once, and that it may make the gateway reset in all.
     pub max_reset_streams: usize,
 }
 
@@ -198,6 +200,8 @@ pub struct ListenerTimeouts {
     pub body_rate: u64,
     /// Between two writes of an answer that the client does not take.
     pub write: Duration,
+    /// How old a connection may become.
+    pub connection_age: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -226,6 +230,8 @@ pub struct KeySources {
 }
 
 impl KeySources {
+    pub(crate) const NONE: Self = Self { keys: KeySource::Nowhere, revoked: RevokedSource::Nowhere };
+
     /// What an authenticator of this name knows before anything came from elsewhere: requests wait for what is about to be
     /// fetched, and do not pass without it.
     pub(crate) fn new_live(&self, name: &str) -> Live {
@@ -267,7 +273,7 @@ impl KeySources {
     pub(crate) fn goes_on_from(&self, old: &Self) -> bool {
         let keys = match (&self.keys, &old.keys) {
             (KeySource::Text(..) | KeySource::File(..), KeySource::Text(..) | KeySource::File(..))
-            | (KeySource::Service, KeySource::Service) => true,
+            | (KeySource::Nowhere, KeySource::Nowhere) => true,
             (KeySource::Jwks(new), KeySource::Jwks(old)) | (KeySource::Oidc(new), KeySource::Oidc(old)) => new == old,
             // The fields that tell the service are made when the keys are read.
             (KeySource::Redis(headers, new), KeySource::Redis(old_headers, old)) => {
@@ -297,8 +303,8 @@ pub enum KeySource {
     Oidc(HttpUrl),
     /// A hash in Redis: API keys, and the header fields made of each.
     Redis(Arc<[ClaimHeader]>, RedisList),
-    /// None: a service judges.
-    Service,
+    /// None are needed: a service judges, or the TLS layer has.
+    Nowhere,
 }
 
 /// Where the IDs of revoked tokens come from.
@@ -422,6 +428,19 @@ pub struct Service {
     /// Send a request again, once, on a fresh connection when a pooled one turns out to have been closed before
     /// a byte of an answer came, if that is safe (RFC 9110 section 9.2.2, RFC 9112 section 9.3.1).
     pub retry_stale: bool,
+    /// `None`: in the clear.
+    pub tls: Option<ServiceTls>,
+}
+
+/// TLS to a service, as far as it is the same for its endpoints.
+#[derive(Debug)]
+pub struct ServiceTls {
+    /// What it was read from, and is watched for changes.
+    pub files: Vec<PathBuf>,
+    /// The gateway's own.
+    pub certificate: Option<Arc<crate::tls::Pair>>,
+    /// Whether the service's certificate is looked at.
+    pub is_verified: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -431,6 +450,31 @@ pub struct Endpoint {
     pub address: EndpointAddress,
     /// 1 or more.
     pub weight: u32,
+    /// `None`: in the clear.
+    pub tls: Option<EndpointTls>,
+}
+
+/// How an endpoint is secured.
+#[derive(Clone)]
+pub struct EndpointTls {
+    /// The same one for the same settings, reloads included.
+    pub client: Arc<rustls::ClientConfig>,
+    /// What its certificate must be for.
+    pub name: ServerName<'static>,
+}
+
+impl PartialEq for EndpointTls {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.client, &other.client) && self.name == other.name
+    }
+}
+
+impl Eq for EndpointTls {}
+
+impl fmt::Debug for EndpointTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EndpointTls").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -9,7 +9,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{Error, InconsistentKeys, RootCertStore, ServerConfig, SignatureAlgorithm, version};
+use rustls::{
+    Error, InconsistentKeys, RootCertStore, ServerConfig, SignatureAlgorithm, SupportedProtocolVersion, version,
+};
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 
@@ -74,6 +76,10 @@ impl Pair {
         ((self.not_after - self.not_before) / 3).min(30 * 24 * 3600)
     }
 
+    pub(crate) fn key(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.key)
+    }
+
     fn is_rsa(&self) -> bool {
         self.key.key.algorithm() == SignatureAlgorithm::RSA
     }
@@ -134,7 +140,7 @@ impl ResolvesServerCert for Certificates {
 }
 
 /// AES-128 first: it costs least, and is as safe.
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider {
         cipher_suites: vec![
             suite::TLS13_AES_128_GCM_SHA256,
@@ -151,22 +157,29 @@ fn provider() -> Arc<CryptoProvider> {
     })
 }
 
+pub(crate) fn versions(policy: Policy) -> &'static [&'static SupportedProtocolVersion] {
+    static VERSIONS: [&SupportedProtocolVersion; 2] = [&version::TLS13, &version::TLS12];
+    match policy {
+        Policy::Modern => VERSIONS.split_at(1).0,
+        Policy::Intermediate => &VERSIONS,
+    }
+}
+
 /// Authorities and revocations that clients are judged by, as PEM.
 pub(crate) type Clients = (ClientAuth, Vec<u8>, Option<Vec<u8>>);
 
+/// `http2`: whether it is offered (ALPN, RFC 7301).
+///
 /// # Errors
 /// In one line.
 pub(crate) fn server(
     policy: Policy,
     certificates: Arc<Certificates>,
     clients: Option<Clients>,
+    http2: bool,
 ) -> Result<Arc<ServerConfig>, String> {
     let provider = provider();
-    let versions: &[_] = match policy {
-        Policy::Modern => &[&version::TLS13],
-        Policy::Intermediate => &[&version::TLS13, &version::TLS12],
-    };
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(versions);
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(versions(policy));
     let builder = builder.map_err(|error| error.to_string())?;
     let tickets = tickets(&clients).map_err(|error| format!("there are no keys for session tickets: {error}"))?;
     let builder = match clients {
@@ -193,7 +206,8 @@ pub(crate) fn server(
     };
     let mut server = builder.with_cert_resolver(certificates);
     server.ignore_client_order = true;
-    server.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let protocols: &[&[u8]] = if http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
+    server.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.ticketer = tickets;
     // One is enough; with none a client waits for the acknowledgement of its last message before it asks.

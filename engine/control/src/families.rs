@@ -28,6 +28,11 @@ families! {
         "Bytes from clients after an upgrade, counted when the tunnel ends."
     TUNNEL_SENT_BYTES = Counter "gateway_tunnel_sent_bytes_total" "bytes" ["route"]
         "Bytes to clients after an upgrade, counted when the tunnel ends."
+    HTTP2_CONNECTIONS = Gauge "gateway_http2_connections" "" []
+        "Open client connections that speak HTTP/2."
+    HTTP2_ABUSE = Counter "gateway_http2_abuse_total" "" ["kind"]
+        "HTTP/2 connections that the gateway ended for what their client did: resets and control_frames (too many), flood \
+         (CONTINUATION, small DATA frames, streams that break the protocol), protocol (it broke the protocol)."
     TLS_HANDSHAKES = Counter "gateway_tls_handshakes_total" "" ["listener", "result"]
         "TLS handshakes by how they ended: ok, failed, client_certificate (missing or not valid), timeout, closed by the \
          client, plain_http, not_tls, or refused because there were too many at a time."
@@ -68,6 +73,8 @@ families! {
         "Keys that a concurrency limit has in memory, those without requests included."
     BACKEND_ERRORS = Counter "gateway_backend_errors_total" "" ["service", "kind"]
         "Failed tries at a service, by what happened."
+    BACKEND_HANDSHAKES = Counter "gateway_backend_tls_handshakes_total" "" ["service", "result"]
+        "TLS handshakes with a service: full, resumed, untrusted (its certificate), failed, timeout."
     BACKEND_DURATION = Histogram "gateway_backend_duration_seconds" "seconds" ["service"]
         "From a request sent to a service to the head of its answer."
     STALE_RETRIES = Counter "gateway_backend_stale_retries_total" "" ["service"]

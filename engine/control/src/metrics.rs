@@ -30,6 +30,7 @@ pub fn render(hub: &Hub, redis: &RedisStats, started: SystemTime, format: Format
     let published = hub.published();
     let mut out = Exposition::new(format);
     requests(&mut out, &published, hub);
+    http2(&mut out, hub);
     tls(&mut out, &published);
     authenticators(&mut out, &published);
     rate_limits(&mut out, &published);
@@ -107,6 +108,18 @@ fn tunnels(out: &mut Exposition, routes: &[&RouteStats]) {
     }
 }
 
+fn http2(out: &mut Exposition, hub: &Hub) {
+    out.family(&f::HTTP2_CONNECTIONS).count(&[], total(hub, |cell| &cell.http2_connections));
+    let mut kinds = BTreeMap::new();
+    for (kind, count) in hub.workers.workers.iter().flat_map(|cell| cell.http2_abuse()) {
+        *kinds.entry(kind).or_insert(0) += count;
+    }
+    let mut samples = out.family(&f::HTTP2_ABUSE);
+    for (kind, count) in kinds {
+        samples.count(&[kind], count);
+    }
+}
+
 fn tls(out: &mut Exposition, published: &Published) {
     let mut samples = out.family(&f::TLS_HANDSHAKES);
     for (stats, listener) in published.tls.iter().zip(&published.snapshot.listeners) {
@@ -124,7 +137,9 @@ fn tls(out: &mut Exposition, published: &Published) {
     let now = process::unix_ms(SystemTime::now()) as f64 / 1000.0;
     let mut soonest = BTreeMap::new();
     let listeners = published.snapshot.listeners.iter().filter_map(|listener| listener.tls.as_ref());
-    for pair in listeners.flat_map(|tls| tls.certificates.pairs()) {
+    let services = published.snapshot.services.iter().filter_map(|service| service.tls.as_ref());
+    let own = services.filter_map(|tls| tls.certificate.as_ref());
+    for pair in listeners.flat_map(|tls| tls.certificates.pairs()).chain(own) {
         let at = soonest.entry(pair.label()).or_insert(pair.not_after);
         *at = pair.not_after.min(*at);
     }
@@ -241,6 +256,20 @@ fn services(out: &mut Exposition, published: &Published) {
         }
         for (kind, count) in kinds {
             samples.count(&[&service.service, kind], count);
+        }
+    }
+
+    let mut samples = out.family(&f::BACKEND_HANDSHAKES);
+    for (stats, service) in published.services.iter().zip(&published.snapshot.services) {
+        if service.tls.is_none() {
+            continue;
+        }
+        let mut results = BTreeMap::new();
+        for (result, count) in stats.workers.iter().flat_map(|cell| cell.handshakes()) {
+            *results.entry(result).or_insert(0) += count;
+        }
+        for (result, count) in results {
+            samples.count(&[&stats.service, result], count);
         }
     }
 

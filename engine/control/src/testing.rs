@@ -26,11 +26,13 @@ pub(crate) fn snapshot() -> Snapshot {
             label: "127.0.0.1:9".into(),
             address: EndpointAddress::Tcp(([127, 0, 0, 1], 9).into()),
             weight: 1,
+            tls: None,
         }],
         balance: Balance::RoundRobin,
         pool: Pool { idle_per_endpoint: 1, connections_per_endpoint: None, idle: second, max_age: None },
         timeouts: ServiceTimeouts { connect: second, answer: second, idle: second, head_bytes: 1024 },
         retry_stale: true,
+        tls: None,
     };
     Snapshot {
         runtime: Runtime {
@@ -71,7 +73,14 @@ pub(crate) fn listener(port: u16) -> Listener {
         router: RouterBuilder::new().build(),
         path: Default::default(),
         limits: ListenerLimits { head_bytes: 1024, headers: 8, requests_per_connection: None, pipelined: 1 },
-        timeouts: ListenerTimeouts { head: second, idle: second, body: second, body_rate: 0, write: second },
+        timeouts: ListenerTimeouts {
+            head: second,
+            idle: second,
+            body: second,
+            body_rate: 0,
+            write: second,
+            connection_age: None,
+        },
         trusted_proxies: vec![],
         forwarded: ForwardedHeaders { x_forwarded: true, forwarded: false },
         via: "ringway".into(),

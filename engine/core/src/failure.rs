@@ -83,6 +83,11 @@ pub enum Failure {
     ConnectFailed,
     #[error("connection to the service not in time")]
     ConnectTimeout,
+    #[error("certificate of the service not valid")]
+    Untrusted,
+    /// The connection stands, but not in TLS.
+    #[error("TLS handshake with the service failed")]
+    TlsFailed,
     /// The connection broke before the answer's head was whole.
     #[error("connection to the service broken")]
     ConnectionBroken,
@@ -150,6 +155,8 @@ impl Failure {
             | Self::ConnectionCap
             | Self::ConnectFailed
             | Self::ConnectTimeout
+            | Self::Untrusted
+            | Self::TlsFailed
             | Self::ConnectionBroken
             | Self::AnswerTimeout
             | Self::RequestTimeout
@@ -161,7 +168,9 @@ impl Failure {
 
     pub const fn retry(self) -> Retry {
         match self {
-            Self::ConnectFailed | Self::ConnectTimeout | Self::ConnectionCap => Retry::Always,
+            Self::ConnectFailed | Self::ConnectTimeout | Self::Untrusted | Self::TlsFailed | Self::ConnectionCap => {
+                Retry::Always
+            }
             Self::ConnectionBroken | Self::AnswerTimeout | Self::BadAnswer => Retry::IfIdempotent,
             Self::Malformed(_)
             | Self::BadPath(_)
@@ -215,6 +224,8 @@ impl Failure {
             Self::UnsupportedTransferCoding | Self::UnsupportedMethod => 501,
             Self::NoEndpoint
             | Self::ConnectFailed
+            | Self::Untrusted
+            | Self::TlsFailed
             | Self::ConnectionBroken
             | Self::BadAnswer
             | Self::AnswerHeadTooLarge
@@ -262,6 +273,8 @@ impl Failure {
             }
             Self::NoEndpoint
             | Self::ConnectFailed
+            | Self::Untrusted
+            | Self::TlsFailed
             | Self::ConnectionBroken
             | Self::BadAnswer
             | Self::AnswerHeadTooLarge
@@ -312,6 +325,8 @@ impl Failure {
             | Self::ConnectionCap
             | Self::ConnectFailed
             | Self::ConnectTimeout
+            | Self::Untrusted
+            | Self::TlsFailed
             | Self::ConnectionBroken
             | Self::AnswerTimeout
             | Self::RequestTimeout
@@ -350,6 +365,8 @@ impl Failure {
             Self::ConnectionCap => Some("connection_limit_reached"),
             Self::ConnectFailed => Some("connection_refused"),
             Self::ConnectTimeout => Some("connection_timeout"),
+            Self::Untrusted => Some("tls_certificate_error"),
+            Self::TlsFailed => Some("tls_protocol_error"),
             Self::ConnectionBroken => Some("connection_terminated"),
             Self::AnswerTimeout | Self::RequestTimeout => Some("http_response_timeout"),
             Self::BadAnswer => Some("http_protocol_error"),
@@ -365,6 +382,7 @@ impl Failure {
             Self::NoEndpoint | Self::ConnectionCap => Some(BackendError::NoEndpoint),
             Self::ConnectFailed => Some(BackendError::Connect),
             Self::ConnectTimeout => Some(BackendError::ConnectTimeout),
+            Self::Untrusted | Self::TlsFailed => Some(BackendError::Tls),
             Self::ConnectionBroken => Some(BackendError::Reset),
             Self::AnswerTimeout | Self::RequestTimeout => Some(BackendError::AnswerTimeout),
             Self::BadAnswer | Self::AnswerHeadTooLarge => Some(BackendError::BadAnswer),
@@ -403,7 +421,7 @@ mod tests {
     use crate::answer;
     use crate::stats::STATUSES;
 
-    const ALL: [Failure; 35] = [
+    const ALL: [Failure; 37] = [
         Failure::Malformed("Missing Host header"),
         Failure::BadPath(PathError::AboveRoot),
         Failure::UnsupportedVersion,
@@ -433,6 +451,8 @@ mod tests {
         Failure::ConnectionCap,
         Failure::ConnectFailed,
         Failure::ConnectTimeout,
+        Failure::Untrusted,
+        Failure::TlsFailed,
         Failure::ConnectionBroken,
         Failure::AnswerTimeout,
         Failure::RequestTimeout,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::access::ip::IpDenial;
 use crate::access::{Access, Invalid, Subject};
 use crate::auth::credentials::CredentialsError;
-use crate::auth::{Authenticator, Finding, Flaw, Identity, Live, TokenCache};
+use crate::auth::{Authenticator, ClientCertificate, Finding, Flaw, Identity, Live, TokenCache};
 use crate::auth_service::{self, Refusal};
 use crate::failure::Failure;
 use crate::http::Framing;
@@ -50,6 +50,8 @@ pub struct Gate<'a, 'r> {
     pub request: &'a RouteRequest<'r>,
     pub captures: &'a Captures,
     pub client_ip: IpAddr,
+    /// What the client has shown in the TLS handshake.
+    pub certificate: Option<&'a ClientCertificate>,
     pub framing: Framing,
     /// The route's limit on request bodies; `None`: no limit.
     pub body_bytes_max: Option<u64>,
@@ -221,7 +223,7 @@ impl Gate<'_, '_> {
             let (Some(authenticator), Some(live)) = (self.authenticators.get(at), self.live.get(at)) else {
                 return Err(Failure::Internal.into());
             };
-            let carried = (self.request.headers, self.request.query);
+            let carried = (self.request.headers, self.request.query, self.certificate);
             let mut tokens = self.tokens.borrow_mut();
             let told = progress.told.as_ref().filter(|told| told.authenticator == index);
             let finding = match told {
@@ -460,6 +462,7 @@ mod tests {
                 request: &request,
                 captures: &Captures::default(),
                 client_ip: IpAddr::from([192, 0, 2, 7]),
+                certificate: None,
                 framing: self.framing,
                 body_bytes_max: self.body_bytes_max,
                 now_unix_s: NOW,

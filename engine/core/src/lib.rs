@@ -17,6 +17,7 @@ pub mod filter;
 pub mod forwarded;
 mod hex;
 pub mod http;
+pub mod http2_meter;
 mod json;
 pub mod limit;
 pub mod log_line;

@@ -1,5 +1,6 @@
 //! The access log: one JSON object a line, one line a request.
 
+use crate::auth::TlsFacts;
 use crate::{json, timestamp};
 
 /// No line is longer, whatever a client sends.
@@ -11,8 +12,8 @@ pub const LONG_BYTES_MAX: usize = 2048;
 /// The other strings are cut to this length, as written.
 pub const SHORT_BYTES_MAX: usize = 256;
 
-/// Names, punctuation, the timestamp and the numbers.
-const FIXED_BYTES_MAX: usize = 512;
+/// Names, punctuation, the timestamp, the numbers, and what TLS has fixed lengths for.
+const FIXED_BYTES_MAX: usize = 768;
 
 // What a buffer of the log queue has room for beyond its batch.
 const _: () = assert!(LINE_BYTES_MAX < 16 * 1024);
@@ -34,8 +35,12 @@ pub struct Line<'a> {
     pub rate_limit_remaining: Option<u64>,
     pub backend_service: Option<&'a str>,
     pub backend_latency_us: Option<u64>,
+    /// What the client spoke, where it was not HTTP/1.1: `1.0`, `2.0`; not written else.
+    pub http_version: Option<&'static str>,
     /// The concurrency limit that refused; not written where there is none.
     pub concurrency_limit: Option<&'a str>,
+    /// Not written of a connection in the clear.
+    pub tls: TlsFacts<'a>,
     /// What became of the connection after an upgrade; not written where there was none.
     pub tunnel: Option<Tunnel<'a>>,
 }
@@ -99,10 +104,18 @@ impl Formatter {
         write_string_or_null(line.backend_service.map(str::as_bytes), SHORT_BYTES_MAX, out);
         out.extend_from_slice(b",\"backendLatencyMs\":");
         write_or_null(line.backend_latency_us, write_millis, out);
+        if let Some(version) = line.http_version {
+            out.extend_from_slice(b",\"httpVersion\":\"");
+            out.extend_from_slice(version.as_bytes());
+            out.push(b'"');
+        }
         if let Some(limit) = line.concurrency_limit {
             out.extend_from_slice(b",\"concurrencyLimit\":\"");
             json::escape(limit.as_bytes(), SHORT_BYTES_MAX, out);
             out.push(b'"');
+        }
+        if !line.tls.version.is_empty() {
+            write_tls(&line.tls, out);
         }
         if let Some(tunnel) = &line.tunnel {
             out.extend_from_slice(b",\"upgrade\":\"");
@@ -130,6 +143,21 @@ impl Formatter {
         text[34..37].copy_from_slice(&three(ms));
         out.extend_from_slice(&text);
     }
+}
+
+/// Version, suite, serial and fingerprint are the gateway's own words and need no escapes.
+fn write_tls(tls: &TlsFacts<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b",\"tlsVersion\":\"");
+    out.extend_from_slice(tls.version.as_bytes());
+    out.extend_from_slice(b"\",\"tlsCipher\":\"");
+    out.extend_from_slice(tls.cipher.as_bytes());
+    if let Some(certificate) = tls.certificate {
+        out.extend_from_slice(b"\",\"clientCertificate\":\"");
+        json::escape(certificate.subject.as_bytes(), SHORT_BYTES_MAX, out);
+        out.extend_from_slice(b"\",\"clientCertificateSha256\":\"");
+        out.extend_from_slice(certificate.fingerprint.as_bytes());
+    }
+    out.push(b'"');
 }
 
 #[inline]
@@ -178,6 +206,7 @@ fn three(n: u16) -> [u8; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::ClientCertificate;
     use proptest::prelude::*;
     use serde_json::Value;
 
@@ -194,7 +223,9 @@ mod tests {
         rate_limit_remaining: Some(87),
         backend_service: Some("product-service"),
         backend_latency_us: Some(8_000),
+        http_version: None,
         concurrency_limit: None,
+        tls: TlsFacts::NONE,
         tunnel: None,
     };
 
@@ -228,12 +259,25 @@ mod tests {
         };
         let end = r#""userAgent":null,"userId":null,"rateLimitRemaining":null,"backendService":null,"backendLatencyMs":null}"#;
         assert!(written(&line).ends_with(&format!("{end}\n")));
-        let refused = Line { concurrency_limit: Some("per-\"user"), ..line };
-        let end = r#""backendLatencyMs":null,"concurrencyLimit":"per-\"user"}"#;
+        let refused = Line { concurrency_limit: Some("per-\"user"), http_version: Some("2.0"), ..line };
+        let end = r#""backendLatencyMs":null,"httpVersion":"2.0","concurrencyLimit":"per-\"user"}"#;
         assert!(written(&refused).ends_with(&format!("{end}\n")));
         let tunnel = Tunnel { protocol: b"websocket", open_us: 60_000_500, bytes_in: 7, bytes_out: 9 };
         let end = r#""upgrade":"websocket","tunnelMs":60000.5,"tunnelBytesIn":7,"tunnelBytesOut":9}"#;
         assert!(written(&Line { tunnel: Some(tunnel), ..line }).ends_with(&format!(",{end}\n")));
+    }
+
+    #[test]
+    fn what_tls_knows_stands_at_the_end() {
+        let certificate =
+            ClientCertificate { subject: "CN=a\\,b".into(), fingerprint: "ab".into(), ..ClientCertificate::default() };
+        let tls = TlsFacts { version: "TLSv1.2", cipher: "SUITE", certificate: None };
+        let end = r#""tlsVersion":"TLSv1.2","tlsCipher":"SUITE"}"#;
+        assert!(written(&Line { tls, ..ARTICLE }).ends_with(&format!("8,{end}\n")));
+        let tls = TlsFacts { certificate: Some(&certificate), ..tls };
+        let text = written(&Line { tls, ..ARTICLE });
+        assert!(text.ends_with("\"clientCertificate\":\"CN=a\\\\,b\",\"clientCertificateSha256\":\"ab\"}\n"), "{text}");
+        serde_json::from_str::<Value>(&text).unwrap();
     }
 
     #[test]
@@ -274,6 +318,8 @@ mod tests {
         for byte in [b'x', b'"', 1, 0xff] {
             let long = vec![byte; 70_000];
             let service = "\u{1}".repeat(10_000);
+            let (subject, fingerprint) = (service.as_str().into(), "f".repeat(64).into());
+            let certificate = ClientCertificate { subject, fingerprint, ..ClientCertificate::default() };
             let line = Line {
                 unix_ms: u64::MAX,
                 request_id: &long,
@@ -287,7 +333,13 @@ mod tests {
                 rate_limit_remaining: Some(u64::MAX),
                 backend_service: Some(&service),
                 backend_latency_us: Some(u64::MAX),
+                http_version: Some("2.0"),
                 concurrency_limit: Some(&service),
+                tls: TlsFacts {
+                    version: "TLSv1.3",
+                    cipher: "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+                    certificate: Some(&certificate),
+                },
                 tunnel: Some(Tunnel { protocol: &long, open_us: u64::MAX, bytes_in: u64::MAX, bytes_out: u64::MAX }),
             };
             let text = written(&line);
@@ -310,7 +362,9 @@ mod tests {
                 unix_ms, request_id: &request_id, method: &method, path: &path, status, latency_us,
                 client_ip: &client_ip, user_agent: user_agent.as_deref(), user_id: user_id.as_deref(),
                 rate_limit_remaining, backend_service: backend_service.as_deref(),
-                backend_latency_us: Some(backend_latency_us), concurrency_limit: None, tunnel: None,
+                backend_latency_us: Some(backend_latency_us), http_version: None, concurrency_limit: None,
+                tls: TlsFacts::NONE,
+                tunnel: None,
             });
             prop_assert!(text.len() <= LINE_BYTES_MAX);
             prop_assert_eq!(text.find('\n'), Some(text.len() - 1));

@@ -172,6 +172,8 @@ pub enum BackendError {
     /// The connection was refused, reset or unreachable while it was made.
     Connect,
     ConnectTimeout,
+    /// The connection could not be secured.
+    Tls,
     /// The connection broke before the answer's head was whole.
     Reset,
     AnswerTimeout,
@@ -184,9 +186,10 @@ pub enum BackendError {
 }
 
 impl BackendError {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Connect,
         Self::ConnectTimeout,
+        Self::Tls,
         Self::Reset,
         Self::AnswerTimeout,
         Self::BadAnswer,
@@ -198,6 +201,7 @@ impl BackendError {
         match self {
             Self::Connect => "connect",
             Self::ConnectTimeout => "connect_timeout",
+            Self::Tls => "tls",
             Self::Reset => "reset",
             Self::AnswerTimeout => "answer_timeout",
             Self::BadAnswer => "bad_answer",
@@ -207,10 +211,24 @@ impl BackendError {
     }
 }
 
+/// How a TLS handshake with a service ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum ServiceHandshake {
+    Full,
+    /// With a ticket of an earlier one.
+    Resumed,
+    /// The service's certificate is not valid, or not for its name.
+    Untrusted,
+    Failed,
+    Timeout,
+}
+
 /// What one worker counts for one service.
 #[derive(Debug, Default)]
 pub struct ServiceCell {
     errors: [Counter; BackendError::ALL.len()],
+    handshakes: [Counter; Self::HANDSHAKES.len()],
     /// From the request sent to the answer's head.
     pub latency: Histogram,
     /// Sent again on a fresh connection because the pooled one had just been closed.
@@ -218,6 +236,19 @@ pub struct ServiceCell {
 }
 
 impl ServiceCell {
+    const HANDSHAKES: [&str; 5] = ["full", "resumed", "untrusted", "failed", "timeout"];
+
+    pub fn record_handshake(&self, ended: ServiceHandshake) {
+        if let Some(counter) = self.handshakes.get(ended as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// Of TLS, by result.
+    pub fn handshakes(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Self::HANDSHAKES.into_iter().zip(self.handshakes.iter().map(Counter::get))
+    }
+
     #[inline]
     pub fn record_error(&self, error: BackendError) {
         if let Some(counter) = self.errors.get(error as usize) {
@@ -491,6 +522,40 @@ pub struct WorkerCell {
     pub buffers_made: Counter,
     pub client_bytes_in: Counter,
     pub client_bytes_out: Counter,
+    /// Open client connections that speak HTTP/2 (a gauge).
+    pub http2_connections: Counter,
+    http2_abuse: [Counter; Http2Abuse::NAMES.len()],
+}
+
+/// Why the gateway ended an HTTP/2 connection: what its client did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Http2Abuse {
+    /// Too many streams opened and given up again.
+    Resets,
+    /// Too many frames besides requests.
+    ControlFrames,
+    /// Too much of what the protocol's library bounds: CONTINUATION, small DATA frames, streams that break the protocol.
+    Flood,
+    /// It broke the protocol.
+    Protocol,
+}
+
+impl Http2Abuse {
+    const NAMES: [&str; 4] = ["resets", "control_frames", "flood", "protocol"];
+}
+
+impl WorkerCell {
+    pub fn record_abuse(&self, kind: Http2Abuse) {
+        if let Some(counter) = self.http2_abuse.get(kind as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// By kind.
+    pub fn http2_abuse(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Http2Abuse::NAMES.into_iter().zip(self.http2_abuse.iter().map(Counter::get))
+    }
 }
 
 /// All workers' own counters.

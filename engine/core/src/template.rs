@@ -1,11 +1,13 @@
 //! Values with variables, compiled once: header values, redirect targets and path rewrites.
 
+use crate::auth::{CertificateField, TlsFacts};
 use crate::path::is_unreserved;
 use crate::router::Captures;
 
 /// What a variable may name. Written `${request.id}`, `${client.ip}`, `${request.host}`, `${request.method}`,
 /// `${request.path}` (normalized, without query), `${request.query}` (without `?`), `${request.scheme}`,
-/// `${route}`, `${service}`, `${path.NAME}` (a captured parameter), `${header.NAME}`; `$$` is a dollar sign.
+/// `${route}`, `${service}`, `${path.NAME}` (a captured parameter), `${header.NAME}`, `${tls.version}`, `${tls.cipher}`,
+/// `${tls.client.FIELD}` (of the client's certificate, by [`CertificateField::name`]); `$$` is a dollar sign.
 /// In path templates a captured parameter may also be written `{NAME}`. A `$` before anything else stands for itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Var {
@@ -22,6 +24,10 @@ pub enum Var {
     Capture(usize),
     /// A request header, lower case; its first value, empty where there is none.
     Header(Box<str>),
+    TlsVersion,
+    TlsCipher,
+    /// Of the client's certificate; empty where there is none.
+    Certificate(CertificateField),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +71,7 @@ pub struct Vars<'a> {
     pub service: &'a str,
     pub captures: &'a Captures,
     pub headers: &'a [httparse::Header<'a>],
+    pub tls: TlsFacts<'a>,
 }
 
 impl Template {
@@ -154,9 +161,15 @@ fn variable(name: &str, parameters: &[String]) -> Result<Var, TemplateError> {
         "request.scheme" => Var::Scheme,
         "route" => Var::Route,
         "service" => Var::Service,
+        "tls.version" => Var::TlsVersion,
+        "tls.cipher" => Var::TlsCipher,
         _ => {
             if let Some(name) = name.strip_prefix("path.") {
                 return parameter(name, parameters);
+            }
+            let of_certificate = |field: &CertificateField| name.strip_prefix("tls.client.") == Some(field.name());
+            if let Some(field) = CertificateField::ALL.into_iter().find(of_certificate) {
+                return Ok(Var::Certificate(field));
             }
             match name.strip_prefix("header.") {
                 Some(header) if is_token(header) => Var::Header(header.to_ascii_lowercase().into()),
@@ -193,6 +206,11 @@ impl<'a> Vars<'a> {
                 let header = self.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
                 header.map_or(&[], |header| header.value)
             }
+            Var::TlsVersion => self.tls.version.as_bytes(),
+            Var::TlsCipher => self.tls.cipher.as_bytes(),
+            Var::Certificate(field) => {
+                self.tls.certificate.and_then(|certificate| certificate.get(*field)).unwrap_or_default().as_bytes()
+            }
         }
     }
 }
@@ -206,8 +224,8 @@ fn append_line(value: &[u8], out: &mut Vec<u8>) {
 fn append_uri(var: &Var, value: &[u8], out: &mut Vec<u8>) {
     match var {
         Var::Path | Var::Capture(_) => append_line(value, out),
-        Var::Header(_) if matches!(value, b"." | b"..") => {}
-        Var::Header(_) => append_encoded(value, is_unreserved, out),
+        Var::Header(_) | Var::Certificate(_) if matches!(value, b"." | b"..") => {}
+        Var::Header(_) | Var::Certificate(_) => append_encoded(value, is_unreserved, out),
         _ => append_encoded(value, is_uri_byte, out),
     }
 }
@@ -254,6 +272,7 @@ impl HeaderOps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::ClientCertificate;
     use crate::router::{Found, PathMatch, RouteRequest, RouteSpec, RouterBuilder};
     use proptest::prelude::*;
 
@@ -280,6 +299,7 @@ mod tests {
             httparse::Header { name: "X-Split", value: b"a\r\nb: c\0d" },
             httparse::Header { name: "X-Dots", value: b".." },
         ];
+        let certificate = ClientCertificate { subject: "CN=a b,O=c".into(), ..ClientCertificate::default() };
         let vars = Vars {
             request_id: b"ID",
             client_ip: b"::1",
@@ -292,6 +312,7 @@ mod tests {
             service: "app",
             captures: &captures,
             headers: &headers,
+            tls: TlsFacts { version: "TLSv1.3", cipher: "TLS_AES_128_GCM_SHA256", certificate: Some(&certificate) },
         };
         let mut out = b"> ".to_vec();
         template.render(&vars, &mut out);
@@ -319,6 +340,8 @@ mod tests {
                 ("<${path.id}${path.rest}>", "<p%20qx/y>"),
                 ("${header.X-a}", "1/2 %\u{fffd}"),
                 ("${header.none}", ""),
+                ("${tls.version} ${tls.cipher}", "TLSv1.3 TLS_AES_128_GCM_SHA256"),
+                ("${tls.client.subject}|${tls.client.san_uri}", "CN=a b,O=c|"),
                 ("$$ $${route} $5 $", "$ ${route} $5 $"),
                 ("$$$${service}$${service}", "$${service}${service}"),
                 ("$$${service}", "$app"),
@@ -354,6 +377,7 @@ mod tests {
         for (text, braces, error) in [
             ("${nope}", false, variable("nope")),
             ("${}", false, variable("")),
+            ("${tls.client.issuer}", false, variable("tls.client.issuer")),
             ("${header.}", false, variable("header.")),
             ("${header.a b}", false, variable("header.a b")),
             ("${path.no}", false, parameter("no")),

@@ -148,7 +148,7 @@ pub(crate) async fn relay(
         blocks.next().await;
         conn.timers.set(Slot::Service, conn.worker.clock.lately() + idle);
         loop {
-            match upstream.sock.recv(buffer.room()) {
+            match upstream.link.recv(buffer.room()) {
                 Ok(Some(received)) if received > 0 => {
                     buffer.received(received);
                     break;

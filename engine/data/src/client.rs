@@ -47,7 +47,7 @@ impl Client {
         }
     }
 
-    fn sock(&self) -> Option<&Sock> {
+    pub(crate) fn sock(&self) -> Option<&Sock> {
         match &self.carrier {
             Carrier::Plain(sock) | Carrier::Tls(sock, _) => Some(sock),
             Carrier::Stream(_) | Carrier::Nobody => None,

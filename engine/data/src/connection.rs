@@ -15,7 +15,7 @@ use crate::http2::http2;
 use crate::places::Panicked;
 use crate::request::Exchange;
 use crate::stream::Stream;
-use crate::tls::shake_hands;
+use crate::tls::{Secured, shake_hands};
 use crate::tunnel::{Tunnel, tunnel};
 use crate::view::View;
 use crate::worker::Worker;
@@ -26,12 +26,16 @@ pub(crate) struct Connection {
     pub(crate) worker: Rc<Worker>,
     pub(crate) client: Client,
     pub(crate) peer: SocketAddr,
+    /// What its TLS handshake told; a stream has its connection's.
+    pub(crate) secured: Secured,
     /// The snapshot of the current request; never changes within one.
     pub(crate) view: Rc<View>,
     pub(crate) listener: Arc<Listener>,
     pub(crate) timers: Timers,
     /// Requests so far.
     pub(crate) served: u64,
+    /// When it is too old for another request.
+    pub(crate) ends_at: u64,
     /// Its listener is gone from the configuration: it ends after the current request.
     orphaned: bool,
     /// What has come of a connection that turned out to be HTTP/2.
@@ -73,14 +77,19 @@ impl Connection {
         listener: Arc<Listener>,
         counted: Counted,
     ) -> Self {
+        let age = listener.timeouts.connection_age.map(us);
+        // Up to a tenth more, so that those that were made together do not end together.
+        let ends_at = age.map(|age| worker.clock.lately() + age + worker.random() % (age / 10 + 1));
         Self {
             timers: worker.deadlines.register(End::Sock(sock.clone())),
             view: worker.view(),
             worker: Rc::clone(worker),
             client: Client::plain(sock),
             peer,
+            secured: Secured::default(),
             listener,
             served: 0,
+            ends_at: ends_at.unwrap_or(u64::MAX),
             orphaned: false,
             http2: None,
             tunnel: Cell::default(),
@@ -96,8 +105,10 @@ impl Connection {
             worker: Rc::clone(&self.worker),
             client: Client::of_stream(stream),
             peer: self.peer,
+            secured: self.secured.clone(),
             listener: Arc::clone(&self.listener),
             served: 0,
+            ends_at: self.ends_at,
             orphaned: false,
             http2: None,
             tunnel: Cell::default(),
@@ -105,11 +116,12 @@ impl Connection {
         })
     }
 
-    /// Has the deadlines act on a task from now on, and a drain tell it.
+    /// Has the deadlines act on a task from now on, and a drain tell it, and its age.
     pub(crate) fn act_on(&mut self, signal: Rc<Signal>) {
         self.timers = self.worker.deadlines.register(End::Task(signal));
         let idle = us(self.listener.timeouts.idle);
         self.timers.idle(self.worker.clock.lately(), idle);
+        self.timers.set(Slot::Request, self.ends_at);
     }
 
     pub(crate) fn take_counted(&mut self) -> Option<Counted> {
@@ -118,6 +130,14 @@ impl Connection {
 
     pub(crate) fn take_client(&mut self) -> Client {
         std::mem::replace(&mut self.client, Client::nobody())
+    }
+
+    /// Takes it back; deadlines act on its socket again.
+    pub(crate) fn give_client(&mut self, client: Client) {
+        if let Some(sock) = client.sock() {
+            self.timers = self.worker.deadlines.register(End::Sock(sock.clone()));
+        }
+        self.client = client;
     }
 
     /// Takes the newest snapshot, if it is another one. Between requests only.
@@ -147,7 +167,8 @@ impl Connection {
     #[inline]
     pub(crate) fn may_keep_alive(&self) -> bool {
         let limit = self.listener.limits.requests_per_connection;
-        !self.orphaned && !self.worker.is_draining() && limit.is_none_or(|limit| self.served < limit)
+        let is_enough = limit.is_some_and(|limit| self.served >= limit) || self.worker.clock.lately() >= self.ends_at;
+        !is_enough && !self.orphaned && !self.worker.is_draining()
     }
 }
 

@@ -119,7 +119,7 @@ struct Entry {
     /// When the current request went to its service; `NEVER` while there is none.
     since: u64,
     client: Option<End>,
-    service: Option<Sock>,
+    service: Option<End>,
 }
 
 /// The table of one core.
@@ -249,10 +249,10 @@ impl Timers {
 
     /// Names the connection that the service's deadlines act on, or none.
     #[inline]
-    pub(crate) fn service(&self, sock: Option<Sock>, now: u64) {
+    pub(crate) fn service(&self, end: Option<End>, now: u64) {
         self.with(|entry| {
-            entry.since = if sock.is_some() { now } else { NEVER };
-            entry.service = sock;
+            entry.since = if end.is_some() { now } else { NEVER };
+            entry.service = end;
             entry.at = [entry.at[0], entry.at[1], NEVER, entry.at[3], NEVER];
             entry.fired &= !(1 << Slot::Service as u8 | 1 << Slot::ServiceWrite as u8);
         });

@@ -17,6 +17,7 @@ use crate::connection::Connection;
 use crate::deadline::Slot;
 use crate::gate;
 use crate::io::{Blocks, write_service};
+use crate::link::Link;
 use crate::outbound::{Broken, Outbound};
 use crate::request::Exchange;
 use crate::tunnel::Opened;
@@ -169,12 +170,12 @@ impl Attempt<'_> {
         }
 
         // Both directions at once: the answer may begin, and end, while the body still comes.
-        let sock = upstream.sock.clone();
+        let link = upstream.link.clone();
         let facts =
             Upload { framing: exchange.framing, max: exchange.body_bytes_max, received, route: conn.route(exchange) };
         let mut rest = None;
         let relayed = {
-            let mut upload = pin!(self.upload(&facts, body, &sock));
+            let mut upload = pin!(self.upload(&facts, body, &link));
             let mut relay = pin!(self.answer(exchange, &mut upstream, head, begun));
             let mut uploading = true;
             std::future::poll_fn(|cx| {
@@ -249,12 +250,7 @@ impl Attempt<'_> {
     }
 
     /// Passes the rest of the request's body on. Gives back what followed it, if it did not end with a read.
-    async fn upload(
-        &self,
-        facts: &Upload<'_>,
-        body: &mut BodyDecoder,
-        sock: &ringway_io::Sock,
-    ) -> Result<Option<Buffer>, Failure> {
+    async fn upload(&self, facts: &Upload<'_>, body: &mut BodyDecoder, link: &Link) -> Result<Option<Buffer>, Failure> {
         let conn = self.outbound.conn;
         let clock = &conn.worker.clock;
         let idle = us(self.outbound.service.timeouts.idle);
@@ -277,10 +273,10 @@ impl Attempt<'_> {
                 out.clear();
                 let data = buffer.data().get(decoded.data.clone()).unwrap_or_default();
                 write_body(conn, facts.route, facts.framing, data, body, &mut out)?;
-                write_service(conn, sock, &out, idle).await
+                write_service(conn, link, &out, idle).await
             } else {
                 let data = buffer.data().get(decoded.data.clone()).unwrap_or_default();
-                write_service(conn, sock, data, idle).await
+                write_service(conn, link, data, idle).await
             };
             pace.started += clock.now() - writing;
             buffer.consume(decoded.consumed);

@@ -2,11 +2,10 @@
 //! the serve path like any request.
 //!
 //! Memory of a connection: an inbox block and at most one answer block for each stream, what the windows let a client send
-//! ahead (1 MiB), and what is gathered for one send ([`GATHERED_BYTES_MAX`] and a frame).
+//! ahead (1 MiB), and what is gathered for one send ([`Pipe`]).
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -16,99 +15,27 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::Request;
 use ringway_config::snapshot::Http2;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use ringway_core::http::websocket::{KEY_CHARS, new_key};
+use ringway_core::http2_meter::Excess;
+use ringway_core::stats::Http2Abuse;
 
 use crate::buffer::Buffer;
 use crate::client::Client;
 use crate::clock::us;
 use crate::connection::Connection;
 use crate::deadline::{Signal, Slot};
-use crate::serve::serve_stream;
+use crate::io::linger;
+use crate::pipe::{Carrier, Pipe};
+use crate::places::Panicked;
+use crate::request::WEBSOCKET;
 use crate::stream::{Piece, Stream};
+use crate::tunnel::tunnel;
 
 /// What a client of HTTP/2 sends first (RFC 9113 section 3.4).
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// What the streams of a connection may write before it has to leave.
-const GATHERED_BYTES_MAX: usize = 256 * 1024;
-/// Capacity that the gathered bytes keep while there are none.
-const GATHERED_KEPT_BYTES_MAX: usize = 64 * 1024;
 /// Windows: of a stream, and of all streams of a connection together.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
-
-/// The connection's bytes between `h2` and the socket.
-struct Pipe {
-    client: Rc<Client>,
-    /// What came before the version was known.
-    first: Option<Buffer>,
-    gathered: Vec<u8>,
-    sent: usize,
-    wants_read: bool,
-}
-
-impl Pipe {
-    /// Sends what was gathered as far as there is room; whether all of it has left.
-    fn flush(&mut self) -> io::Result<bool> {
-        if self.sent < self.gathered.len() {
-            self.sent += self.client.send(self.gathered.get(self.sent..).unwrap_or_default())?;
-        }
-        if self.sent < self.gathered.len() {
-            return Ok(false);
-        }
-        self.sent = 0;
-        self.gathered.clear();
-        self.gathered.shrink_to(GATHERED_KEPT_BYTES_MAX);
-        Ok(true)
-    }
-}
-
-/// What `h2` takes for a socket. It wakes nobody: who drives the connection waits for the client, too.
-struct Carrier(Rc<RefCell<Pipe>>);
-
-impl AsyncRead for Carrier {
-    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut pipe = self.0.borrow_mut();
-        if let Some(first) = &mut pipe.first {
-            let part = first.data().get(..first.len().min(room.remaining())).unwrap_or_default();
-            room.put_slice(part);
-            let taken = part.len();
-            first.consume(taken);
-            if first.is_empty() {
-                pipe.first = None;
-            }
-            return Poll::Ready(Ok(()));
-        }
-        match pipe.client.recv(room.initialize_unfilled())? {
-            Some(received) => {
-                room.advance(received);
-                Poll::Ready(Ok(()))
-            }
-            None => {
-                pipe.wants_read = true;
-                Poll::Pending
-            }
-        }
-    }
-}
-
-impl AsyncWrite for Carrier {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let mut pipe = self.0.borrow_mut();
-        if pipe.gathered.len() > GATHERED_BYTES_MAX && !pipe.flush()? {
-            return Poll::Pending;
-        }
-        pipe.gathered.extend_from_slice(bytes);
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.0.borrow_mut().flush().map(drop))
-    }
-}
 
 fn settings(http2: &Http2, head_bytes: usize) -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
@@ -119,7 +46,8 @@ fn settings(http2: &Http2, head_bytes: usize) -> h2::server::Builder {
         .max_header_list_size(head_bytes as u32)
         .max_local_error_reset_streams(Some(http2.max_reset_streams))
         .max_pending_accept_reset_streams(http2.max_reset_streams)
-        .max_concurrent_reset_streams(http2.max_concurrent_streams as usize);
+        .max_concurrent_reset_streams(http2.max_concurrent_streams as usize)
+        .enable_connect_protocol();
     builder
 }
 
@@ -129,104 +57,207 @@ pub(crate) async fn http2(mut conn: Box<Connection>, first: Buffer) {
     let signal = Rc::new(Signal::default());
     conn.act_on(Rc::clone(&signal));
     let client = Rc::new(conn.take_client());
-    let (gathered, sent, wants_read) = (Vec::new(), 0, false);
-    let first = Some(first);
-    let pipe = Rc::new(RefCell::new(Pipe { client: Rc::clone(&client), first, gathered, sent, wants_read }));
-    let builder = settings(&conn.listener.http2, conn.listener.limits.head_bytes);
-    let mut handshake = builder.handshake::<_, Piece>(Carrier(Rc::clone(&pipe)));
-    let mut h2 = None;
-    let mut reading = pin!(client.readable());
-    let mut writing = pin!(client.writable());
-    let (mut ends, mut is_late) = (false, false);
-    let (mut is_blocked, mut is_idle) = (false, false);
-    let idle = us(conn.listener.timeouts.idle);
-    let driven = poll_fn(|cx| {
-        signal.listen(cx);
-        loop {
-            if conn.timers.has_fired(Slot::ClientWrite) {
-                return Poll::Ready(());
-            }
-            let mut closed = false;
-            match &mut h2 {
-                None => match Pin::new(&mut handshake).poll(cx) {
-                    Poll::Ready(Ok(connection)) => {
-                        h2 = Some(connection);
-                        continue;
-                    }
-                    Poll::Ready(Err(_)) => closed = true,
-                    Poll::Pending => closed = conn.timers.has_fired(Slot::ClientRead),
-                },
-                Some(h2) => {
-                    conn.renew();
-                    if conn.timers.has_fired(Slot::ClientRead) {
-                        if !std::mem::replace(&mut is_late, true) {
-                            h2.abrupt_shutdown(Reason::NO_ERROR);
-                        }
-                    } else if !ends && !conn.may_keep_alive() {
-                        ends = true;
-                        h2.graceful_shutdown();
-                    }
-                    match h2.poll_accept(cx) {
-                        Poll::Ready(Some(Ok((request, respond)))) => {
-                            conn.served += 1;
-                            begin(&conn, request, respond);
-                            continue;
-                        }
-                        Poll::Ready(Some(Err(_)) | None) => closed = true,
-                        Poll::Pending => {}
-                    }
-                    // An idle connection has a deadline, a busy one has its streams'.
-                    let was_idle = std::mem::replace(&mut is_idle, !h2.has_streams());
-                    if is_idle && !was_idle {
-                        conn.timers.set(Slot::ClientRead, worker.clock.lately() + idle);
-                    } else if was_idle && !is_idle {
-                        conn.timers.clear(Slot::ClientRead);
-                    }
-                }
-            }
-            let Ok(all_sent) = pipe.borrow_mut().flush() else { return Poll::Ready(()) };
-            if all_sent {
-                if is_blocked {
-                    conn.timers.clear(Slot::ClientWrite);
-                    is_blocked = false;
-                    continue;
-                }
-                if closed {
-                    return Poll::Ready(());
-                }
-            } else {
-                if !std::mem::replace(&mut is_blocked, true) {
-                    let write = us(conn.listener.timeouts.write);
-                    conn.timers.set(Slot::ClientWrite, worker.clock.lately() + write);
-                }
-                if writing.as_mut().poll(cx).is_ready() {
-                    writing.set(client.writable());
-                    conn.timers.set(Slot::ClientWrite, worker.clock.lately() + us(conn.listener.timeouts.write));
-                    continue;
-                }
-            }
-            if pipe.borrow().wants_read && reading.as_mut().poll(cx).is_ready() {
-                reading.set(client.readable());
-                pipe.borrow_mut().wants_read = false;
-                continue;
-            }
-            return Poll::Pending;
-        }
-    });
-    let mut driven = pin!(driven);
-    let ended = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| driven.as_mut().poll(cx))) {
-        Ok(poll) => poll.map(Ok),
-        Err(_) => Poll::Ready(Err(())),
-    });
-    if ended.await.is_err() {
+    let mut session = Session::new(conn, Rc::clone(&client), first);
+    worker.cell().http2_connections.add(1);
+    let ended = {
+        let mut driven = pin!(session.drive(&client, &signal));
+        poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| driven.as_mut().poll(cx))) {
+            Ok(poll) => poll.map(Ok),
+            Err(_) => Poll::Ready(Err(())),
+        })
+        .await
+    };
+    worker.cell().http2_connections.sub(1);
+    if ended.is_err() {
         worker.cell().panics.add(1);
         tracing::error!(worker = worker.id, "an HTTP/2 connection's task panicked; the connection was closed");
+        return;
+    }
+    let is_stuck = session.conn.timers.has_fired(Slot::ClientWrite);
+    let mut conn = session.conn;
+    drop((session.protocol, session.pipe));
+    if let (false, Ok(client)) = (is_stuck, Rc::try_unwrap(client)) {
+        // What the client still sends must not make the kernel throw away what it has not read yet.
+        conn.give_client(client);
+        linger(&conn, &mut worker.take_inbox()).await;
+    }
+}
+
+/// One connection.
+struct Session {
+    conn: Box<Connection>,
+    pipe: Rc<RefCell<Pipe>>,
+    protocol: Protocol,
+    ended: Ended,
+    /// There are no streams.
+    is_idle: bool,
+    /// There is more to send than the client takes.
+    is_blocked: bool,
+}
+
+enum Protocol {
+    Handshake(Box<h2::server::Handshake<Carrier, Piece>>),
+    Open(Box<h2::server::Connection<Carrier, Piece>>),
+    /// What is gathered still has to leave.
+    Closed,
+}
+
+/// How far the end of a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Not,
+    /// With the streams that are open.
+    Gracefully,
+    AtOnce,
+}
+
+impl Session {
+    fn new(conn: Box<Connection>, client: Rc<Client>, first: Buffer) -> Self {
+        let http2 = &conn.listener.http2;
+        let pipe = Pipe::new(&conn.worker, client, first, http2.max_reset_streams as u32);
+        let pipe = Rc::new(RefCell::new(pipe));
+        let handshake = settings(http2, conn.listener.limits.head_bytes).handshake(Carrier(Rc::clone(&pipe)));
+        let protocol = Protocol::Handshake(Box::new(handshake));
+        Self { conn, pipe, protocol, ended: Ended::Not, is_idle: false, is_blocked: false }
+    }
+
+    /// Until the connection has ended.
+    async fn drive(&mut self, client: &Client, signal: &Signal) {
+        let mut reading = pin!(client.readable());
+        let mut writing = pin!(client.writable());
+        poll_fn(|cx| {
+            signal.listen(cx);
+            while self.advance(cx) {
+                if self.is_blocked && writing.as_mut().poll(cx).is_ready() {
+                    writing.set(client.writable());
+                    self.may_write();
+                } else if self.pipe.borrow().wants_read && reading.as_mut().poll(cx).is_ready() {
+                    reading.set(client.readable());
+                    self.pipe.borrow_mut().wants_read = false;
+                } else {
+                    if self.pipe.borrow_mut().end_turn() {
+                        cx.waker().wake_by_ref();
+                    }
+                    return Poll::Pending;
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    /// Moves on as far as it can; whether the connection goes on.
+    fn advance(&mut self, cx: &mut Context<'_>) -> bool {
+        loop {
+            if self.conn.timers.has_fired(Slot::ClientWrite) {
+                return false;
+            }
+            self.poll_protocol(cx);
+            let Ok(all_sent) = self.pipe.borrow_mut().flush() else { return false };
+            match (all_sent, self.is_blocked) {
+                (true, false) => return !matches!(self.protocol, Protocol::Closed),
+                (true, true) => {
+                    self.is_blocked = false;
+                    self.conn.timers.clear(Slot::ClientWrite);
+                    // What has waited for room may go on.
+                }
+                (false, true) => return true,
+                (false, false) => {
+                    self.is_blocked = true;
+                    self.may_write();
+                    return true;
+                }
+            }
+        }
+    }
+
+    /// The client has taken something, or is to do so from now on.
+    fn may_write(&self) {
+        let write = us(self.conn.listener.timeouts.write);
+        self.conn.timers.set(Slot::ClientWrite, self.conn.worker.clock.lately() + write);
+    }
+
+    fn poll_protocol(&mut self, cx: &mut Context<'_>) {
+        loop {
+            self.judge();
+            match &mut self.protocol {
+                Protocol::Handshake(handshake) => match Pin::new(&mut **handshake).poll(cx) {
+                    Poll::Ready(Ok(connection)) => self.protocol = Protocol::Open(Box::new(connection)),
+                    Poll::Ready(Err(error)) => return self.close(Some(&error)),
+                    Poll::Pending if self.conn.timers.has_fired(Slot::ClientRead) => return self.close(None),
+                    Poll::Pending => return,
+                },
+                Protocol::Open(open) => match open.poll_accept(cx) {
+                    Poll::Ready(Some(Ok((request, respond)))) => {
+                        self.conn.served += 1;
+                        begin(&self.conn, request, respond);
+                    }
+                    Poll::Ready(Some(Err(error))) => return self.close(Some(&error)),
+                    Poll::Ready(None) => return self.close(None),
+                    Poll::Pending if self.pipe.borrow().excess.is_some() && self.ended != Ended::AtOnce => {}
+                    Poll::Pending => return self.watch_idleness(),
+                },
+                Protocol::Closed => return,
+            }
+        }
+    }
+
+    /// Whether the connection has to end, and how.
+    fn judge(&mut self) {
+        self.conn.renew();
+        let Protocol::Open(open) = &mut self.protocol else { return };
+        if self.ended == Ended::AtOnce {
+            return;
+        }
+        let excess = self.pipe.borrow().excess;
+        if let Some(excess) = excess {
+            self.ended = Ended::AtOnce;
+            self.conn.worker.cell().record_abuse(match excess {
+                Excess::Resets => Http2Abuse::Resets,
+                Excess::ControlFrames => Http2Abuse::ControlFrames,
+            });
+            open.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+        } else if self.conn.timers.has_fired(Slot::ClientRead) {
+            self.ended = Ended::AtOnce;
+            open.abrupt_shutdown(Reason::NO_ERROR);
+        } else if self.ended == Ended::Not && !self.conn.may_keep_alive() {
+            self.ended = Ended::Gracefully;
+            open.graceful_shutdown();
+        }
+    }
+
+    /// An idle connection has a deadline, a busy one has its streams'.
+    fn watch_idleness(&mut self) {
+        let Protocol::Open(open) = &self.protocol else { return };
+        let was_idle = std::mem::replace(&mut self.is_idle, !open.has_streams());
+        if self.is_idle && !was_idle {
+            let idle = us(self.conn.listener.timeouts.idle);
+            self.conn.timers.set(Slot::ClientRead, self.conn.worker.clock.lately() + idle);
+        } else if was_idle && !self.is_idle {
+            self.conn.timers.clear(Slot::ClientRead);
+        }
+    }
+
+    fn close(&mut self, error: Option<&h2::Error>) {
+        self.protocol = Protocol::Closed;
+        let Some(error) = error.filter(|error| error.is_library() && error.is_go_away()) else { return };
+        let kind = match error.reason() {
+            Some(Reason::ENHANCE_YOUR_CALM) => Http2Abuse::Flood,
+            _ => Http2Abuse::Protocol,
+        };
+        if self.ended != Ended::AtOnce {
+            self.conn.worker.cell().record_abuse(kind);
+        }
     }
 }
 
 /// Has a stream served on a task of its own.
 fn begin(conn: &Connection, request: Request<RecvStream>, respond: SendResponse<Piece>) {
-    let (parts, mut body) = request.into_parts();
+    let (mut parts, mut body) = request.into_parts();
+    let upgrade = parts
+        .extensions
+        .remove::<h2::ext::Protocol>()
+        .map(|protocol| Upgrade::new(protocol, conn.worker.random_wide()));
     let has_length = parts.headers.contains_key(http::header::CONTENT_LENGTH);
     let mut first = None;
     let mut ended = body.is_end_stream();
@@ -239,46 +270,86 @@ fn begin(conn: &Connection, request: Request<RecvStream>, respond: SendResponse<
             Poll::Pending => {}
         }
     }
-    let chunked = !ended && !has_length;
+    let chunked = !ended && !has_length && upgrade.is_none();
     let mut inbox = conn.worker.take_inbox();
     let mut head = conn.worker.take_head();
-    write_head(&parts, chunked, &mut head);
+    write_head(&parts, upgrade.as_ref(), chunked, &mut head);
     inbox.make_room(head.len());
     let fits = inbox.append(&head);
     let length = head.len();
     conn.worker.give_head(head);
     let stream = Stream::new(body, first.unwrap_or_default(), respond, chunked);
+    if upgrade.is_some_and(|upgrade| !upgrade.is_well_formed()) {
+        return stream.reset(Reason::PROTOCOL_ERROR);
+    }
     let Some(serving) = fits.then(|| conn.for_stream(Rc::clone(&stream))) else {
         return stream.reset(Reason::INTERNAL_ERROR);
     };
     let worker = Rc::clone(&conn.worker);
     ringway_io::spawn(async move {
-        let mut serving = pin!(serve_stream(serving, inbox, length));
-        let served = poll_fn(|cx| {
-            stream.poll_reset(cx);
-            match catch_unwind(AssertUnwindSafe(|| serving.as_mut().poll(cx))) {
-                Ok(poll) => poll.map(Ok),
-                Err(_) => Poll::Ready(Err(())),
+        let mut place = worker.take_place();
+        let served = {
+            let mut serving = pin!(place.serve_stream(serving, inbox, length));
+            poll_fn(|cx| {
+                stream.poll_reset(cx);
+                serving.as_mut().poll(cx)
+            })
+            .await
+        };
+        match served {
+            Ok(ended) => {
+                worker.give_place(place);
+                if let Some((conn, opened)) = ended.and_then(|conn| conn.tunnel.take().map(|opened| (conn, opened))) {
+                    let mut tunnel = Box::pin(tunnel(conn, opened));
+                    poll_fn(|cx| {
+                        stream.poll_reset(cx);
+                        tunnel.as_mut().poll(cx)
+                    })
+                    .await;
+                }
             }
-        });
-        if served.await.is_err() {
-            worker.cell().panics.add(1);
-            tracing::error!(worker = worker.id, "a stream's task panicked; the stream was reset");
-            stream.reset(Reason::INTERNAL_ERROR);
+            Err(Panicked) => {
+                worker.cell().panics.add(1);
+                tracing::error!(worker = worker.id, "a stream's task panicked; the stream was reset");
+                stream.reset(Reason::INTERNAL_ERROR);
+            }
         }
     });
 }
 
+/// An extended CONNECT (RFC 8441), which asks of a service of HTTP/1.1 to change to a protocol.
+struct Upgrade {
+    protocol: h2::ext::Protocol,
+    key: [u8; KEY_CHARS],
+}
+
+impl Upgrade {
+    fn new(protocol: h2::ext::Protocol, random: u128) -> Self {
+        Self { protocol, key: new_key(random) }
+    }
+
+    /// `h2` lets any text pass.
+    fn is_well_formed(&self) -> bool {
+        let name = self.protocol.as_str().as_bytes();
+        !name.is_empty() && name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._+/".contains(byte))
+    }
+
+    fn is_websocket(&self) -> bool {
+        self.protocol.as_str().as_bytes().eq_ignore_ascii_case(WEBSOCKET)
+    }
+}
+
 /// Writes a request's head as HTTP/1.1, to be judged like any other. What contradicts itself is written as it is, and is
 /// refused there: a `Host` that is not `:authority`, lengths that differ, `Transfer-Encoding`.
-fn write_head(parts: &http::request::Parts, chunked: bool, out: &mut Vec<u8>) {
+fn write_head(parts: &http::request::Parts, upgrade: Option<&Upgrade>, chunked: bool, out: &mut Vec<u8>) {
     let mut put = |part: &[&[u8]]| part.iter().for_each(|bytes| out.extend_from_slice(bytes));
     let authority = parts.uri.authority().map(http::uri::Authority::as_str);
     let target = match parts.uri.path_and_query() {
-        Some(target) if parts.method != http::Method::CONNECT => target.as_str(),
+        Some(target) if parts.method != http::Method::CONNECT || upgrade.is_some() => target.as_str(),
         _ => authority.unwrap_or("*"),
     };
-    put(&[parts.method.as_str().as_bytes(), b" ", target.as_bytes(), b" HTTP/1.1\r\n"]);
+    let method = if upgrade.is_some() { "GET" } else { parts.method.as_str() };
+    put(&[method.as_bytes(), b" ", target.as_bytes(), b" HTTP/1.1\r\n"]);
     if let Some(authority) = authority {
         put(&[b"Host: ", authority.as_bytes(), b"\r\n"]);
     }
@@ -287,6 +358,8 @@ fn write_head(parts: &http::request::Parts, chunked: bool, out: &mut Vec<u8>) {
         let is_same_host = |authority: &str| value.as_bytes().eq_ignore_ascii_case(authority.as_bytes());
         if *name == http::header::COOKIE {
             cookies += 1;
+        } else if upgrade.is_some() && *name == http::header::SEC_WEBSOCKET_KEY {
+            // Of no meaning here (RFC 8441 section 5): the service gets one of the gateway's.
         } else if *name != http::header::HOST || !authority.is_some_and(is_same_host) {
             put(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
         }
@@ -298,6 +371,12 @@ fn write_head(parts: &http::request::Parts, chunked: bool, out: &mut Vec<u8>) {
             put(&[if index > 0 { b"; " } else { b"" }, crumb.as_bytes()]);
         }
         put(&[b"\r\n"]);
+    }
+    if let Some(upgrade) = upgrade.filter(|upgrade| upgrade.is_well_formed()) {
+        put(&[b"Connection: upgrade\r\nUpgrade: ", upgrade.protocol.as_str().as_bytes(), b"\r\n"]);
+        if upgrade.is_websocket() {
+            put(&[b"Sec-WebSocket-Key: ", &upgrade.key, b"\r\n"]);
+        }
     }
     if chunked {
         put(&[b"Transfer-Encoding: chunked\r\n"]);

@@ -8,8 +8,9 @@ use crate::buffer::Buffer;
 use crate::clock::us;
 use crate::connection::Connection;
 use crate::deadline::Slot;
+use crate::link::Link;
 use crate::stream::Stream;
-use ringway_io::{Sock, yield_now};
+use ringway_io::yield_now;
 
 /// How long, and for how many bytes, a client may go on sending after the gateway has closed its own side; without it the
 /// kernel would answer those bytes with a reset that can destroy the answer on its way.
@@ -79,11 +80,11 @@ pub(crate) async fn wait_sent(conn: &Connection, stream: &Stream) -> Result<(), 
 
 /// Writes everything to a service; `idle`: the longest wait between two writes, in microseconds.
 #[inline]
-pub(crate) async fn write_service(conn: &Connection, sock: &Sock, bytes: &[u8], idle: u64) -> Result<(), Gone> {
-    let mut sent = sock.send(bytes, false).map_err(|_| Gone)?;
+pub(crate) async fn write_service(conn: &Connection, link: &Link, bytes: &[u8], idle: u64) -> Result<(), Gone> {
+    let mut sent = link.send(bytes).map_err(|_| Gone)?;
     while sent < bytes.len() {
-        wait_to_write(conn, Slot::ServiceWrite, idle, sock.writable()).await?;
-        sent += sock.send(bytes.get(sent..).unwrap_or_default(), false).map_err(|_| Gone)?;
+        wait_to_write(conn, Slot::ServiceWrite, idle, link.writable()).await?;
+        sent += link.send(bytes.get(sent..).unwrap_or_default()).map_err(|_| Gone)?;
     }
     Ok(())
 }

@@ -5,16 +5,18 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::task::Poll;
 
-use ringway_config::snapshot::Service;
+use ringway_config::snapshot::{EndpointTls, Service};
 use ringway_core::failure::Failure;
 use ringway_core::http::{HeadScan, HeadScanner};
-use ringway_core::stats::ServiceCell;
+use ringway_core::stats::{ServiceCell, ServiceHandshake};
+use rustls::AlertDescription;
 
 use crate::buffer::Buffer;
 use crate::clock::us;
 use crate::connection::Connection;
 use crate::deadline::Slot;
 use crate::io::write_service;
+use crate::tls::shake_hands_with_service;
 use crate::upstream::{EndpointPool, Upstream};
 
 /// A request on its way to an endpoint, over all tries. Counted in flight until it is dropped.
@@ -80,15 +82,48 @@ impl<'a> Outbound<'a> {
             return Err(Failure::ConnectionCap);
         }
         let now = conn.worker.clock.lately();
-        let connected = self.pool.connect(now, |sock| {
-            conn.timers.service(Some(sock.clone()), now);
+        let connected = self.pool.connect(now, |link| {
+            conn.timers.service(Some(link.end()), now);
             conn.timers.set(Slot::Service, self.try_until.get().min(now + us(self.service.timeouts.connect)));
         });
-        match connected.await {
+        let secured = match (connected.await, &self.pool.endpoint.tls) {
+            (Ok(upstream), None) => return Ok((upstream, false)),
+            (Ok(upstream), Some(tls)) => Box::pin(self.secure(upstream, tls, now)).await,
+            (Err(_), _) => Err(self.late(Failure::ConnectTimeout).unwrap_or(Failure::ConnectFailed)),
+        };
+        match secured {
             Ok(upstream) => Ok((upstream, false)),
-            Err(_) => {
-                let failure = self.late(Failure::ConnectTimeout).unwrap_or(Failure::ConnectFailed);
+            Err(failure) => {
                 conn.timers.service(None, 0);
+                Err(failure)
+            }
+        }
+    }
+
+    /// Secures a connection that was begun at `begun`: the time to connect is for both.
+    async fn secure(&self, mut upstream: Upstream, tls: &EndpointTls, begun: u64) -> Result<Upstream, Failure> {
+        let conn = self.conn;
+        let Some(sock) = upstream.link.sock().cloned() else { return Err(Failure::Internal) };
+        conn.timers.service(Some(upstream.link.end()), begun);
+        conn.timers.set(Slot::Service, self.try_until.get().min(begun + us(self.service.timeouts.connect)));
+        match shake_hands_with_service(&conn.worker, &sock, tls, b"http/1.1").await {
+            Ok(secured) => {
+                self.cell.record_handshake(secured.handshake);
+                upstream.secure(secured.session);
+                Ok(upstream)
+            }
+            Err(error) => {
+                let late = self.late(Failure::ConnectTimeout);
+                let (failure, ended) = match late {
+                    Some(failure) => (failure, ServiceHandshake::Timeout),
+                    None => error.outcome(),
+                };
+                if late != Some(Failure::ClientGone) {
+                    self.cell.record_handshake(ended);
+                }
+                if late.is_none() {
+                    self.pool.complain(conn.worker.clock.lately(), &error);
+                }
                 Err(failure)
             }
         }
@@ -110,9 +145,9 @@ impl<'a> Outbound<'a> {
     /// that fails is no verdict, what can be read is.
     pub(crate) async fn send(&self, upstream: &Upstream, bytes: &[u8]) -> Result<bool, Failure> {
         let conn = self.conn;
-        conn.timers.service(Some(upstream.sock.clone()), conn.worker.clock.lately());
+        conn.timers.service(Some(upstream.link.end()), conn.worker.clock.lately());
         conn.timers.set(Slot::Service, self.try_until.get());
-        let taken = write_service(conn, &upstream.sock, bytes, us(self.service.timeouts.idle)).await.is_ok();
+        let taken = write_service(conn, &upstream.link, bytes, us(self.service.timeouts.idle)).await.is_ok();
         match self.late(Failure::AnswerTimeout) {
             Some(failure) if !taken => Err(failure),
             _ => Ok(taken),
@@ -152,18 +187,26 @@ impl<'a> Outbound<'a> {
             if buffer.room().is_empty() {
                 buffer.make_room(limit.min(buffer.len() * 2).max(1));
             }
-            match upstream.sock.recv(buffer.room()) {
+            match upstream.link.recv(buffer.room()) {
                 Ok(Some(received)) if received > 0 => buffer.received(received),
                 Ok(None) => upstream.ready().await,
                 Ok(Some(_)) | Err(_) => {
                     return Err(match self.late(Failure::AnswerTimeout) {
                         Some(failure) => failure.into(),
-                        None if buffer.is_empty() => Broken::Unanswered,
+                        None if buffer.is_empty() => self.unanswered(upstream),
                         None => Failure::ConnectionBroken.into(),
                     });
                 }
             }
         }
+    }
+
+    /// The connection ended without a byte of an answer.
+    fn unanswered(&self, upstream: &Upstream) -> Broken {
+        let Some(alert) = upstream.link.refusal() else { return Broken::Unanswered };
+        let reason = format!("the service has refused it: {:?}", AlertDescription::from(alert));
+        self.pool.complain(self.conn.worker.clock.lately(), &reason);
+        Failure::TlsFailed.into()
     }
 
     /// The head that follows an interim answer.

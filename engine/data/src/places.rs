@@ -10,8 +10,9 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 
+use crate::buffer::Buffer;
 use crate::connection::Connection;
-use crate::serve::serve;
+use crate::serve::{serve, serve_stream};
 
 /// Room for one connection at a time.
 pub(crate) struct Place {
@@ -22,8 +23,14 @@ pub(crate) struct Place {
 /// What goes in and out.
 #[derive(Default)]
 struct Door {
-    arrived: Cell<Option<Box<Connection>>>,
+    arrived: Cell<Option<Arrived>>,
     served: Cell<Option<Option<Box<Connection>>>>,
+}
+
+enum Arrived {
+    Connection(Box<Connection>),
+    /// A stream with its request's head: at the front of the block, of this length.
+    Stream(Box<Connection>, Buffer, usize),
 }
 
 /// The serving panicked. Its connection is gone, and the place must not be used again.
@@ -37,7 +44,22 @@ impl Place {
 
     /// Has a connection served. Gives it back when it is idle, nothing when it is to be closed.
     pub(crate) async fn serve(&mut self, conn: Box<Connection>) -> Result<Option<Box<Connection>>, Panicked> {
-        self.door.arrived.set(Some(conn));
+        self.run(Arrived::Connection(conn)).await
+    }
+
+    /// Has a stream's one request served, whose head stands at the front of the inbox in the form of HTTP/1.1. Gives it back
+    /// where it has become a tunnel.
+    pub(crate) async fn serve_stream(
+        &mut self,
+        conn: Box<Connection>,
+        inbox: Buffer,
+        head_length: usize,
+    ) -> Result<Option<Box<Connection>>, Panicked> {
+        self.run(Arrived::Stream(conn, inbox, head_length)).await
+    }
+
+    async fn run(&mut self, arrived: Arrived) -> Result<Option<Box<Connection>>, Panicked> {
+        self.door.arrived.set(Some(arrived));
         std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| self.serving.as_mut().poll(cx))) {
             Ok(_) => self.door.served.take().map_or(Poll::Pending, |idle| Poll::Ready(Ok(idle))),
             Err(_) => Poll::Ready(Err(Panicked)),
@@ -48,8 +70,11 @@ impl Place {
 
 async fn serve_all(door: Rc<Door>) {
     loop {
-        let conn = std::future::poll_fn(|_| door.arrived.take().map_or(Poll::Pending, Poll::Ready)).await;
-        let idle = serve(conn).await;
+        let arrived = std::future::poll_fn(|_| door.arrived.take().map_or(Poll::Pending, Poll::Ready)).await;
+        let idle = match arrived {
+            Arrived::Connection(conn) => serve(conn).await,
+            Arrived::Stream(conn, inbox, head_length) => serve_stream(conn, inbox, head_length).await,
+        };
         door.served.set(Some(idle));
     }
 }

@@ -10,6 +10,7 @@ use ringway_core::log_queue::{BATCH_BYTES, BUFFER_BYTES};
 use crate::connection::Connection;
 use crate::gate;
 use crate::request::Exchange;
+use crate::tls::Secured;
 use crate::worker::Worker;
 
 /// A core's access log lines on their way to the writer.
@@ -44,8 +45,10 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
     let latency_us = count(conn, exchange);
     if is_logged(conn, exchange) {
         let service = exchange.service.and_then(|service| conn.view.published.snapshot.services.get(service));
+        let service = service.map(|service| &*service.name);
         let full = gate::concurrency_limit_of(conn, exchange);
-        log(&conn.worker, exchange, head, latency_us, service.map(|service| &*service.name), full, None);
+        let rest = Rest { latency_us, service, full, secured: &conn.secured, tunnel: None };
+        log(&conn.worker, exchange, head, &rest);
     }
 }
 
@@ -77,16 +80,18 @@ pub(crate) fn is_logged(conn: &Connection, exchange: &Exchange) -> bool {
     conn.route(exchange).is_none_or(|route| route.log) && conn.view.published.snapshot.access_log != AccessLog::Off
 }
 
+/// What a line tells besides the exchange.
+pub(crate) struct Rest<'a> {
+    pub(crate) latency_us: u64,
+    pub(crate) service: Option<&'a str>,
+    /// The concurrency limit that refused.
+    pub(crate) full: Option<&'a str>,
+    pub(crate) secured: &'a Secured,
+    pub(crate) tunnel: Option<Tunnel<'a>>,
+}
+
 /// Writes the line. `head`: where the exchange's spans are.
-pub(crate) fn log(
-    worker: &Worker,
-    exchange: &Exchange,
-    head: &[u8],
-    latency_us: u64,
-    service: Option<&str>,
-    full: Option<&str>,
-    tunnel: Option<Tunnel<'_>>,
-) {
+pub(crate) fn log(worker: &Worker, exchange: &Exchange, head: &[u8], rest: &Rest<'_>) {
     let mut pending = worker.log.0.borrow_mut();
     let Pending { formatter, lines, ip } = &mut *pending;
     ip.clear();
@@ -97,15 +102,21 @@ pub(crate) fn log(
         method: exchange.method.get(head).unwrap_or(b"-"),
         path: exchange.path.get(head).unwrap_or(b"-"),
         status: exchange.status,
-        latency_us,
+        latency_us: rest.latency_us,
         client_ip: ip,
         user_agent: exchange.user_agent.get(head),
         user_id: exchange.gate.identity.as_ref().and_then(|identity| identity.user.as_deref()).map(str::as_bytes),
         rate_limit_remaining: exchange.gate.limit.map(|(_, state)| state.remaining),
-        backend_service: service,
+        backend_service: rest.service,
         backend_latency_us: exchange.service_us,
-        concurrency_limit: full,
-        tunnel,
+        http_version: match (exchange.is_http2, exchange.is_http10) {
+            (true, _) => Some("2.0"),
+            (_, true) => Some("1.0"),
+            _ => None,
+        },
+        concurrency_limit: rest.full,
+        tls: rest.secured.facts(),
+        tunnel: rest.tunnel,
     };
     formatter.write(&line, lines);
     if lines.len() >= BATCH_BYTES {

@@ -255,6 +255,7 @@ impl Exchange {
             service: "",
             captures: &captures,
             headers: request.headers,
+            tls: conn.secured.facts(),
         };
         match &route.action {
             // An answer of 200 would tell the client of HTTP/2 that it has its tunnel (RFC 8441 section 5).
@@ -341,6 +342,7 @@ impl Exchange {
             request,
             captures,
             client_ip: self.client_ip,
+            certificate: conn.secured.certificate.as_deref(),
             framing: self.framing,
             body_bytes_max: self.body_bytes_max,
             now_unix_s: worker.clock.unix_ms(self.started) / 1000,
@@ -460,6 +462,7 @@ fn write_head(
     let ops = (!route.request_headers.is_empty()).then_some(&route.request_headers);
     let holds_body = route.access.validation.as_ref().is_some_and(|validation| validation.body_bytes_max().is_some());
     let hops = if request.has(Name::MaxForwards) { max_forwards(request) } else { None };
+    let tells_certificate = listener.tls.as_ref().is_some_and(|tls| tls.client_cert_header);
     let hides_fields = gate::hides_fields(conn, route);
     let mut hides_cookies = false;
     HeadLines { head, headers: request.headers, names: request.names }.copy(out, |name, header| {
@@ -478,6 +481,7 @@ fn write_head(
                 trusted && !listener.forwarded.x_forwarded
             }
             Name::Forwarded => trusted,
+            Name::ClientCert => trusted && !tells_certificate,
             Name::MaxForwards => hops.is_none(),
             Name::Traceparent | Name::Tracestate => trace.w3c,
             Name::B3 => trace.b3,
@@ -509,6 +513,9 @@ fn write_head(
     out.extend_from_slice(b"\r\n");
     if let Some(identity) = &exchange.gate.identity {
         out.extend_from_slice(&identity.header_lines);
+    }
+    if tells_certificate && let Some(certificate) = &conn.secured.certificate {
+        respond::write_field("Client-Cert", certificate.header.as_bytes(), out);
     }
     if listener.forwarded.x_forwarded {
         write_x_forwarded(conn, request, trusted, out);

@@ -126,6 +126,7 @@ pub(crate) fn write_answer_ops(
         service: &attempt.outbound.service.name,
         captures: &captures,
         headers,
+        tls: conn.secured.facts(),
     };
     write_ops(ops, &vars, out);
 }

@@ -20,7 +20,7 @@ use crate::io::{Blocks, linger, write_client};
 use crate::record::record;
 use crate::request::{Exchange, Step};
 use crate::respond;
-use crate::tunnel::{Tunnel, tunnel};
+use crate::tunnel::Tunnel;
 
 /// Answers what has arrived. Gives the connection back when it is idle, nothing when it is to be closed.
 pub(crate) async fn serve(mut conn: Box<Connection>) -> Option<Box<Connection>> {
@@ -64,20 +64,21 @@ pub(crate) async fn serve(mut conn: Box<Connection>) -> Option<Box<Connection>> 
 }
 
 /// Answers the one request of an HTTP/2 stream, whose head stands at the front of the inbox in the form of HTTP/1.1.
-pub(crate) async fn serve_stream(mut conn: Box<Connection>, mut inbox: Buffer, head_length: usize) {
+/// Gives it back where it has become a tunnel.
+pub(crate) async fn serve_stream(
+    mut conn: Box<Connection>,
+    mut inbox: Buffer,
+    head_length: usize,
+) -> Option<Box<Connection>> {
     let worker = Rc::clone(&conn.worker);
     let mut out = worker.take_head();
     if head_length <= conn.listener.limits.head_bytes {
         exchange(&mut conn, &mut inbox, head_length, &mut out).await;
-        if let Some(opened) = conn.tunnel.take() {
-            worker.give_head(out);
-            drop(inbox);
-            return Box::pin(tunnel(conn, opened)).await;
-        }
     } else {
         refuse(&mut conn, Failure::HeadTooLarge, &mut out).await;
     }
     worker.give_head(out);
+    conn.tunnel.get_mut().is_some().then_some(conn)
 }
 
 enum Next {

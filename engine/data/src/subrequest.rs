@@ -163,7 +163,7 @@ async fn read_body(
         }
         timers.set(Slot::Service, outbound.conn.worker.clock.lately() + idle);
         loop {
-            match upstream.sock.recv(buffer.room()) {
+            match upstream.link.recv(buffer.room()) {
                 Ok(Some(received)) if received > 0 => break buffer.received(received),
                 Ok(None) => upstream.ready().await,
                 Ok(Some(_)) if framing == Framing::Close && outbound.late(Failure::AnswerIncomplete).is_none() => {

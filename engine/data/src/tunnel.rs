@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::io::ErrorKind;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::rc::Rc;
@@ -16,7 +16,6 @@ use ringway_config::snapshot::{Action, Service};
 use ringway_core::http::websocket::{CLOSE_FRAME, Frames, masked_close_frame};
 use ringway_core::log_line;
 use ringway_core::stats::RouteStats;
-use ringway_io::Sock;
 use rustix::net::Shutdown;
 
 use crate::buffer::Buffer;
@@ -25,8 +24,10 @@ use crate::clock::us;
 use crate::connection::{Connection, Counted};
 use crate::deadline::{End, Signal, Slot, Timers};
 use crate::io::{Blocks, Gone};
+use crate::link::Link;
 use crate::record;
 use crate::request::{Exchange, WEBSOCKET};
+use crate::tls::Secured;
 use crate::upstream::{EndpointPool, Upstream};
 use crate::worker::Worker;
 
@@ -73,6 +74,7 @@ pub(crate) struct Tunnel {
     idle: u64,
     route: Option<Arc<RouteStats>>,
     service: Arc<Service>,
+    secured: Secured,
     upstream: Upstream,
     _in_flight: InFlight,
     /// What came before there was a tunnel, by direction.
@@ -104,6 +106,7 @@ impl Tunnel {
             idle: us(forward.upgrades.idle),
             route,
             service: Arc::clone(&conn.view.services.get(exchange.service?)?.service),
+            secured: conn.secured.clone(),
             upstream,
             _in_flight: in_flight,
             from_client: rest,
@@ -121,8 +124,14 @@ impl Tunnel {
             let open_us = worker.clock.now().saturating_sub(self.opened_at);
             let protocol = self.exchange.upgrade.get(&self.head).unwrap_or_default();
             let tunnel = log_line::Tunnel { protocol, open_us, bytes_in, bytes_out };
-            let service = Some(&*self.service.name);
-            record::log(worker, &self.exchange, &self.head, self.latency_us, service, None, Some(tunnel));
+            let rest = record::Rest {
+                latency_us: self.latency_us,
+                service: Some(&self.service.name),
+                full: None,
+                secured: &self.secured,
+                tunnel: Some(tunnel),
+            };
+            record::log(worker, &self.exchange, &self.head, &rest);
         }
     }
 }
@@ -158,7 +167,7 @@ impl Direction {
 struct Running {
     worker: Rc<Worker>,
     client: Client,
-    service: Sock,
+    service: Link,
     is_websocket: bool,
     timers: Timers,
     idle: u64,
@@ -176,7 +185,7 @@ pub(crate) async fn tunnel(mut conn: Box<Connection>, mut tunnel: Box<Tunnel>) {
     let signal = Rc::new(Signal::default());
     let running = Running {
         client: conn.take_client(),
-        service: tunnel.upstream.sock.clone(),
+        service: tunnel.upstream.link.clone(),
         is_websocket: tunnel.is_websocket,
         timers: worker.deadlines.register(End::Task(Rc::clone(&signal))),
         idle: tunnel.idle,
@@ -262,8 +271,7 @@ impl Running {
                             buffer
                         }
                         Ok(Some(_)) => break,
-                        // Clients close TLS without its word for it. A WebSocket says by itself whether it is whole.
-                        Err(error) if error.kind() == ErrorKind::UnexpectedEof && self.is_websocket => break,
+                        Err(error) if self.is_end(&error) => break,
                         Err(_) => return Err(Gone),
                     }
                 }
@@ -271,7 +279,7 @@ impl Running {
             self.begin(&self.to_service, &buffer);
             let mut sent = 0;
             while let Some(left) = buffer.data().get(sent..).filter(|left| !left.is_empty()) {
-                match self.service.send(left, false) {
+                match self.service.send(left) {
                     Ok(taken) if taken == left.len() => sent += taken,
                     Ok(taken) => {
                         sent += taken;
@@ -307,6 +315,7 @@ impl Running {
                             buffer
                         }
                         Ok(Some(_)) => break,
+                        Err(error) if self.is_end(&error) => break,
                         Err(_) => return Err(Gone),
                     }
                 }
@@ -350,6 +359,11 @@ impl Running {
         Ok(())
     }
 
+    /// TLS is closed without its word for that by many. A WebSocket says by itself whether it is whole.
+    fn is_end(&self, error: &io::Error) -> bool {
+        error.kind() == io::ErrorKind::UnexpectedEof && self.is_websocket
+    }
+
     /// Nothing more goes to the client.
     fn end_client(&self) {
         match self.client.stream() {
@@ -379,7 +393,7 @@ impl Running {
         }
         if self.is_websocket && self.to_service.may_close() {
             let mask = (self.worker.random() as u32).to_ne_bytes();
-            let _ = self.service.send(&masked_close_frame(mask), false);
+            let _ = self.service.send(&masked_close_frame(mask));
         }
         self.end_client();
         self.service.shutdown(Shutdown::Write);

@@ -1,6 +1,7 @@
 //! Connections to services: made, kept idle, taken again. They belong to one core and one endpoint; nobody shares them.
 
 use std::cell::{Cell, RefCell};
+use std::fmt::Display;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -15,10 +16,15 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::clock::us;
+use crate::link::Link;
+use crate::tls::Tls;
+
+/// Between two lines of the log about the same endpoint, of each worker.
+const COMPLAINT_US: u64 = 10_000_000;
 
 /// A connection to an endpoint.
 pub(crate) struct Upstream {
-    pub(crate) sock: Sock,
+    pub(crate) link: Link,
     readiness: Readiness,
     born: u64,
     idle_since: u64,
@@ -34,9 +40,11 @@ pub(crate) struct EndpointPool {
     worker: usize,
     /// No longer in the configuration: connections are not kept.
     closed: Cell<bool>,
+    /// When the log last told of a failed handshake.
+    complained: Cell<Option<u64>>,
 }
 
-/// A wait for a socket's readiness that survives its waiter: armed when a connection becomes idle, it tells the next
+/// A wait for a connection's readiness that survives its waiter: armed when a connection becomes idle, it tells the next
 /// taker that the service has closed it (or has sent what nobody asked for), and then goes on as the wait for the
 /// answer. One ring operation per exchange, and no stale connection is used unknowingly.
 struct Readiness {
@@ -45,12 +53,12 @@ struct Readiness {
 }
 
 impl Readiness {
-    fn new(sock: Sock) -> Self {
+    fn new(link: Link) -> Self {
         let ready = Rc::new(Cell::new(false));
         let flag = Rc::clone(&ready);
         let wait = async move {
             loop {
-                sock.readable().await;
+                link.readable().await;
                 flag.set(true);
                 pause().await;
             }
@@ -59,7 +67,7 @@ impl Readiness {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // The wait never ends; it says so when the socket is ready and waits again when it is next asked.
+        // The wait never ends; it says so when the connection is ready and waits again when it is next asked.
         let _ = self.wait.as_mut().poll(cx);
         if self.ready.replace(false) { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -77,9 +85,15 @@ async fn pause() {
 
 impl Upstream {
     /// Counts as open from here on, connected or not yet, so that those that connect at once respect the cap too.
-    fn new(sock: Sock, now: u64, pool: Rc<EndpointPool>) -> Self {
+    fn new(link: Link, now: u64, pool: Rc<EndpointPool>) -> Self {
         pool.cell().open.add(1);
-        Self { readiness: Readiness::new(sock.clone()), sock, born: now, idle_since: now, pool }
+        Self { readiness: Readiness::new(link.clone()), link, born: now, idle_since: now, pool }
+    }
+
+    /// From now on in this session.
+    pub(crate) fn secure(&mut self, session: Tls) {
+        self.link.secure(session);
+        self.readiness = Readiness::new(self.link.clone());
     }
 
     /// Until the service has sent something, has closed the connection, or a deadline has ended it.
@@ -90,7 +104,7 @@ impl Upstream {
     /// Between two requests: the service has closed the connection, or has sent what nobody asked for. Else it is armed.
     fn is_spent(&mut self, cx: &mut Context<'_>) -> bool {
         while self.readiness.poll(cx).is_ready() {
-            if !self.sock.is_quiet() {
+            if !self.link.is_quiet() {
                 return true;
             }
         }
@@ -117,6 +131,7 @@ impl Upstream {
 
 impl Drop for Upstream {
     fn drop(&mut self) {
+        self.link.close();
         self.pool.cell().open.sub(1);
     }
 }
@@ -124,7 +139,7 @@ impl Drop for Upstream {
 impl EndpointPool {
     pub(crate) fn new(endpoint: Endpoint, settings: Pool, stats: Arc<EndpointStats>, worker: usize) -> Rc<Self> {
         let idle = RefCell::new(Vec::with_capacity(settings.idle_per_endpoint.min(64)));
-        Rc::new(Self { endpoint, settings, idle, stats, worker, closed: Cell::new(false) })
+        Rc::new(Self { endpoint, settings, idle, stats, worker, closed: Cell::new(false), complained: Cell::default() })
     }
 
     /// This core's counters.
@@ -178,15 +193,24 @@ impl EndpointPool {
         self.settings.connections_per_endpoint.is_none_or(|max| self.stats.open() < max as u64)
     }
 
-    /// Begins a connection. `started` gets its socket before the wait, so that a deadline can end it.
-    pub(crate) async fn connect(self: &Rc<Self>, now: u64, started: impl FnOnce(&Sock)) -> io::Result<Upstream> {
+    /// Tells the log why a connection cannot be secured, unless it was told a moment ago.
+    pub(crate) fn complain(&self, now: u64, reason: &dyn Display) {
+        if self.complained.get().is_some_and(|last| now.saturating_sub(last) < COMPLAINT_US) {
+            return;
+        }
+        self.complained.set(Some(now));
+        let (service, endpoint) = (&self.stats.service, &self.stats.endpoint);
+        tracing::warn!(worker = self.worker, "service `{service}`, endpoint `{endpoint}`: no TLS: {reason}");
+    }
+
+    /// Begins a connection. `started` gets it before the wait, so that a deadline can end it.
+    pub(crate) async fn connect(self: &Rc<Self>, now: u64, started: impl FnOnce(&Link)) -> io::Result<Upstream> {
         let (sock, pending) = begin_connect(&self.endpoint.address)?;
-        let upstream = Upstream::new(sock, now, Rc::clone(self));
+        let upstream = Upstream::new(Link::plain(sock.clone()), now, Rc::clone(self));
         if pending {
-            let sock = &upstream.sock;
-            started(sock);
+            started(&upstream.link);
             sock.writable().await;
-            connected(sock)?;
+            connected(&sock)?;
         }
         self.cell().connects.add(1);
         Ok(upstream)

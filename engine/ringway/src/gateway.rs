@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ringway_config::Snapshot;
 use ringway_config::hub::{Hub, Phase};
 use ringway_config::snapshot::{DriverChoice, Listener};
+use ringway_config::tls::Pair;
 use ringway_control::log_writer::{Log, LogWriter};
 use ringway_control::reload::{self, DataPlane, Running, Sockets};
 use ringway_control::watch::{POLL_EVERY, Watch};
@@ -170,8 +171,10 @@ struct CertificateFiles(Vec<Watch>);
 impl CertificateFiles {
     fn of(hub: &Hub) -> Self {
         let snapshot = &hub.published().snapshot;
-        let files: BTreeSet<_> =
-            snapshot.listeners.iter().filter_map(|listener| listener.tls.as_ref()).flat_map(|tls| &tls.files).collect();
+        let of_listeners = snapshot.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+        let of_services = snapshot.services.iter().filter_map(|service| service.tls.as_ref());
+        let files = of_listeners.flat_map(|tls| &tls.files).chain(of_services.flat_map(|tls| &tls.files));
+        let files: BTreeSet<_> = files.collect();
         Self(files.iter().map(|file| Watch::new(file)).collect())
     }
 
@@ -179,21 +182,34 @@ impl CertificateFiles {
         self.0.iter_mut().fold(false, |changed, watch| watch.poll() | changed)
     }
 
-    /// Names the certificates that should have been replaced by now.
+    /// Names the certificates that should have been replaced by now, and the services whose certificate is not looked at.
     fn warn(&self, hub: &Hub) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
         let snapshot = &hub.published().snapshot;
         for listener in &snapshot.listeners {
             for pair in listener.tls.iter().flat_map(|tls| tls.certificates.pairs()) {
-                let left = pair.not_after - now;
-                if left < 0 {
-                    tracing::warn!("listener `{}`: the certificate of `{}` has expired", listener.name, pair.label());
-                } else if left < pair.warn_below_s() {
-                    let (days, name) = (left / 86_400, pair.label());
-                    tracing::warn!("listener `{}`: the certificate of `{name}` expires in {days} days", listener.name);
-                }
+                warn_of(&format!("listener `{}`", listener.name), pair, now);
             }
         }
+        for service in &snapshot.services {
+            let Some(tls) = &service.tls else { continue };
+            if let Some(pair) = &tls.certificate {
+                warn_of(&format!("service `{}`", service.name), pair, now);
+            }
+            if !tls.is_verified {
+                tracing::warn!("service `{}`: `insecure_skip_verify`: anybody may answer in its place", service.name);
+            }
+        }
+    }
+}
+
+fn warn_of(whose: &str, pair: &Pair, now: i64) {
+    let (left, name) = (pair.not_after - now, pair.label());
+    if left < 0 {
+        tracing::warn!("{whose}: the certificate of `{name}` has expired");
+    } else if left < pair.warn_below_s() {
+        let days = left / 86_400;
+        tracing::warn!("{whose}: the certificate of `{name}` expires in {days} days");
     }
 }
 

@@ -1,5 +1,6 @@
 //! Templates of header values, redirects and paths.
 
+use ringway_core::auth::TlsFacts;
 use ringway_core::path::{PathPolicy, normalize};
 use ringway_core::router::{Captures, Found, PathMatch, RouteRequest, RouteSpec, Router, RouterBuilder};
 use ringway_core::template::{Template, Vars};
@@ -88,6 +89,7 @@ fn check(template: &Template, text: &str, braces: bool, sent: &[u8], path: &[u8]
         service: "app",
         captures,
         headers: &headers,
+        tls: TlsFacts::NONE,
     };
     let mut out = b"before".to_vec();
     template.render(&vars, &mut out);

@@ -1,11 +1,13 @@
 //! How requests prove who they come from.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ringway_core::auth::credentials::{ForwardCredentials, Place};
 use ringway_core::auth::jwt::Rules;
-use ringway_core::auth::{self, Algorithm, Algorithms, ClaimHeader, ClaimPath, HttpUrl, Kind, Live, Source};
+use ringway_core::auth::{self, Algorithm, Algorithms, CertificateField, CertificateRules};
+use ringway_core::auth::{ClaimHeader, ClaimPath, HttpUrl, Kind, Live, Source};
 use ringway_core::auth_service::{self, AuthService};
 use schemars::{Schema, SchemaGenerator, json_schema};
 
@@ -23,7 +25,8 @@ use crate::tree::Node;
 use crate::units::{HOUR_MS, KIB, MIB, Size, Time};
 
 shape! {
-    /// One way to prove who a request comes from. Exactly one of `jwt`, `api_keys`, `auth_service` and `introspection`.
+    /// One way to prove who a request comes from. Exactly one of `jwt`, `api_keys`, `client_certificate`,
+    /// `auth_service` and `introspection`.
     pub(crate) struct Authenticator {
         /// Names it in routes, logs, metrics and challenges. Unique.
         name: Spanned<Name>,
@@ -31,6 +34,8 @@ shape! {
         jwt: Option<Spanned<JwtSection>>,
         /// Keys that clients were given.
         api_keys: Option<Spanned<ApiKeysSection>>,
+        /// The certificate that a client has shown in the TLS handshake.
+        client_certificate: Option<Spanned<ClientCertificateSection>>,
         /// A service that is told of each request and says whether it may pass.
         auth_service: Option<Spanned<AuthServiceSection>>,
         /// A service that knows what tokens stand for (RFC 7662).
@@ -106,6 +111,18 @@ shape! {
         forward_credentials: Forward = "headers",
     }
 
+    /// Clients' certificates, of listeners that verify them (`tls.client_certificates`).
+    pub(crate) struct ClientCertificateSection {
+        /// What names the user: `subject` (RFC 4514), `common_name`, the first `san_uri`, `san_dns` or `san_email` of the
+        /// alternative names, or `fingerprint` (SHA-256, hexadecimal). A certificate without it is refused.
+        user: UserField = "subject",
+        /// Roles of users, by that name.
+        roles: Pairs<String, OneOrMore<String>> = "{}",
+        /// Headers that tell the service about the client: `sub` is the user; `subject`, `common_name`, `san_uri`, `san_dns`,
+        /// `san_email`, `fingerprint`, `serial`. The request's own of that name are dropped.
+        headers: Pairs<HeaderName, ClaimName> = "{}",
+    }
+
     /// What each worker remembers of verified tokens.
     pub(crate) struct TokenCacheSection {
         /// Tokens, of all authenticators.
@@ -165,7 +182,19 @@ impl Decode for ClaimName {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Forward(pub(crate) ForwardCredentials);
 
+/// What names the owner of a certificate.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct UserField(CertificateField);
+
 choice! {
+    UserField {
+        "subject" => Self(CertificateField::Subject),
+        "common_name" => Self(CertificateField::CommonName),
+        "san_uri" => Self(CertificateField::SanUri),
+        "san_dns" => Self(CertificateField::SanDns),
+        "san_email" => Self(CertificateField::SanEmail),
+        "fingerprint" => Self(CertificateField::Fingerprint),
+    }
     Forward {
         "headers" => Self(ForwardCredentials::Headers),
         "none" => Self(ForwardCredentials::None),
@@ -230,10 +259,11 @@ impl Authenticator {
         self.auth_service.is_some() || self.introspection.is_some()
     }
 
-    /// `None` after an error, which is reported.
+    /// `sees_certificates`: whether a listener verifies those of clients. `None` after an error, which is reported.
     pub(crate) fn compile(
         self,
         services: &[Arc<snapshot::Service>],
+        sees_certificates: bool,
         redis: Redis<'_>,
         cx: &mut Cx,
     ) -> Option<(auth::Authenticator, KeySources)> {
@@ -244,11 +274,13 @@ impl Authenticator {
         let given = [
             self.jwt.map(|section| (section.span, Written::Jwt(Box::new(section.value)))),
             self.api_keys.map(|section| (section.span, Written::ApiKeys(section.value))),
+            self.client_certificate.map(|section| (section.span, Written::ClientCertificate(section.value))),
             self.auth_service.map(|section| (section.span, Written::AuthService(section.value))),
             self.introspection.map(|section| (section.span, Written::Introspection(section.value))),
         ];
         let mut given = given.into_iter().flatten();
-        const ONE: &str = "an authenticator has one of `jwt`, `api_keys`, `auth_service` and `introspection`";
+        const ONE: &str =
+            "an authenticator has one of `jwt`, `api_keys`, `client_certificate`, `auth_service` and `introspection`";
         let Some((at, written)) = given.next() else {
             cx.error(self.name.span, format!("{ONE}: it has none"), None);
             return None;
@@ -258,13 +290,16 @@ impl Authenticator {
             return None;
         }
         let told_all = (OneOrMore(Vec::new()), Forward(ForwardCredentials::All));
-        let judged_there = |(from, forward), service: AuthService| {
-            let keys = KeySources { keys: KeySource::Service, revoked: RevokedSource::Nowhere };
-            Compiled { from, forward, kind: Kind::Service(Arc::new(service)), keys }
+        let judged_there = |(from, forward), service: AuthService| Compiled {
+            from,
+            forward,
+            kind: Kind::Service(Arc::new(service)),
+            keys: KeySources::NONE,
         };
         let compiled = match written {
             Written::Jwt(section) => section.compile(redis, cx)?,
             Written::ApiKeys(section) => section.compile(at, redis, cx)?,
+            Written::ClientCertificate(section) => section.compile(at, sees_certificates, cx),
             Written::AuthService(section) => judged_there(told_all, section.compile(services, cx)),
             Written::Introspection(section) => {
                 let places = (OneOrMore(section.from.0.clone()), section.forward_credentials);
@@ -281,6 +316,7 @@ impl Authenticator {
 enum Written {
     Jwt(Box<JwtSection>),
     ApiKeys(ApiKeysSection),
+    ClientCertificate(ClientCertificateSection),
     AuthService(AuthServiceSection),
     Introspection(IntrospectionSection),
 }
@@ -416,6 +452,24 @@ impl ApiKeysSection {
         };
         let keys = KeySources { keys, revoked: RevokedSource::Nowhere };
         Some(Compiled { from: self.from, forward: self.forward_credentials, kind: Kind::ApiKeys { headers }, keys })
+    }
+}
+
+impl ClientCertificateSection {
+    fn compile(self, span: Span, sees_certificates: bool, cx: &mut Cx) -> Compiled {
+        if !sees_certificates {
+            let hint = "`tls: { client_certificates: { ca: PATH } }` in a listener";
+            cx.error(span, "no listener asks clients for certificates", hint);
+        }
+        let roles = self.roles.0.into_iter().map(|(user, roles)| {
+            let roles = roles.0.into_iter().map(String::into_boxed_str).collect();
+            (user.value.into_boxed_str(), roles)
+        });
+        let roles: HashMap<_, _> = roles.collect();
+        let rules = CertificateRules { user: self.user.0, roles, headers: claim_headers(self.headers, cx) };
+        let forward = Forward(ForwardCredentials::All);
+        let kind = Kind::ClientCertificate(Arc::new(rules));
+        Compiled { from: OneOrMore(Vec::new()), forward, kind, keys: KeySources::NONE }
     }
 }
 

@@ -85,6 +85,7 @@ impl Address {
             let authority = rest.split(['/', '?', '#']).next().unwrap_or("");
             return Err(match scheme {
                 "http" => format!("without the scheme and the path: `{authority}`"),
+                "https" => format!("without the scheme and the path: `{authority}`, and `tls: {{}}` in the service"),
                 _ => format!("`{scheme}` is not spoken here: plain HTTP/1.1 to `host:port`"),
             });
         }

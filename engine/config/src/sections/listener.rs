@@ -64,12 +64,13 @@ shape! {
 
     /// HTTP/2 of clients (RFC 9113).
     pub(crate) struct Http2 {
-        /// Whether it is spoken. Off as long as floods of SETTINGS, PING and resets have no bound: see docs/HTTP2.md.
-        enabled: bool = "false",
+        /// Whether it is spoken; over TLS it is offered by ALPN.
+        enabled: bool = "true",
         /// Requests at a time on one connection; others are refused and may be sent again.
         max_concurrent_streams: Int<1, 10_000> = "100",
-        /// Streams of a connection that the client has reset before they were served, and that it made the gateway reset
-        /// by breaking the protocol, before the connection is ended (ENHANCE_YOUR_CALM).
+        /// Streams of a connection that the client may open and reset at once; a third of them come back each second. Also
+        /// streams that it makes the gateway reset by breaking the protocol, in all. Above, the connection is ended
+        /// (ENHANCE_YOUR_CALM).
         max_reset_streams: Int<1, 100_000> = "100",
     }
 
@@ -85,6 +86,9 @@ shape! {
         body_rate: OrOff<Size<1, { 1024 * MIB }>> = "1KiB",
         /// Between two writes of an answer that the client does not take; closed above.
         write: Timeout = "30s",
+        /// How old a connection may become, and up to a tenth more, so that not all end together. Then the next answer is
+        /// its last (HTTP/1), or it ends after the streams that are open (HTTP/2: GOAWAY).
+        connection_age: OrOff<Timeout> = "off",
     }
 
     /// Which forwarding headers services get.
@@ -158,9 +162,14 @@ impl Decode for Pseudonym {
 }
 
 impl Listener {
+    /// Whether clients may show certificates.
+    pub(crate) fn sees_certificates(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.value.client_certificates.is_some())
+    }
+
     pub(crate) fn compile(self, router: Router, cx: &mut Cx) -> snapshot::Listener {
         // An error is reported; what is built is then not used.
-        let tls = self.tls.and_then(|tls| tls.value.compile(tls.span, cx));
+        let tls = self.tls.and_then(|tls| tls.value.compile(tls.span, self.http2.enabled, cx));
         let Self { limits, timeouts, path, .. } = self;
         snapshot::Listener {
             name: Arc::from(self.name.0),
@@ -189,6 +198,7 @@ impl Listener {
                 body: timeouts.body.0,
                 body_rate: timeouts.body_rate.0.map_or(0, |rate| rate.0),
                 write: timeouts.write.0,
+                connection_age: timeouts.connection_age.0.map(|age| age.0),
             },
             trusted_proxies: self.trusted_proxies,
             forwarded: snapshot::ForwardedHeaders {

@@ -22,6 +22,7 @@ mod redis;
 mod route;
 mod security_headers;
 mod service;
+mod service_tls;
 mod tls;
 mod validate;
 

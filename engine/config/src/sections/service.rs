@@ -6,7 +6,8 @@ use std::sync::Arc;
 pub use super::endpoint::Lookup;
 use super::endpoint::{Address, Endpoint};
 pub(crate) use super::endpoint::{Resolver, system_lookup};
-use crate::decode::{Cx, OneOrMore};
+use super::service_tls::{Compiled, ServiceTlsSection};
+use crate::decode::{Cx, OneOrMore, Spanned};
 use crate::error::Span;
 use crate::scalar::{Int, Name, OrOff, choice};
 use crate::shape::shape;
@@ -21,6 +22,8 @@ shape! {
         /// `host:port`, `unix:/path`, or with a weight `{ address: host:port, weight: 2 }`. A host name is resolved
         /// once, when the file is read; each of its addresses becomes an endpoint.
         endpoints: OneOrMore<Endpoint>,
+        /// TLS to its endpoints; in the clear without it.
+        tls: Option<Spanned<ServiceTlsSection>>,
         /// How an endpoint is chosen. `least_loaded`: of two at random, by weight, the one with fewer requests in
         /// flight. `round_robin`: in turn, by weight.
         balance: Balance = "least_loaded",
@@ -38,7 +41,7 @@ shape! {
     /// Connections that are kept for the next request.
     pub(crate) struct PoolSection {
         /// Idle connections kept per endpoint and worker.
-        idle: Int<0, 65_536> = "64",
+        idle: Int<0, 65_536> = "512",
         /// Open connections per endpoint, all workers together; 503 above.
         connections: OrOff<Int<1, 1_000_000>> = "off",
         /// An idle connection is closed after this time. Keep it below the service's own.
@@ -49,7 +52,7 @@ shape! {
 
     /// How long the service may take.
     pub(crate) struct ServiceTimeouts {
-        /// Until a connection stands; 504 above.
+        /// Until a connection stands, its TLS handshake included; 504 above.
         connect: Timeout = "1s",
         /// From the request sent to the answer's head; 504 above.
         answer: Timeout = "15s",
@@ -67,9 +70,10 @@ choice! {
 
 impl Service {
     pub(crate) fn compile(self, resolver: &mut Resolver<'_>, cx: &mut Cx) -> snapshot::Service {
+        let tls = self.tls.and_then(|tls| tls.value.compile(tls.span, cx));
         snapshot::Service {
             name: Arc::from(self.name.0),
-            endpoints: endpoints(self.endpoints.0, resolver, cx),
+            endpoints: endpoints(self.endpoints.0, tls.as_ref(), resolver, cx),
             balance: self.balance,
             pool: snapshot::Pool {
                 idle_per_endpoint: self.pool.idle.0 as usize,
@@ -84,12 +88,18 @@ impl Service {
                 head_bytes: self.head.0 as usize,
             },
             retry_stale: self.retry_stale,
+            tls: tls.map(|tls| tls.service),
         }
     }
 }
 
 /// Resolves the endpoints. One that is written twice is an error; an address that two names share is kept once.
-fn endpoints(written: Vec<Endpoint>, resolver: &mut Resolver<'_>, cx: &mut Cx) -> Vec<snapshot::Endpoint> {
+fn endpoints(
+    written: Vec<Endpoint>,
+    tls: Option<&Compiled>,
+    resolver: &mut Resolver<'_>,
+    cx: &mut Cx,
+) -> Vec<snapshot::Endpoint> {
     let mut first: HashMap<Address, Span> = HashMap::new();
     let (mut endpoints, mut known) = (Vec::new(), HashSet::new());
     for Endpoint { address, weight } in written {
@@ -103,11 +113,13 @@ fn endpoints(written: Vec<Endpoint>, resolver: &mut Resolver<'_>, cx: &mut Cx) -
             continue;
         }
         first.insert(address.value.clone(), address.span);
+        let tls = tls.and_then(|tls| tls.of_endpoint(&address, cx));
         match resolver.resolve(&address.value) {
             Ok(found) => {
                 for (label, address) in found {
                     if known.insert(address.clone()) {
-                        endpoints.push(snapshot::Endpoint { label: Arc::from(label), address, weight });
+                        let tls = tls.clone();
+                        endpoints.push(snapshot::Endpoint { label: Arc::from(label), address, weight, tls });
                     }
                 }
             }

@@ -47,6 +47,9 @@ shape! {
         crl: Option<Spanned<String>>,
         /// `required`: a client without one is refused. `optional`: it passes. One that is not valid is refused in any case.
         verify: ClientAuth = "required",
+        /// Tell services of the certificate in `Client-Cert` (RFC 9440). The client's own `Client-Cert` and
+        /// `Client-Cert-Chain` are dropped in any case, but for those of `trusted_proxies` where this is off.
+        header: bool = "false",
     }
 }
 
@@ -63,7 +66,7 @@ choice! {
 
 impl TlsSection {
     /// `None` after an error, which is reported.
-    pub(crate) fn compile(self, span: Span, cx: &mut Cx) -> Option<snapshot::Tls> {
+    pub(crate) fn compile(self, span: Span, http2: bool, cx: &mut Cx) -> Option<snapshot::Tls> {
         let pairs: Vec<Option<Arc<Pair>>> =
             self.certificates.0.iter().map(|section| section.compile(cx).map(Arc::new)).collect();
         let pairs = pairs.into_iter().collect::<Option<Vec<_>>>()?;
@@ -85,7 +88,7 @@ impl TlsSection {
         let written = written.chain(clients_files.flat_map(|section| std::iter::once(&section.ca).chain(&section.crl)));
         let files = written.map(|path| located(path, cx)).collect();
         let certificates = Certificates::new(pairs);
-        let server = tls::server(self.policy, Arc::clone(&certificates), clients);
+        let server = tls::server(self.policy, Arc::clone(&certificates), clients, http2);
         let server = server.map_err(|problem| cx.sink.error(span, problem, None)).ok()?;
         Some(snapshot::Tls {
             server,
@@ -94,6 +97,7 @@ impl TlsSection {
             handshake_timeout: self.handshake_timeout.0,
             handshakes: self.handshakes.0 as usize,
             handshakes_per_ip: self.handshakes_per_ip.0 as usize,
+            client_cert_header: self.client_certificates.as_ref().is_some_and(|section| section.header),
         })
     }
 }
@@ -119,11 +123,11 @@ impl CertificateSection {
 }
 
 /// A relative path starts at the directory of the configuration file.
-fn located(path: &Spanned<String>, cx: &Cx) -> PathBuf {
+pub(super) fn located(path: &Spanned<String>, cx: &Cx) -> PathBuf {
     Path::new(cx.sink.source(path.span.source)).parent().unwrap_or(Path::new("")).join(&path.value)
 }
 
-fn read(path: &Spanned<String>, cx: &mut Cx) -> Option<(PathBuf, Vec<u8>)> {
+pub(super) fn read(path: &Spanned<String>, cx: &mut Cx) -> Option<(PathBuf, Vec<u8>)> {
     const FILE_BYTES_MAX: u64 = 1024 * 1024;
     let file = located(path, cx);
     let problem = match std::fs::metadata(&file) {

@@ -90,7 +90,7 @@ pub fn sources(published: &Published) -> Vec<(Arc<Live>, SourceSpec)> {
     for (live, of) in published.live.iter().zip(&published.snapshot.keys) {
         let remote = Source::Jwks { secrets: false };
         let keys = match &of.keys {
-            KeySource::Text(..) | KeySource::Redis(..) | KeySource::Service => None,
+            KeySource::Text(..) | KeySource::Redis(..) | KeySource::Nowhere => None,
             KeySource::File(source, path, _) => Some((source.clone(), Place::File(path.clone()))),
             KeySource::Jwks(url) => Some((remote, Place::Url { url: url.clone(), fetching: Fetching::default() })),
             KeySource::Oidc(issuer) => {

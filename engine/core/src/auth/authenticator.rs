@@ -6,7 +6,7 @@ use httparse::Header;
 
 use super::credentials::{self, CredentialsError, ForwardCredentials, Place};
 use super::jwt::{self, JwtError, Rules};
-use super::{Asked, ClaimHeader, Identity, Live, TokenCache};
+use super::{Asked, CertificateRules, ClaimHeader, ClientCertificate, Identity, Live, TokenCache};
 use crate::auth_service::AuthService;
 
 /// An authenticator as configured. What it knows at the moment is its [`Live`].
@@ -33,6 +33,8 @@ pub enum Kind {
     ApiKeys { headers: Arc<[ClaimHeader]> },
     /// A service that is asked.
     Service(Arc<AuthService>),
+    /// The certificate that the client has shown in the TLS handshake.
+    ClientCertificate(Arc<CertificateRules>),
 }
 
 /// What is wrong with a credential.
@@ -78,6 +80,7 @@ impl Authenticator {
             .unwrap_or(match self.kind {
                 Kind::Jwt { .. } | Kind::Service(_) => "Bearer",
                 Kind::ApiKeys { .. } => "ApiKey",
+                Kind::ClientCertificate(_) => "ClientCertificate",
             })
     }
 
@@ -86,6 +89,7 @@ impl Authenticator {
         let headers = match &self.kind {
             Kind::Jwt { rules, .. } => &rules.headers[..],
             Kind::ApiKeys { headers } => headers,
+            Kind::ClientCertificate(rules) => &rules.headers,
             Kind::Service(service) => return service.field_names().any(|own| is_same_field(own, name)),
         };
         headers.iter().any(|header| is_same_field(&header.name, name))
@@ -120,14 +124,18 @@ impl Authenticator {
         &self,
         index: u32,
         live: &Live,
-        (headers, query): (&[Header<'_>], Option<&[u8]>),
+        (headers, query, certificate): (&[Header<'_>], Option<&[u8]>, Option<&ClientCertificate>),
         cache: &mut TokenCache,
         now_s: u64,
         may_wait: bool,
     ) -> Finding {
-        if let Kind::Service(_) = self.kind {
+        match &self.kind {
             // It knows itself where its credentials stand.
-            return Finding::Ask;
+            Kind::Service(_) => return Finding::Ask,
+            Kind::ClientCertificate(rules) => {
+                return certificate.map_or(Finding::None, |certificate| rules.identify(certificate, now_s));
+            }
+            Kind::Jwt { .. } | Kind::ApiKeys { .. } => {}
         }
         let credential = match credentials::find(&self.places, headers, query) {
             Ok(Some(credential)) => credential,
@@ -135,7 +143,7 @@ impl Authenticator {
             Err(error) => return Finding::Refused(error.into()),
         };
         match &self.kind {
-            Kind::Service(_) => Finding::Ask,
+            Kind::Service(_) | Kind::ClientCertificate(_) => Finding::None,
             // Again only where the first keys have come meanwhile.
             Kind::ApiKeys { .. } => loop {
                 let generation = live.generation();

@@ -1,4 +1,4 @@
-//! Who a request comes from: JSON Web Tokens and API keys, judged without I/O.
+//! Who a request comes from: JSON Web Tokens, API keys and clients' certificates, judged without I/O.
 //!
 //! [`credentials`] finds what a request presents, [`jwt`] and [`api_key`] judge it, [`TokenCache`] remembers verified
 //! tokens, [`Live`] holds the keys that change while the gateway runs. Keys are brought by the control plane; times and
@@ -8,6 +8,7 @@ mod algorithm;
 pub mod api_key;
 mod authenticator;
 mod cache;
+mod certificate;
 pub(crate) mod claim;
 pub mod credentials;
 pub(crate) mod encoding;
@@ -25,6 +26,7 @@ use serde_json::{Map, Value};
 pub use algorithm::{Algorithm, Algorithms};
 pub use authenticator::{Authenticator, Finding, Flaw, Kind};
 pub use cache::TokenCache;
+pub use certificate::{CertificateField, CertificateRules, ClientCertificate, TlsFacts};
 pub use claim::{BadClaimPath, ClaimPath};
 pub use headers::{ClaimHeader, HEADER_LINES_BYTES_MAX, write_value};
 pub use key_set::{KEYS_MAX, KeySet, KeySetError};
@@ -40,17 +42,20 @@ pub enum Method {
     Jwt,
     ApiKey,
     AuthService,
+    ClientCertificate,
 }
 
 /// Who a request comes from. Immutable, and shared.
 #[derive(Clone, PartialEq)]
 pub struct Identity {
     pub method: Method,
-    /// What the log shows as `userId`: of a token the configured claim, of an API key its client's name.
+    /// What the log shows as `userId`: of a token the configured claim, of an API key its client's name, of a
+    /// certificate the configured name.
     pub user: Option<Box<str>>,
     pub roles: Vec<Box<str>>,
     pub scopes: Vec<Box<str>>,
-    /// A token's claims; an API key's `metadata` and `sub`, its client's name.
+    /// A token's claims; an API key's `metadata` and `sub`, its client's name; what a certificate says, and `sub`, its
+    /// owner's name.
     pub claims: Map<String, Value>,
     /// Whole lines for the service, `X-User-Id: 42\r\n`, made once. At most [`HEADER_LINES_BYTES_MAX`].
     pub header_lines: Vec<u8>,

@@ -7,6 +7,8 @@ pub enum Name {
     Other,
     Accept,
     B3,
+    /// `Client-Cert` and `Client-Cert-Chain` (RFC 9440).
+    ClientCert,
     Connection,
     ContentLength,
     Date,
@@ -57,6 +59,7 @@ impl Name {
             10 if is("x-b3-flags") => Self::XB3,
             11 if is("traceparent") => Self::Traceparent,
             11 if is("x-b3-spanid") => Self::XB3,
+            11 if is("client-cert") => Self::ClientCert,
             12 if is("x-request-id") => Self::XRequestId,
             12 if is("max-forwards") => Self::MaxForwards,
             12 if is("proxy-status") => Self::ProxyStatus,
@@ -68,6 +71,7 @@ impl Name {
             17 if is("transfer-encoding") => Self::TransferEncoding,
             17 if is("x-forwarded-proto") => Self::XForwardedProto,
             17 if is("x-b3-parentspanid") => Self::XB3,
+            17 if is("client-cert-chain") => Self::ClientCert,
             18 if is("proxy-authenticate") => Self::ProxyAuthenticate,
             19 if is("proxy-authorization") => Self::ProxyAuthorization,
             _ => Self::Other,
@@ -95,7 +99,8 @@ impl Name {
         self.is_hop_by_hop()
             || matches!(
                 self,
-                Self::ContentLength
+                Self::ClientCert
+                    | Self::ContentLength
                     | Self::Expect
                     | Self::Forwarded
                     | Self::Host
@@ -136,6 +141,8 @@ mod tests {
     fn names_are_found_in_any_case() {
         assert_eq!(Name::of("Transfer-ENCODING"), Name::TransferEncoding);
         assert_eq!(Name::of("x-b3-spanid"), Name::XB3);
+        assert_eq!(Name::of("Client-Cert"), Name::ClientCert);
+        assert_eq!(Name::of("client-cert-CHAIN"), Name::ClientCert);
         assert_eq!(Name::of("X-B3-ParentSpanId"), Name::XB3);
         assert_eq!(Name::of("content-lengtH"), Name::ContentLength);
         assert_eq!(Name::of("content_length"), Name::Other);
@@ -144,7 +151,9 @@ mod tests {
 
     #[test]
     fn fields_that_services_could_take_for_others() {
-        for field in ["X_Forwarded_For", "x_real-ip", "Content_Length", "x_request_id", "X-FORWARDED_Port"] {
+        for field in
+            ["X_Forwarded_For", "x_real-ip", "Content_Length", "x_request_id", "X-FORWARDED_Port", "Client_Cert"]
+        {
             assert!(is_look_alike(field), "{field}");
         }
         assert!(!is_look_alike("x_custom") && !is_look_alike("X-Forwarded-For") && !is_look_alike(""));

@@ -11,9 +11,11 @@ use ringway_core::stats::{Handshake, TlsCell};
 use ringway_io::{LoopCounts, yield_now};
 use rustix::net::sockopt::set_tcp_quickack;
 use rustls::Error;
-use rustls::server::UnbufferedServerConnection;
+use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
 
+use super::identity::Secured;
 use super::record::{ALERT, HANDSHAKE, alert};
 use super::session::Tls;
 use crate::accept::refusal;
@@ -27,8 +29,8 @@ use crate::worker::Worker;
 /// Handshakes that a core moves on in one turn of its loop: half a millisecond of arithmetic. Established connections have
 /// their turn in between.
 const MOVES_PER_TURN: u32 = 4;
-/// What a client may send before its handshake is through.
-const FLIGHT_BYTES_MAX: usize = 96 * 1024;
+/// What a peer may send before its handshake is through.
+pub(super) const FLIGHT_BYTES_MAX: usize = 96 * 1024;
 
 /// The handshakes of a core.
 #[derive(Default)]
@@ -102,7 +104,7 @@ pub(crate) async fn shake_hands(conn: &mut Connection) -> bool {
 }
 
 /// What a handshake needs next.
-enum Next {
+pub(super) enum Next {
     Go,
     Flush,
     Read,
@@ -119,7 +121,7 @@ async fn shake(conn: &mut Connection) -> Handshake {
     let until = worker.clock.lately() + us(settings.handshake_timeout);
     conn.timers.set(Slot::ClientRead, until);
     conn.timers.set(Slot::ClientWrite, until);
-    let Ok(mut tls) = UnbufferedServerConnection::new(settings.server) else { return Handshake::Failed };
+    let Ok(mut tls) = UnbufferedServerConnection::new(Arc::clone(&settings.server)) else { return Handshake::Failed };
     // A client that is slow holds a block only once it has begun.
     let (mut incoming, mut outgoing): (Option<Buffer>, Option<Buffer>) = (None, None);
     let mut plain = Vec::new();
@@ -197,22 +199,46 @@ async fn shake(conn: &mut Connection) -> Handshake {
         // an answer.
         let _ = conn.client.fd().map(|fd| set_tcp_quickack(fd, true));
     }
+    conn.secured = Secured::of(&tls, settings.client_cert_header);
     let rest = incoming.as_ref().map(Buffer::data).unwrap_or_default();
-    match Tls::new(&worker, tls, &plain, rest) {
+    match Tls::of_client(&worker, tls, &plain, rest) {
         Some(session) => conn.client.secure(session),
         None => return Handshake::Failed,
     }
     Handshake::Done
 }
 
+/// Either side of a handshake.
+pub(super) trait Side {
+    type Data;
+
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+}
+
+impl Side for UnbufferedServerConnection {
+    type Data = ServerConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(incoming)
+    }
+}
+
+impl Side for UnbufferedClientConnection {
+    type Data = ClientConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(incoming)
+    }
+}
+
 /// Moves a handshake on by one step.
-fn proceed(
-    tls: &mut UnbufferedServerConnection,
+pub(super) fn proceed(
+    tls: &mut impl Side,
     incoming: &mut Buffer,
     outgoing: &mut Buffer,
     plain: &mut Vec<u8>,
 ) -> Result<Next, Error> {
-    let UnbufferedStatus { discard, state, .. } = tls.process_tls_records(incoming.data_mut());
+    let UnbufferedStatus { discard, state, .. } = tls.process(incoming.data_mut());
     let next = match state {
         Err(error) => Err(error),
         Ok(ConnectionState::EncodeTlsData(mut message)) => {
@@ -243,7 +269,7 @@ fn proceed(
         }
         Ok(ConnectionState::BlockedHandshake) => Ok(Next::Read),
         Ok(ConnectionState::WriteTraffic(_)) => Ok(Next::Done),
-        Ok(_) => Err(Error::General("the client has closed".into())),
+        Ok(_) => Err(Error::General("the peer has closed".into())),
     };
     incoming.consume(discard);
     next

@@ -5,8 +5,10 @@ use std::io::{Error, ErrorKind, Result};
 use std::rc::Rc;
 
 use ringway_io::Sock;
+use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::kernel::KernelConnection;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::{ConnectionTrafficSecrets, ExtractedSecrets, ProtocolVersion};
 
 use super::record::{self, ALERT, APPLICATION_DATA, Cipher, HANDSHAKE, OVERHEAD_BYTES_MAX, PLAIN_BYTES_MAX, alert};
 use crate::buffer::Buffer;
@@ -16,6 +18,9 @@ use crate::worker::Worker;
 const EMPTY_RECORDS_MAX: u32 = 32;
 const WARNING: u8 = 1;
 const FATAL: u8 = 2;
+/// What messages of the handshake that come after it may hold: a ticket has 64 KiB at most (RFC 8446 section 4.6.1).
+const HANDSHAKE_BYTES_MAX: usize = 80 * 1024;
+const NEW_SESSION_TICKET: u8 = 4;
 const KEY_UPDATE: u8 = 24;
 
 /// An established connection.
@@ -28,7 +33,7 @@ struct State {
     opener: Cipher,
     sealer: Cipher,
     /// Knows how keys go on.
-    keys: KernelConnection<ServerConnectionData>,
+    keys: Keys,
     /// What has arrived: first `plain` bytes that are opened already, then `behind` bytes of no more use, then records.
     incoming: Option<Buffer>,
     plain: usize,
@@ -38,9 +43,43 @@ struct State {
     owed: usize,
     /// Records without data since the last one that had some.
     empty: u32,
+    /// The begin of a message of the handshake that goes on in the next record.
+    message: Vec<u8>,
+    /// Whether any data has come, and the alert that came in its place.
+    has_heard: bool,
+    refusal: Option<u8>,
     end: End,
     /// Nothing more is sealed: the end was said, or must not be.
     mute: bool,
+}
+
+/// What is left of a handshake.
+enum Keys {
+    OfClient(KernelConnection<ServerConnectionData>),
+    OfService(KernelConnection<ClientConnectionData>),
+}
+
+impl Keys {
+    fn protocol_version(&self) -> ProtocolVersion {
+        match self {
+            Self::OfClient(keys) => keys.protocol_version(),
+            Self::OfService(keys) => keys.protocol_version(),
+        }
+    }
+
+    fn update_rx_secret(&mut self) -> std::result::Result<(u64, ConnectionTrafficSecrets), rustls::Error> {
+        match self {
+            Self::OfClient(keys) => keys.update_rx_secret(),
+            Self::OfService(keys) => keys.update_rx_secret(),
+        }
+    }
+
+    fn update_tx_secret(&mut self) -> std::result::Result<(u64, ConnectionTrafficSecrets), rustls::Error> {
+        match self {
+            Self::OfClient(keys) => keys.update_tx_secret(),
+            Self::OfService(keys) => keys.update_tx_secret(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -52,14 +91,25 @@ enum End {
 }
 
 impl Tls {
-    /// Takes over after the handshake. `plain`: what was read of the first requests meanwhile; `rest`: records behind it.
-    pub(super) fn new(
+    /// Takes over after the handshake with a client. `plain`: what was read of the first requests meanwhile; `rest`: records
+    /// behind it.
+    pub(super) fn of_client(
         worker: &Rc<Worker>,
         shaken: UnbufferedServerConnection,
         plain: &[u8],
         rest: &[u8],
     ) -> Option<Self> {
         let (secrets, keys) = shaken.dangerous_into_kernel_connection().ok()?;
+        Self::new(worker, secrets, Keys::OfClient(keys), plain, rest)
+    }
+
+    /// Takes over after the handshake with a service.
+    pub(super) fn of_service(worker: &Rc<Worker>, shaken: UnbufferedClientConnection, rest: &[u8]) -> Option<Self> {
+        let (secrets, keys) = shaken.dangerous_into_kernel_connection().ok()?;
+        Self::new(worker, secrets, Keys::OfService(keys), b"", rest)
+    }
+
+    fn new(worker: &Rc<Worker>, secrets: ExtractedSecrets, keys: Keys, plain: &[u8], rest: &[u8]) -> Option<Self> {
         let version = keys.protocol_version();
         let mut incoming = None;
         if !plain.is_empty() || !rest.is_empty() {
@@ -78,6 +128,9 @@ impl Tls {
             outgoing: None,
             owed: 0,
             empty: 0,
+            message: Vec::new(),
+            has_heard: false,
+            refusal: None,
             end: End::Open,
             mute: false,
         };
@@ -142,51 +195,80 @@ impl Tls {
         let Some(incoming) = &mut state.incoming else { return Ok(()) };
         let record = incoming.data_mut().get_mut(..length).unwrap_or_default();
         let (kind, text) = state.opener.open(record)?;
+        // RFC 8446 section 5.1.
+        if kind != HANDSHAKE && !state.message.is_empty() {
+            return Err(alert::UNEXPECTED_MESSAGE);
+        }
         if kind == APPLICATION_DATA && !text.is_empty() {
             state.empty = 0;
+            state.has_heard = true;
             state.plain = text.len();
             state.behind = length - text.end;
             incoming.consume(text.start);
             return Ok(());
         }
         state.empty += 1;
-        let message: [u8; 5] = {
-            let mut message = [0; 5];
-            let text = incoming.data().get(text.clone()).unwrap_or_default();
-            message.iter_mut().zip(text).for_each(|(to, from)| *to = *from);
-            message
-        };
+        let content = incoming.data().get(text.clone()).unwrap_or_default();
+        let message = content.first_chunk::<2>().copied().unwrap_or_default();
+        if kind == HANDSHAKE {
+            state.message.extend_from_slice(content);
+        }
         incoming.consume(length);
         if state.empty > EMPTY_RECORDS_MAX {
             return Err(alert::UNEXPECTED_MESSAGE);
         }
         match (kind, text.len(), message) {
             (APPLICATION_DATA, ..) => Ok(()),
-            (ALERT, 2, [_, alert::CLOSE_NOTIFY, ..]) => {
+            (ALERT, 2, [_, alert::CLOSE_NOTIFY]) => {
                 state.end = End::Closed;
                 Ok(())
             }
             // Of TLS 1.2 only: in TLS 1.3 all others are fatal, whatever they say of themselves.
-            (ALERT, 2, [WARNING, ..]) if !state.opener.is_tls13() => Ok(()),
-            (ALERT, 2, [_, alert::USER_CANCELED, ..]) => Ok(()),
-            (ALERT, 2, _) => {
+            (ALERT, 2, [WARNING, _]) if !state.opener.is_tls13() => Ok(()),
+            (ALERT, 2, [_, alert::USER_CANCELED]) => Ok(()),
+            (ALERT, 2, [_, reason]) => {
+                state.refusal = (!state.has_heard).then_some(reason);
                 state.end = End::Broken;
                 state.mute = true;
                 Ok(())
             }
-            // RFC 8446 section 4.6.3: a key changes at the end of a record.
-            (HANDSHAKE, 5, [KEY_UPDATE, 0, 0, 1, asked @ (0 | 1)]) if state.opener.is_tls13() => {
-                let (version, broken) = (state.keys.protocol_version(), alert::UNEXPECTED_MESSAGE);
-                let secrets = state.keys.update_rx_secret().map_err(|_| broken)?;
-                state.opener = Cipher::new(version, secrets).ok_or(broken)?;
-                if asked == 1 {
-                    self.renew_key(state, sock).map_err(|_| broken)?;
-                }
-                Ok(())
-            }
+            (HANDSHAKE, 1.., _) if state.opener.is_tls13() => self.take_messages(state, sock),
             (HANDSHAKE, ..) if !state.opener.is_tls13() => Err(alert::NO_RENEGOTIATION),
             _ => Err(alert::UNEXPECTED_MESSAGE),
         }
+    }
+
+    /// Acts on the messages of the handshake that have come whole.
+    fn take_messages(&self, state: &mut State, sock: &Sock) -> std::result::Result<(), u8> {
+        const UNEXPECTED: u8 = alert::UNEXPECTED_MESSAGE;
+        let messages = std::mem::take(&mut state.message);
+        let mut rest = messages.as_slice();
+        while let Some(([kind, long @ ..], behind)) = rest.split_first_chunk::<4>() {
+            let [high, middle, low] = *long;
+            let length = u32::from_be_bytes([0, high, middle, low]) as usize;
+            let Some((body, behind)) = behind.split_at_checked(length) else { break };
+            rest = behind;
+            match (*kind, body, &mut state.keys) {
+                (NEW_SESSION_TICKET, _, Keys::OfService(keys)) => {
+                    keys.handle_new_session_ticket(body).map_err(|_| alert::DECODE_ERROR)?;
+                }
+                // RFC 8446 section 5.1: a key changes at the end of a record.
+                (KEY_UPDATE, [asked @ (0 | 1)], keys) if rest.is_empty() => {
+                    let version = keys.protocol_version();
+                    let secrets = keys.update_rx_secret().map_err(|_| UNEXPECTED)?;
+                    state.opener = Cipher::new(version, secrets).ok_or(UNEXPECTED)?;
+                    if *asked == 1 {
+                        self.renew_key(state, sock).map_err(|_| UNEXPECTED)?;
+                    }
+                }
+                _ => return Err(UNEXPECTED),
+            }
+        }
+        if rest.len() > HANDSHAKE_BYTES_MAX {
+            return Err(UNEXPECTED);
+        }
+        state.message = rest.to_vec();
+        Ok(())
     }
 
     /// Tells the peer that another key follows, and takes it.
@@ -267,6 +349,12 @@ impl Tls {
         if !std::mem::replace(&mut state.mute, true) && state.owed == 0 {
             let _ = self.say(state, sock, ALERT, &[WARNING, alert::CLOSE_NOTIFY]);
         }
+    }
+
+    /// The alert with which the peer has ended the connection before it sent any data: what it did not like is the
+    /// handshake.
+    pub(crate) fn refusal(&self) -> Option<u8> {
+        self.state.borrow().refusal
     }
 
     /// The end will not be said: what was sent is not whole.

@@ -1,0 +1,140 @@
+//! The bytes of an HTTP/2 connection between the crate `h2` and the socket.
+//!
+//! `h2` writes frames piece by piece: they are gathered, and leave in one send when every stream has had its turn.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use ringway_core::http2_meter::{Excess, Meter};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::buffer::Buffer;
+use crate::client::Client;
+use crate::worker::Worker;
+
+/// What the streams of a connection may write before it has to leave.
+const GATHERED_BYTES_MAX: usize = 256 * 1024;
+/// Capacity that the gathered bytes keep while there are none.
+const GATHERED_KEPT_BYTES_MAX: usize = 64 * 1024;
+/// What a connection may read before others have their turn.
+const TURN_BYTES_MAX: usize = 256 * 1024;
+
+pub(crate) struct Pipe {
+    worker: Rc<Worker>,
+    client: Rc<Client>,
+    meter: Meter,
+    /// What the client did too much of: nothing more is read.
+    pub(crate) excess: Option<Excess>,
+    /// What came before the version was known.
+    first: Option<Buffer>,
+    gathered: Vec<u8>,
+    sent: usize,
+    /// More is to be read when the client is readable again; until then nobody looks.
+    pub(crate) wants_read: bool,
+    /// What it may still read in this turn.
+    turn: usize,
+}
+
+impl Pipe {
+    /// `first`: what was read already; `resets`: how many streams the client may give up at once.
+    pub(crate) fn new(worker: &Rc<Worker>, client: Rc<Client>, first: Buffer, resets: u32) -> Self {
+        Self {
+            worker: Rc::clone(worker),
+            client,
+            meter: Meter::new(resets, worker.clock.lately()),
+            excess: None,
+            first: Some(first),
+            gathered: Vec::new(),
+            sent: 0,
+            wants_read: true,
+            turn: TURN_BYTES_MAX,
+        }
+    }
+
+    /// A turn ends; whether it had more to read than it may.
+    pub(crate) fn end_turn(&mut self) -> bool {
+        std::mem::replace(&mut self.turn, TURN_BYTES_MAX) == 0
+    }
+
+    /// Sends what was gathered as far as there is room; whether all of it has left.
+    pub(crate) fn flush(&mut self) -> io::Result<bool> {
+        if self.sent < self.gathered.len() {
+            self.sent += self.client.send(self.gathered.get(self.sent..).unwrap_or_default())?;
+        }
+        if self.sent < self.gathered.len() {
+            return Ok(false);
+        }
+        self.sent = 0;
+        self.gathered.clear();
+        self.gathered.shrink_to(GATHERED_KEPT_BYTES_MAX);
+        Ok(true)
+    }
+
+    fn receive(&mut self, room: &mut ReadBuf<'_>) -> io::Result<bool> {
+        if let Some(first) = &mut self.first {
+            let part = first.data().get(..first.len().min(room.remaining())).unwrap_or_default();
+            room.put_slice(part);
+            let taken = part.len();
+            first.consume(taken);
+            if first.is_empty() {
+                self.first = None;
+            }
+            return Ok(true);
+        }
+        let Some(received) = self.client.recv(room.initialize_unfilled())? else { return Ok(false) };
+        room.advance(received);
+        self.worker.cell().client_bytes_in.add(received as u64);
+        Ok(true)
+    }
+}
+
+/// What `h2` takes for a socket. It wakes nobody: who drives the connection waits for the client, too.
+pub(crate) struct Carrier(pub(crate) Rc<RefCell<Pipe>>);
+
+impl AsyncRead for Carrier {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let pipe = &mut *self.0.borrow_mut();
+        if pipe.excess.is_some() || pipe.turn == 0 || (pipe.wants_read && pipe.first.is_none()) {
+            return Poll::Pending;
+        }
+        let before = room.filled().len();
+        pipe.wants_read = true;
+        if !pipe.receive(room)? {
+            return Poll::Pending;
+        }
+        let received = room.filled().get(before..).unwrap_or_default();
+        pipe.turn = pipe.turn.saturating_sub(received.len());
+        if let Err(excess) = pipe.meter.receive(received, pipe.worker.clock.lately()) {
+            // `h2` does not see them, which has bounds of its own for some.
+            pipe.excess = Some(excess);
+            room.set_filled(before);
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Carrier {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let pipe = &mut *self.0.borrow_mut();
+        if pipe.gathered.len() > GATHERED_BYTES_MAX && !pipe.flush()? {
+            return Poll::Pending;
+        }
+        if let Err(excess) = pipe.meter.send(bytes, pipe.worker.clock.lately()) {
+            pipe.excess = Some(excess);
+        }
+        pipe.gathered.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.0.borrow_mut().flush().map(drop))
+    }
+}
