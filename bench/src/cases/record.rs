@@ -29,6 +29,7 @@ pub const LINE: Line<'static> = Line {
     concurrency_limit: None,
     tls: TlsFacts::NONE,
     grpc_status: None,
+    tunnel: None,
 };
 
 pub(super) fn cases() -> Vec<Case> {

@@ -387,6 +387,22 @@ pub struct Forward {
     pub rewrite: Rewrite,
     pub host: HostRewrite,
     pub timeouts: RouteTimeouts,
+    pub upgrades: Upgrades,
+}
+
+/// Which protocols a connection may change to, if the service agrees (RFC 9110 section 7.8).
+#[derive(Debug)]
+pub struct Upgrades {
+    /// Names, compared in any case. Empty: none.
+    pub protocols: Box<[Box<str>]>,
+    /// A tunnel through which nothing has gone for this time is closed.
+    pub idle: Duration,
+}
+
+impl Upgrades {
+    pub fn allows(&self, protocol: &[u8]) -> bool {
+        self.protocols.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(protocol))
+    }
 }
 
 /// How the path is changed before it goes to the service; the query stays.

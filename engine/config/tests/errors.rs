@@ -70,6 +70,33 @@ f:16:15: `per_try` is longer than the whole `request` may take
 }
 
 #[test]
+fn protocols_that_a_connection_may_not_change_to() {
+    let text = "\
+listeners: [{ name: public, address: 0.0.0.0:80 }]
+services: [{ name: app, endpoints: [\"1.2.3.4:80\"] }]
+routes:
+  - { service: app, upgrades: [websocket, H2C] }
+  - { match: { path: /a }, service: app, upgrades: a b }
+";
+    let expected = "\
+f:4:43: expected the name of a protocol, found `H2C`
+    hint: requests inside of it would pass unseen: it is never upgraded to
+f:5:52: expected the name of a protocol, found `a b`
+    hint: such as `websocket`, or `name/version`
+2 errors";
+    assert_eq!(errors(text), expected);
+    let text = "\
+listeners: [{ name: public, address: 0.0.0.0:80 }]
+routes: [{ respond: { text: b }, upgrades: websocket }]
+";
+    assert!(
+        errors(text).contains("f:2:44: `upgrades` has no effect in a route without a `service`"),
+        "{}",
+        errors(text)
+    );
+}
+
+#[test]
 fn lists_in_redis() {
     said(
         "authenticators:\n  - name: a\n    api_keys: { redis: {} }\n  - name: b\n    jwt:\n      algorithms: HS256\n      \

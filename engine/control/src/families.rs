@@ -20,6 +20,14 @@ families! {
         "Open client connections."
     ACTIVE_REQUESTS = Gauge "gateway_active_requests" "" []
         "Requests between their head and the end of their answer."
+    ACTIVE_TUNNELS = Gauge "gateway_active_tunnels" "" []
+        "Connections and streams that carry another protocol after an upgrade, such as WebSocket."
+    TUNNELS = Counter "gateway_tunnels_total" "" ["route", "protocol"]
+        "Upgrades that a service agreed to, by route and protocol: websocket, or other."
+    TUNNEL_RECEIVED_BYTES = Counter "gateway_tunnel_received_bytes_total" "bytes" ["route"]
+        "Bytes from clients after an upgrade, counted when the tunnel ends."
+    TUNNEL_SENT_BYTES = Counter "gateway_tunnel_sent_bytes_total" "bytes" ["route"]
+        "Bytes to clients after an upgrade, counted when the tunnel ends."
     HTTP2_CONNECTIONS = Gauge "gateway_http2_connections" "" []
         "Open client connections that speak HTTP/2."
     HTTP2_ABUSE = Counter "gateway_http2_abuse_total" "" ["kind"]

@@ -9,7 +9,9 @@ use ringway_config::Hub;
 use ringway_config::hub::Published;
 use ringway_core::auth::{Kind, Stats};
 use ringway_core::limit::{Concurrency, Limiter, Mode};
-use ringway_core::stats::{Counter, EndpointCell, Histogram, LimitStats, REFUSED_CLIENTS_MAX, RouteStats, WorkerCell};
+use ringway_core::stats::{
+    Counter, EndpointCell, Histogram, LimitStats, REFUSED_CLIENTS_MAX, RouteStats, TunnelCounters, WorkerCell,
+};
 
 use crate::exposition::{Buckets, Exposition, Family, Format};
 use crate::redis::RedisStats;
@@ -75,6 +77,37 @@ fn requests(out: &mut Exposition, published: &Published, hub: &Hub) {
 
     out.family(&f::ACTIVE_CONNECTIONS).count(&[], total(hub, |cell| &cell.connections));
     out.family(&f::ACTIVE_REQUESTS).count(&[], total(hub, |cell| &cell.requests));
+    out.family(&f::ACTIVE_TUNNELS).count(&[], total(hub, |cell| &cell.tunnels));
+    tunnels(out, &routes);
+}
+
+/// Without samples of routes that had none.
+fn tunnels(out: &mut Exposition, routes: &[&RouteStats]) {
+    let sum = |stats: &RouteStats, counter: CounterOf<TunnelCounters>| -> u64 {
+        stats.workers.iter().map(|cell| counter(&cell.tunnels).get()).sum()
+    };
+    let protocols: [(&str, CounterOf<TunnelCounters>); 2] =
+        [("websocket", |tunnels| &tunnels.websocket), ("other", |tunnels| &tunnels.other)];
+    let mut samples = out.family(&f::TUNNELS);
+    for (stats, (protocol, counter)) in routes.iter().flat_map(|stats| protocols.map(|column| (stats, column))) {
+        let count = sum(stats, counter);
+        if count > 0 {
+            samples.count(&[&stats.route, protocol], count);
+        }
+    }
+    let columns: [(&'static Family, CounterOf<TunnelCounters>); 2] = [
+        (&f::TUNNEL_RECEIVED_BYTES, |tunnels| &tunnels.bytes_in),
+        (&f::TUNNEL_SENT_BYTES, |tunnels| &tunnels.bytes_out),
+    ];
+    for (family, counter) in columns {
+        let mut samples = out.family(family);
+        for stats in routes {
+            let bytes = sum(stats, counter);
+            if bytes > 0 {
+                samples.count(&[&stats.route], bytes);
+            }
+        }
+    }
 }
 
 fn http2(out: &mut Exposition, hub: &Hub) {

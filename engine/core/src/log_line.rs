@@ -13,7 +13,7 @@ pub const LONG_BYTES_MAX: usize = 2048;
 pub const SHORT_BYTES_MAX: usize = 256;
 
 /// Names, punctuation, the timestamp, the numbers, and what TLS has fixed lengths for.
-const FIXED_BYTES_MAX: usize = 640;
+const FIXED_BYTES_MAX: usize = 768;
 
 // What a buffer of the log queue has room for beyond its batch.
 const _: () = assert!(LINE_BYTES_MAX < 16 * 1024);
@@ -43,6 +43,20 @@ pub struct Line<'a> {
     pub tls: TlsFacts<'a>,
     /// How a gRPC call ended; not written for other requests.
     pub grpc_status: Option<u8>,
+    /// What became of the connection after an upgrade; not written where there was none.
+    pub tunnel: Option<Tunnel<'a>>,
+}
+
+/// A tunnel that is over.
+#[derive(Debug, Clone, Copy)]
+pub struct Tunnel<'a> {
+    /// What was spoken in it.
+    pub protocol: &'a [u8],
+    /// From the answer that opened it to its end.
+    pub open_us: u64,
+    /// From and to the client.
+    pub bytes_in: u64,
+    pub bytes_out: u64,
 }
 
 /// Writes lines; one a core, since it keeps the second that it formatted last.
@@ -108,6 +122,16 @@ impl Formatter {
         if let Some(status) = line.grpc_status {
             out.extend_from_slice(b",\"grpcStatus\":");
             write_integer(status.into(), out);
+        }
+        if let Some(tunnel) = &line.tunnel {
+            out.extend_from_slice(b",\"upgrade\":\"");
+            json::escape(tunnel.protocol, SHORT_BYTES_MAX, out);
+            out.extend_from_slice(b"\",\"tunnelMs\":");
+            write_millis(tunnel.open_us, out);
+            out.extend_from_slice(b",\"tunnelBytesIn\":");
+            write_integer(tunnel.bytes_in, out);
+            out.extend_from_slice(b",\"tunnelBytesOut\":");
+            write_integer(tunnel.bytes_out, out);
         }
         out.extend_from_slice(b"}\n");
     }
@@ -209,6 +233,7 @@ mod tests {
         concurrency_limit: None,
         tls: TlsFacts::NONE,
         grpc_status: None,
+        tunnel: None,
     };
 
     fn written(line: &Line<'_>) -> String {
@@ -246,6 +271,9 @@ mod tests {
         assert!(written(&refused).ends_with(&format!("{end}\n")));
         let call = Line { grpc_status: Some(14), ..line };
         assert!(written(&call).ends_with("\"backendLatencyMs\":null,\"grpcStatus\":14}\n"));
+        let tunnel = Tunnel { protocol: b"websocket", open_us: 60_000_500, bytes_in: 7, bytes_out: 9 };
+        let end = r#""upgrade":"websocket","tunnelMs":60000.5,"tunnelBytesIn":7,"tunnelBytesOut":9}"#;
+        assert!(written(&Line { tunnel: Some(tunnel), ..line }).ends_with(&format!(",{end}\n")));
     }
 
     #[test]
@@ -322,6 +350,7 @@ mod tests {
                     certificate: Some(&certificate),
                 },
                 grpc_status: Some(u8::MAX),
+                tunnel: Some(Tunnel { protocol: &long, open_us: u64::MAX, bytes_in: u64::MAX, bytes_out: u64::MAX }),
             };
             let text = written(&line);
             assert!(text.len() <= LINE_BYTES_MAX && text.len() > LINE_BYTES_MAX - 200, "{}", text.len());
@@ -344,7 +373,7 @@ mod tests {
                 client_ip: &client_ip, user_agent: user_agent.as_deref(), user_id: user_id.as_deref(),
                 rate_limit_remaining, backend_service: backend_service.as_deref(),
                 backend_latency_us: Some(backend_latency_us), http_version: None, concurrency_limit: None,
-                tls: TlsFacts::NONE, grpc_status: None,
+                tls: TlsFacts::NONE, grpc_status: None, tunnel: None,
             });
             prop_assert!(text.len() <= LINE_BYTES_MAX);
             prop_assert_eq!(text.find('\n'), Some(text.len() - 1));

@@ -105,11 +105,27 @@ static STATUS_SLOT: [u8; 500] = {
 pub struct RouteCell {
     statuses: [Counter; STATUSES.len() + CLASSES],
     pub latency: Histogram,
+    pub tunnels: TunnelCounters,
+}
+
+/// What went through a route after an upgrade.
+#[derive(Debug, Default)]
+pub struct TunnelCounters {
+    /// Tunnels that were opened: of WebSocket, and of all other protocols.
+    pub websocket: Counter,
+    pub other: Counter,
+    /// Bytes from and to clients, counted when a tunnel ends.
+    pub bytes_in: Counter,
+    pub bytes_out: Counter,
 }
 
 impl Default for RouteCell {
     fn default() -> Self {
-        Self { statuses: [const { Counter::new() }; STATUSES.len() + CLASSES], latency: Histogram::default() }
+        Self {
+            statuses: [const { Counter::new() }; STATUSES.len() + CLASSES],
+            latency: Histogram::default(),
+            tunnels: TunnelCounters::default(),
+        }
     }
 }
 
@@ -499,6 +515,8 @@ pub struct WorkerCell {
     pub connections: Counter,
     /// Requests between their head and the end of their answer (a gauge).
     pub requests: Counter,
+    /// Connections, and streams, that carry another protocol after an upgrade (a gauge).
+    pub tunnels: Counter,
     pub accepted: Counter,
     /// Connections given to a less busy worker.
     pub handed_over: Counter,

@@ -1,10 +1,11 @@
 //! The answer's way back: its head written anew, its body passed on as it comes.
 
+use ringway_config::snapshot::{Action, Route};
 use ringway_core::access::Seen;
 use ringway_core::failure::Failure;
 use ringway_core::http::{
-    BodyDecoder, CHUNK_HEAD_MAX, Framing, HeadLines, HeadStorage, Name, ResponseHead, list_has_token, write_chunk_head,
-    write_trailers,
+    BodyDecoder, CHUNK_HEAD_MAX, Framing, HeadLines, HeadStorage, Name, ResponseHead, list, list_has_token, websocket,
+    write_chunk_head, write_trailers,
 };
 use ringway_core::limit::HeaderStyle;
 
@@ -14,7 +15,7 @@ use crate::deadline::Slot;
 use crate::forward::Attempt;
 use crate::gate;
 use crate::io::{Blocks, Gone, wait_sent, write_client};
-use crate::request::Exchange;
+use crate::request::{Exchange, WEBSOCKET, write_upgrade};
 use crate::respond::{write_answer_ops, write_connection, write_number};
 use crate::stream::Stream;
 use crate::upstream::Upstream;
@@ -22,8 +23,10 @@ use crate::upstream::Upstream;
 /// Interim answers (1xx) that a service may send before its answer.
 pub(crate) const INTERIM_MAX: usize = 32;
 
+/// What proves a WebSocket's handshake.
+const ACCEPT: &str = "sec-websocket-accept";
+
 /// How the relay ended once the answer had begun.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Relayed {
     Whole {
         /// The service's connection may be used again.
@@ -33,6 +36,8 @@ pub(crate) enum Relayed {
     ClientGone,
     /// The service did not finish it.
     BrokenOff,
+    /// The service has changed the protocol, and the client knows. With what the service has sent since.
+    Upgraded(Buffer),
 }
 
 /// How the body goes on to the client.
@@ -48,6 +53,7 @@ struct Shape {
     delivery: Delivery,
     reusable: bool,
     interim: bool,
+    upgraded: bool,
 }
 
 /// Passes an answer on whose head stands whole in `buffer`. `out` is room for heads.
@@ -84,6 +90,13 @@ pub(crate) async fn relay(
     if exchange.call.is_some() {
         // From now on the client may be silent.
         conn.timers.clear(Slot::ClientRead);
+    }
+    if shape.upgraded {
+        let told = match conn.client.stream() {
+            Some(stream) => stream.send_head(out, false).map_err(|_| Gone),
+            None => write_client(conn, out).await,
+        };
+        return Ok(told.map_or(Relayed::ClientGone, |()| Relayed::Upgraded(buffer)));
     }
 
     let idle = us(attempt.outbound.service.timeouts.idle);
@@ -235,16 +248,22 @@ fn write_answer_head(
     let conn = attempt.outbound.conn;
     let mut storage = HeadStorage::new();
     let answer = ResponseHead::parse(head, exchange.is_head, &mut storage).map_err(|_| Failure::BadAnswer)?;
-    let interim = answer.status < 200;
-    if answer.status == 101 {
-        // Nothing asked for an upgrade: `Upgrade` is not passed on.
+    let upgraded = answer.status == 101;
+    let interim = answer.status < 200 && !upgraded;
+    let asked = exchange.upgrade.get(attempt.request);
+    if upgraded && !asked.is_some_and(|asked| agrees(&answer, asked, exchange.websocket_key.get(attempt.request))) {
         return Err(Failure::BadAnswer);
     }
+    if exchange.is_http2 && asked.is_some() && (200..300).contains(&answer.status) {
+        // To the client it would say that it has its tunnel (RFC 8441 section 5).
+        return Err(Failure::BadAnswer);
+    }
+    let status = if upgraded && exchange.is_http2 { 200 } else { answer.status };
     let unframed = answer.framing == Framing::Chunked || answer.framing == Framing::Close;
     let delivery =
         if unframed && !exchange.is_http10 && !exchange.is_http2 { Delivery::Chunked } else { Delivery::Plain };
     if !interim {
-        exchange.status = answer.status;
+        exchange.status = status;
         if let Some(call) = &mut exchange.call {
             call.learn(answer.headers);
         }
@@ -254,7 +273,7 @@ fn write_answer_head(
     }
 
     out.extend_from_slice(b"HTTP/1.1 ");
-    write_number(answer.status, out);
+    write_number(status, out);
     out.push(b' ');
     out.extend_from_slice(answer.reason.as_bytes());
     out.extend_from_slice(b"\r\n");
@@ -265,6 +284,8 @@ fn write_answer_head(
     let mut seen = Seen::default();
     HeadLines { head, headers: answer.headers, names: answer.names }.copy(out, |name, header| {
         let kept = match name {
+            // Answers the key that the gateway made.
+            Name::Other if upgraded && exchange.is_http2 => !header.name.eq_ignore_ascii_case(ACCEPT),
             Name::Other => !limit.has(header.name),
             Name::XRequestId => false,
             Name::ContentLength => !matches!(answer.status, 100..=199 | 204),
@@ -279,7 +300,8 @@ fn write_answer_head(
     });
     if interim {
         out.extend_from_slice(b"\r\n");
-        return Ok(Shape { framing: Framing::None, delivery: Delivery::Plain, reusable: false, interim });
+        let (framing, delivery) = (Framing::None, Delivery::Plain);
+        return Ok(Shape { framing, delivery, reusable: false, interim, upgraded });
     }
     out.extend_from_slice(b"X-Request-ID: ");
     out.extend_from_slice(exchange.id.as_bytes());
@@ -293,7 +315,10 @@ fn write_answer_head(
     if delivery == Delivery::Chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
-    write_connection(exchange.keep_alive, exchange.is_http10, out);
+    match upgraded.then_some(asked).flatten().or_else(|| missed(&answer, exchange, route)) {
+        Some(protocol) => write_upgrade(protocol, out),
+        None => write_connection(exchange.keep_alive, exchange.is_http10, out),
+    }
     if conn.listener.server_timing {
         out.extend_from_slice(b"Server-Timing: service;dur=");
         let us = exchange.service_us.unwrap_or_default();
@@ -311,5 +336,27 @@ fn write_answer_head(
         write_answer_ops(attempt, exchange, ops, route, out);
     }
     out.extend_from_slice(b"\r\n");
-    Ok(Shape { framing: answer.framing, delivery, reusable: answer.keep_alive, interim })
+    Ok(Shape { framing: answer.framing, delivery, reusable: answer.keep_alive && !upgraded, interim, upgraded })
+}
+
+/// Whether a 101 is the answer to what was asked: this protocol and no other, and of a WebSocket the proof that the service
+/// knows what it agrees to (RFC 6455 section 4.1).
+fn agrees(answer: &ResponseHead<'_, '_>, asked: &[u8], key: Option<&[u8]>) -> bool {
+    let mut named = answer.values(Name::Upgrade).flat_map(list);
+    let is_named = named.next().is_some_and(|named| named.eq_ignore_ascii_case(asked)) && named.next().is_none();
+    let mut accepts = answer.headers.iter().filter(|header| header.name.eq_ignore_ascii_case(ACCEPT));
+    let mut is_proven = || match (key, accepts.next(), accepts.next()) {
+        (Some(key), Some(accept), None) => accept.value == websocket::accept_of(key),
+        _ => !asked.eq_ignore_ascii_case(WEBSOCKET),
+    };
+    is_named && list_has_token(answer.values(Name::Connection), b"upgrade") && is_proven()
+}
+
+/// The protocol that the service would have a client change to (426, RFC 9110 section 15.5.22), where the route allows it.
+fn missed<'b>(answer: &ResponseHead<'b, '_>, exchange: &Exchange, route: Option<&Route>) -> Option<&'b [u8]> {
+    if answer.status != 426 || exchange.is_http10 || exchange.is_http2 || !exchange.keep_alive {
+        return None;
+    }
+    let Action::Forward(forward) = &route?.action else { return None };
+    answer.values(Name::Upgrade).flat_map(list).find(|protocol| forward.upgrades.allows(protocol))
 }

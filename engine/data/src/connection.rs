@@ -1,5 +1,6 @@
 //! A client's connection: what it keeps while it waits, and the loop between waiting and serving.
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::proxy_protocol::introduce;
 use crate::request::Exchange;
 use crate::stream::Stream;
 use crate::tls::{Secured, shake_hands};
+use crate::tunnel::{Tunnel, tunnel};
 use crate::view::View;
 use crate::worker::Worker;
 use ringway_io::Sock;
@@ -43,6 +45,8 @@ pub(crate) struct Connection {
     orphaned: bool,
     /// What has come of a connection that turned out to be HTTP/2.
     pub(crate) http2: Option<Box<Buffer>>,
+    /// It has changed its protocol.
+    pub(crate) tunnel: Cell<Option<Box<Tunnel>>>,
     /// Streams have none: their connection is counted.
     counted: Option<Counted>,
 }
@@ -94,6 +98,7 @@ impl Connection {
             ends_at: ends_at.unwrap_or(u64::MAX),
             orphaned: false,
             http2: None,
+            tunnel: Cell::default(),
             counted: Some(counted),
         }
     }
@@ -113,6 +118,7 @@ impl Connection {
             ends_at: self.ends_at,
             orphaned: false,
             http2: None,
+            tunnel: Cell::default(),
             counted: None,
         })
     }
@@ -141,6 +147,10 @@ impl Connection {
         let idle = us(self.listener.timeouts.idle);
         self.timers.idle(self.worker.clock.lately(), idle);
         self.timers.set(Slot::Request, self.ends_at);
+    }
+
+    pub(crate) fn take_counted(&mut self) -> Option<Counted> {
+        self.counted.take()
     }
 
     pub(crate) fn take_client(&mut self) -> Client {
@@ -211,14 +221,15 @@ pub(crate) async fn connection(mut conn: Box<Connection>) {
             Ok(idle) => {
                 worker.give_place(place);
                 match idle {
-                    Some(mut idle) => match idle.http2.take() {
-                        // On a task of its own, so that those that speak HTTP/1 have no room for it.
-                        Some(first) => {
+                    // On tasks of their own, so that those that speak HTTP/1 have no room for it.
+                    Some(mut idle) => match (idle.http2.take(), idle.tunnel.take()) {
+                        (Some(first), _) => {
                             // Its streams have no socket of their own.
                             idle.destination = idle.destination.or_else(|| idle.client.local_address());
                             return ringway_io::spawn(http2(idle, *first));
                         }
-                        None => conn = idle,
+                        (_, Some(opened)) => return ringway_io::spawn(tunnel(idle, opened)),
+                        (None, None) => conn = idle,
                     },
                     None => return,
                 }

@@ -18,6 +18,8 @@ const DRAIN_GRACE_US: u64 = 1_000_000;
 /// A request that has waited this long for its service has its client checked for a reset with each sweep.
 const CLIENT_CHECK_US: u64 = 500_000;
 const NEVER: u64 = u64::MAX;
+/// In the place of a time since when a connection is idle: it is a tunnel.
+const TUNNEL: u64 = NEVER - 1;
 
 /// The deadlines that one connection may have at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,6 +151,14 @@ impl Deadlines {
         Timers { table: Rc::clone(self), row }
     }
 
+    /// Has every tunnel end as if it had been idle for too long.
+    pub(crate) fn close_tunnels(&self) {
+        for entry in self.entries.borrow_mut().iter_mut().filter(|entry| entry.idle_since == TUNNEL) {
+            entry.fired |= 1 << Slot::ClientRead as u8;
+            entry.client.iter().for_each(|client| client.shutdown(Shutdown::Read));
+        }
+    }
+
     /// Acts on what has passed. `drain`: also ends connections that are between two requests.
     pub(crate) fn sweep(&self, now: u64, drain: bool, passed: &Counter) {
         for entry in self.entries.borrow_mut().iter_mut() {
@@ -220,6 +230,11 @@ impl Timers {
             entry.at = [now + limit, NEVER, NEVER, NEVER, NEVER];
             entry.fired = 0;
         });
+    }
+
+    /// A tunnel from here on.
+    pub(crate) fn tunnel(&self) {
+        self.with(|entry| entry.idle_since = TUNNEL);
     }
 
     /// A request begins: what was set or fired before counts no more.

@@ -20,6 +20,7 @@ use crate::io::{Blocks, write_service};
 use crate::link::Link;
 use crate::outbound::{Broken, Outbound};
 use crate::request::Exchange;
+use crate::tunnel::Opened;
 use crate::upstream::Upstream;
 
 /// What stays the same over the tries of one request.
@@ -251,6 +252,7 @@ impl Attempt<'_> {
                 }
             }
             Relayed::ClientGone => exchange.keep_alive = false,
+            Relayed::Upgraded(first) => exchange.opened = Some(Box::new(Opened::new(upstream, first))),
             Relayed::BrokenOff => {
                 self.outbound.cell.record_error(BackendError::Body);
                 self.break_off(exchange);

@@ -15,6 +15,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::Request;
 use ringway_config::snapshot::Http2;
+use ringway_core::http::websocket::{KEY_CHARS, new_key};
 use ringway_core::http2_meter::Excess;
 use ringway_core::stats::Http2Abuse;
 
@@ -26,7 +27,9 @@ use crate::deadline::{Signal, Slot};
 use crate::io::linger;
 use crate::pipe::{Carrier, Pipe};
 use crate::places::Panicked;
+use crate::request::WEBSOCKET;
 use crate::stream::{Piece, Stream};
+use crate::tunnel::tunnel;
 
 /// What a client of HTTP/2 sends first (RFC 9113 section 3.4).
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -43,7 +46,8 @@ fn settings(http2: &Http2, head_bytes: usize) -> h2::server::Builder {
         .max_header_list_size(head_bytes as u32)
         .max_local_error_reset_streams(Some(http2.max_reset_streams))
         .max_pending_accept_reset_streams(http2.max_reset_streams)
-        .max_concurrent_reset_streams(http2.max_concurrent_streams as usize);
+        .max_concurrent_reset_streams(http2.max_concurrent_streams as usize)
+        .enable_connect_protocol();
     builder
 }
 
@@ -249,7 +253,11 @@ impl Session {
 
 /// Has a stream served on a task of its own.
 fn begin(conn: &Connection, request: Request<RecvStream>, respond: SendResponse<Piece>) {
-    let (parts, mut body) = request.into_parts();
+    let (mut parts, mut body) = request.into_parts();
+    let upgrade = parts
+        .extensions
+        .remove::<h2::ext::Protocol>()
+        .map(|protocol| Upgrade::new(protocol, conn.worker.random_wide()));
     let has_length = parts.headers.contains_key(http::header::CONTENT_LENGTH);
     let mut first = None;
     let mut ended = body.is_end_stream();
@@ -262,15 +270,18 @@ fn begin(conn: &Connection, request: Request<RecvStream>, respond: SendResponse<
             Poll::Pending => {}
         }
     }
-    let chunked = !ended && !has_length;
+    let chunked = !ended && !has_length && upgrade.is_none();
     let mut inbox = conn.worker.take_inbox();
     let mut head = conn.worker.take_head();
-    write_head(&parts, chunked, &mut head);
+    write_head(&parts, upgrade.as_ref(), chunked, &mut head);
     inbox.make_room(head.len());
     let fits = inbox.append(&head);
     let length = head.len();
     conn.worker.give_head(head);
     let stream = Stream::new(body, first.unwrap_or_default(), respond, chunked);
+    if upgrade.is_some_and(|upgrade| !upgrade.is_well_formed()) {
+        return stream.reset(Reason::PROTOCOL_ERROR);
+    }
     let Some(serving) = fits.then(|| conn.for_stream(Rc::clone(&stream))) else {
         return stream.reset(Reason::INTERNAL_ERROR);
     };
@@ -286,7 +297,17 @@ fn begin(conn: &Connection, request: Request<RecvStream>, respond: SendResponse<
             .await
         };
         match served {
-            Ok(()) => worker.give_place(place),
+            Ok(ended) => {
+                worker.give_place(place);
+                if let Some((conn, opened)) = ended.and_then(|conn| conn.tunnel.take().map(|opened| (conn, opened))) {
+                    let mut tunnel = Box::pin(tunnel(conn, opened));
+                    poll_fn(|cx| {
+                        stream.poll_reset(cx);
+                        tunnel.as_mut().poll(cx)
+                    })
+                    .await;
+                }
+            }
             Err(Panicked) => {
                 worker.cell().panics.add(1);
                 tracing::error!(worker = worker.id, "a stream's task panicked; the stream was reset");
@@ -296,16 +317,39 @@ fn begin(conn: &Connection, request: Request<RecvStream>, respond: SendResponse<
     });
 }
 
+/// An extended CONNECT (RFC 8441), which asks of a service of HTTP/1.1 to change to a protocol.
+struct Upgrade {
+    protocol: h2::ext::Protocol,
+    key: [u8; KEY_CHARS],
+}
+
+impl Upgrade {
+    fn new(protocol: h2::ext::Protocol, random: u128) -> Self {
+        Self { protocol, key: new_key(random) }
+    }
+
+    /// `h2` lets any text pass.
+    fn is_well_formed(&self) -> bool {
+        let name = self.protocol.as_str().as_bytes();
+        !name.is_empty() && name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._+/".contains(byte))
+    }
+
+    fn is_websocket(&self) -> bool {
+        self.protocol.as_str().as_bytes().eq_ignore_ascii_case(WEBSOCKET)
+    }
+}
+
 /// Writes a request's head as HTTP/1.1, to be judged like any other. What contradicts itself is written as it is, and is
 /// refused there: a `Host` that is not `:authority`, lengths that differ, `Transfer-Encoding`.
-fn write_head(parts: &http::request::Parts, chunked: bool, out: &mut Vec<u8>) {
+fn write_head(parts: &http::request::Parts, upgrade: Option<&Upgrade>, chunked: bool, out: &mut Vec<u8>) {
     let mut put = |part: &[&[u8]]| part.iter().for_each(|bytes| out.extend_from_slice(bytes));
     let authority = parts.uri.authority().map(http::uri::Authority::as_str);
     let target = match parts.uri.path_and_query() {
-        Some(target) if parts.method != http::Method::CONNECT => target.as_str(),
+        Some(target) if parts.method != http::Method::CONNECT || upgrade.is_some() => target.as_str(),
         _ => authority.unwrap_or("*"),
     };
-    put(&[parts.method.as_str().as_bytes(), b" ", target.as_bytes(), b" HTTP/1.1\r\n"]);
+    let method = if upgrade.is_some() { "GET" } else { parts.method.as_str() };
+    put(&[method.as_bytes(), b" ", target.as_bytes(), b" HTTP/1.1\r\n"]);
     if let Some(authority) = authority {
         put(&[b"Host: ", authority.as_bytes(), b"\r\n"]);
     }
@@ -314,6 +358,8 @@ fn write_head(parts: &http::request::Parts, chunked: bool, out: &mut Vec<u8>) {
         let is_same_host = |authority: &str| value.as_bytes().eq_ignore_ascii_case(authority.as_bytes());
         if *name == http::header::COOKIE {
             cookies += 1;
+        } else if upgrade.is_some() && *name == http::header::SEC_WEBSOCKET_KEY {
+            // Of no meaning here (RFC 8441 section 5): the service gets one of the gateway's.
         } else if *name != http::header::HOST || !authority.is_some_and(is_same_host) {
             put(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
         }
@@ -325,6 +371,12 @@ fn write_head(parts: &http::request::Parts, chunked: bool, out: &mut Vec<u8>) {
             put(&[if index > 0 { b"; " } else { b"" }, crumb.as_bytes()]);
         }
         put(&[b"\r\n"]);
+    }
+    if let Some(upgrade) = upgrade.filter(|upgrade| upgrade.is_well_formed()) {
+        put(&[b"Connection: upgrade\r\nUpgrade: ", upgrade.protocol.as_str().as_bytes(), b"\r\n"]);
+        if upgrade.is_websocket() {
+            put(&[b"Sec-WebSocket-Key: ", &upgrade.key, b"\r\n"]);
+        }
     }
     if chunked {
         put(&[b"Transfer-Encoding: chunked\r\n"]);

@@ -37,6 +37,7 @@ mod subrequest;
 #[cfg(test)]
 mod testing;
 mod tls;
+mod tunnel;
 mod upstream;
 mod upstream_stream;
 mod view;

@@ -5,6 +5,7 @@ use std::io;
 use std::rc::Rc;
 
 use ringway_io::Sock;
+use rustix::net::Shutdown;
 
 use crate::deadline::End;
 use crate::tls::Tls;
@@ -122,6 +123,30 @@ impl Link {
     pub(crate) fn close(&self) {
         if let Carrier::Tls(sock, tls) = &self.carrier {
             tls.close(sock);
+        }
+    }
+
+    /// Ends one or both directions, in an orderly way; waits then end.
+    pub(crate) fn shutdown(&self, how: Shutdown) {
+        if how != Shutdown::Read {
+            self.close();
+        }
+        match &self.carrier {
+            Carrier::Plain(sock) | Carrier::Tls(sock, _) => sock.shutdown(how),
+            Carrier::Stream(stream) => stream.signal.shutdown(how),
+        }
+    }
+
+    /// Makes the coming close a reset, so that nobody takes what was sent for whole.
+    pub(crate) fn reset_on_close(&self) {
+        match &self.carrier {
+            Carrier::Plain(sock) => sock.reset_on_close(),
+            Carrier::Tls(sock, tls) => {
+                tls.break_off();
+                sock.reset_on_close();
+            }
+            // Let go of before its end it is reset in any case.
+            Carrier::Stream(_) => {}
         }
     }
 

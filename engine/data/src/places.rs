@@ -47,14 +47,15 @@ impl Place {
         self.run(Arrived::Connection(conn)).await
     }
 
-    /// Has a stream's one request served, whose head stands at the front of the inbox in the form of HTTP/1.1.
+    /// Has a stream's one request served, whose head stands at the front of the inbox in the form of HTTP/1.1. Gives it back
+    /// where it has become a tunnel.
     pub(crate) async fn serve_stream(
         &mut self,
         conn: Box<Connection>,
         inbox: Buffer,
         head_length: usize,
-    ) -> Result<(), Panicked> {
-        self.run(Arrived::Stream(conn, inbox, head_length)).await.map(drop)
+    ) -> Result<Option<Box<Connection>>, Panicked> {
+        self.run(Arrived::Stream(conn, inbox, head_length)).await
     }
 
     async fn run(&mut self, arrived: Arrived) -> Result<Option<Box<Connection>>, Panicked> {
@@ -72,10 +73,7 @@ async fn serve_all(door: Rc<Door>) {
         let arrived = std::future::poll_fn(|_| door.arrived.take().map_or(Poll::Pending, Poll::Ready)).await;
         let idle = match arrived {
             Arrived::Connection(conn) => serve(conn).await,
-            Arrived::Stream(conn, inbox, head_length) => {
-                serve_stream(conn, inbox, head_length).await;
-                None
-            }
+            Arrived::Stream(conn, inbox, head_length) => serve_stream(conn, inbox, head_length).await,
         };
         door.served.set(Some(idle));
     }

@@ -5,13 +5,14 @@ use std::cell::RefCell;
 use ringway_config::snapshot::AccessLog;
 use ringway_core::forwarded::write_ip;
 use ringway_core::grpc::Status;
-use ringway_core::log_line::{Formatter, Line};
+use ringway_core::log_line::{Formatter, Line, Tunnel};
 use ringway_core::log_queue::{BATCH_BYTES, BUFFER_BYTES};
 
 use crate::call;
 use crate::connection::Connection;
 use crate::gate;
 use crate::request::Exchange;
+use crate::tls::Secured;
 use crate::worker::Worker;
 
 /// A core's access log lines on their way to the writer.
@@ -43,6 +44,18 @@ impl Log {
 
 /// Counts an exchange that is over and logs it. `head`: the request's, as received.
 pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
+    let latency_us = count(conn, exchange);
+    if is_logged(conn, exchange) {
+        let service = exchange.service.and_then(|service| conn.view.published.snapshot.services.get(service));
+        let service = service.map(|service| &*service.name);
+        let full = gate::concurrency_limit_of(conn, exchange);
+        let rest = Rest { latency_us, service, full, secured: &conn.secured, tunnel: None };
+        log(&conn.worker, exchange, head, &rest);
+    }
+}
+
+/// Counts an exchange; gives its latency in microseconds.
+pub(crate) fn count(conn: &Connection, exchange: &Exchange) -> u64 {
     let worker = &conn.worker;
     let now = worker.clock.now();
     let latency_us = now - exchange.started;
@@ -69,12 +82,25 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
     {
         cell.record(outcome);
     }
+    latency_us
+}
 
-    let snapshot = &view.published.snapshot;
-    let is_logged = conn.route(exchange).is_none_or(|route| route.log);
-    if !is_logged || snapshot.access_log == AccessLog::Off {
-        return;
-    }
+pub(crate) fn is_logged(conn: &Connection, exchange: &Exchange) -> bool {
+    conn.route(exchange).is_none_or(|route| route.log) && conn.view.published.snapshot.access_log != AccessLog::Off
+}
+
+/// What a line tells besides the exchange.
+pub(crate) struct Rest<'a> {
+    pub(crate) latency_us: u64,
+    pub(crate) service: Option<&'a str>,
+    /// The concurrency limit that refused.
+    pub(crate) full: Option<&'a str>,
+    pub(crate) secured: &'a Secured,
+    pub(crate) tunnel: Option<Tunnel<'a>>,
+}
+
+/// Writes the line. `head`: where the exchange's spans are.
+pub(crate) fn log(worker: &Worker, exchange: &Exchange, head: &[u8], rest: &Rest<'_>) {
     let mut pending = worker.log.0.borrow_mut();
     let Pending { formatter, lines, ip } = &mut *pending;
     ip.clear();
@@ -85,24 +111,22 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
         method: exchange.method.get(head).unwrap_or(b"-"),
         path: exchange.path.get(head).unwrap_or(b"-"),
         status: exchange.status,
-        latency_us,
+        latency_us: rest.latency_us,
         client_ip: ip,
         user_agent: exchange.user_agent.get(head),
         user_id: exchange.gate.identity.as_ref().and_then(|identity| identity.user.as_deref()).map(str::as_bytes),
         rate_limit_remaining: exchange.gate.limit.map(|(_, state)| state.remaining),
-        backend_service: exchange
-            .service
-            .and_then(|service| snapshot.services.get(service))
-            .map(|service| &*service.name),
+        backend_service: rest.service,
         backend_latency_us: exchange.service_us,
         http_version: match (exchange.is_http2, exchange.is_http10) {
             (true, _) => Some("2.0"),
             (_, true) => Some("1.0"),
             _ => None,
         },
-        concurrency_limit: gate::concurrency_limit_of(conn, exchange),
-        tls: conn.secured.facts(),
-        grpc_status: grpc_status.map(Status::code),
+        concurrency_limit: rest.full,
+        tls: rest.secured.facts(),
+        grpc_status: call::outcome(exchange).map(Status::code),
+        tunnel: rest.tunnel,
     };
     formatter.write(&line, lines);
     if lines.len() >= BATCH_BYTES {

@@ -3,14 +3,16 @@
 
 use std::net::IpAddr;
 
-use ringway_config::snapshot::{Action, Forward, HostRewrite, Listener, Rewrite, Route, TraceStart};
+use ringway_config::snapshot::{Action, Forward, HostRewrite, Listener, Rewrite, Route, TraceStart, Upgrades};
 use ringway_core::access::{Preflight, cors};
 use ringway_core::auth_service::Asking;
 use ringway_core::failure::Failure;
 use ringway_core::filter::{self, Answer, Gate, Lookup, Permit, Progress, Told, Verdict};
 use ringway_core::forwarded::{client_ip, is_trusted, write_forwarded_element, write_ip};
+use ringway_core::http::websocket;
 use ringway_core::http::{Framing, HeadLines, HeadStorage, Name, RequestError, RequestHead, Target, Version};
 use ringway_core::http::{claims_a_hop, is_look_alike, list, list_has_token};
+use ringway_core::log_line::LONG_BYTES_MAX;
 use ringway_core::path::normalize;
 use ringway_core::request_id::RequestId;
 use ringway_core::router::{Captures, Found, RouteRequest};
@@ -23,7 +25,10 @@ use crate::call::{self, Call};
 use crate::connection::Connection;
 use crate::gate;
 use crate::respond;
+use crate::tunnel::Opened;
 
+/// What `Upgrade` calls a WebSocket (RFC 6455 section 4.1).
+pub(crate) const WEBSOCKET: &[u8] = b"websocket";
 /// How long a request waits in all for what the gate has to know.
 const GATE_WAIT_US: u64 = 5_000_000;
 
@@ -60,6 +65,10 @@ pub(crate) struct Exchange {
     pub(crate) user_agent: Span,
     /// `Origin`, where the route's answers depend on it.
     pub(crate) origin: Span,
+    /// The protocol that the client may change to, and is asked of the service; empty where there is none.
+    pub(crate) upgrade: Span,
+    /// Of a WebSocket's handshake.
+    pub(crate) websocket_key: Span,
     pub(crate) is_head: bool,
     pub(crate) is_http10: bool,
     pub(crate) is_http2: bool,
@@ -87,6 +96,8 @@ pub(crate) struct Exchange {
     pub(crate) broken_off: bool,
     /// It is a gRPC call.
     pub(crate) call: Option<Call>,
+    /// The service has changed the protocol: no other request follows.
+    pub(crate) opened: Option<Box<Opened>>,
 }
 
 /// What is to be done.
@@ -116,6 +127,8 @@ impl Exchange {
             path: Span::default(),
             user_agent: Span::default(),
             origin: Span::default(),
+            upgrade: Span::default(),
+            websocket_key: Span::default(),
             is_head: false,
             is_http10: false,
             is_http2: conn.client.stream().is_some(),
@@ -134,7 +147,21 @@ impl Exchange {
             status: 0,
             broken_off: false,
             call: None,
+            opened: None,
         }
+    }
+
+    /// Keeps of the head what the log wants: a tunnel outlives its head by far.
+    pub(crate) fn keep_for_log(&mut self, head: &[u8]) -> Box<[u8]> {
+        let mut kept = Vec::new();
+        for span in [&mut self.method, &mut self.path, &mut self.user_agent, &mut self.upgrade] {
+            let part = span.get(head).unwrap_or_default();
+            let part = part.get(..LONG_BYTES_MAX).unwrap_or(part);
+            *span = Span { start: kept.len() as u32, len: part.len() as u32 };
+            kept.extend_from_slice(part);
+        }
+        (self.origin, self.websocket_key) = Default::default();
+        kept.into()
     }
 
     /// Judges the head. `out` gets what [`Step`] says.
@@ -250,6 +277,10 @@ impl Exchange {
             tls: conn.secured.facts(),
         };
         match &route.action {
+            // An answer of 200 would tell the client of HTTP/2 that it has its tunnel (RFC 8441 section 5).
+            Action::Respond(_) | Action::Redirect(_) if self.is_http2 && request.has(Name::Upgrade) => {
+                Err(Failure::UnsupportedMethod)
+            }
             Action::Respond(answer) => {
                 respond::fixed(conn, self, route, answer, &vars, out);
                 Ok(Step::Answer)
@@ -261,6 +292,11 @@ impl Exchange {
             Action::Forward(forward) => {
                 let service = conn.view.services.get(forward.service).ok_or(Failure::Internal)?;
                 self.service = Some(forward.service);
+                if request.has(Name::Upgrade) {
+                    // A stream to a service carries requests only.
+                    let may_change = service.service.http2.is_none();
+                    self.find_upgrade(&request, head, may_change.then_some(&forward.upgrades))?;
+                }
                 let endpoint = service.pick(&conn.worker).ok_or(Failure::NoEndpoint)?;
                 let host = match &forward.host {
                     HostRewrite::Keep if !request.authority.is_empty() => request.authority,
@@ -277,6 +313,37 @@ impl Exchange {
 }
 
 impl Exchange {
+    /// Which of the protocols that the client offers may be asked of the service. Others are left out: the request then is
+    /// one like any other, as RFC 9110 section 7.8 has it. So is one with a body, behind whose end the change would have to
+    /// wait.
+    fn find_upgrade(
+        &mut self,
+        request: &RequestHead<'_, '_>,
+        head: &[u8],
+        allowed: Option<&Upgrades>,
+    ) -> Result<(), Failure> {
+        let may_change = request.version == Version::Http11
+            && request.framing == Framing::None
+            && list_has_token(request.values(Name::Connection), b"upgrade");
+        let mut offered = request.values(Name::Upgrade).flat_map(list).filter(|_| may_change);
+        let Some(protocol) = offered.find(|protocol| allowed.is_some_and(|allowed| allowed.allows(protocol))) else {
+            // A stream has this field from an extended CONNECT only, which is nothing else (RFC 8441 section 4).
+            return if self.is_http2 { Err(Failure::UnsupportedMethod) } else { Ok(()) };
+        };
+        if protocol.eq_ignore_ascii_case(WEBSOCKET) {
+            let is_key = |header: &&httparse::Header<'_>| header.name.eq_ignore_ascii_case("sec-websocket-key");
+            let mut keys = request.headers.iter().filter(is_key);
+            match (keys.next(), keys.next()) {
+                (Some(key), None) if request.method == "GET" && websocket::is_key(key.value) => {
+                    self.websocket_key = Span::of(key.value, head);
+                }
+                _ => return Err(Failure::Malformed("Malformed WebSocket handshake")),
+            }
+        }
+        self.upgrade = Span::of(protocol, head);
+        Ok(())
+    }
+
     fn ask_gate(
         &mut self,
         conn: &Connection,
@@ -463,7 +530,9 @@ fn write_head(
     if exchange.framing == Framing::Chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
-    if request.has(Name::Te) && list_has_token(request.values(Name::Te), b"trailers") {
+    if let Some(protocol) = exchange.upgrade.get(head) {
+        write_upgrade(protocol, out);
+    } else if request.has(Name::Te) && list_has_token(request.values(Name::Te), b"trailers") {
         out.extend_from_slice(b"TE: trailers\r\nConnection: TE\r\n");
     }
     if exchange.call.is_some() {
@@ -509,6 +578,13 @@ fn write_head(
             out.extend_from_slice(b"\r\n");
         }
     }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The fields that change the protocol, or ask for it (RFC 9110 section 7.8).
+pub(crate) fn write_upgrade(protocol: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(b"Connection: upgrade\r\nUpgrade: ");
+    out.extend_from_slice(protocol);
     out.extend_from_slice(b"\r\n");
 }
 

@@ -20,6 +20,7 @@ use crate::io::{Blocks, linger, write_client};
 use crate::record::record;
 use crate::request::{Exchange, Step};
 use crate::respond;
+use crate::tunnel::Tunnel;
 
 /// Answers what has arrived. Gives the connection back when it is idle, nothing when it is to be closed.
 pub(crate) async fn serve(mut conn: Box<Connection>) -> Option<Box<Connection>> {
@@ -31,7 +32,7 @@ pub(crate) async fn serve(mut conn: Box<Connection>) -> Option<Box<Connection>> 
         match read_head(&conn, &mut inbox).await {
             Next::Head(length) => {
                 if !exchange(&mut conn, &mut inbox, length, &mut out).await {
-                    break false;
+                    break conn.tunnel.get_mut().is_some();
                 }
             }
             Next::Idle => break true,
@@ -63,7 +64,12 @@ pub(crate) async fn serve(mut conn: Box<Connection>) -> Option<Box<Connection>> 
 }
 
 /// Answers the one request of an HTTP/2 stream, whose head stands at the front of the inbox in the form of HTTP/1.1.
-pub(crate) async fn serve_stream(mut conn: Box<Connection>, mut inbox: Buffer, head_length: usize) {
+/// Gives it back where it has become a tunnel.
+pub(crate) async fn serve_stream(
+    mut conn: Box<Connection>,
+    mut inbox: Buffer,
+    head_length: usize,
+) -> Option<Box<Connection>> {
     let worker = Rc::clone(&conn.worker);
     let mut out = worker.take_head();
     if head_length <= conn.listener.limits.head_bytes {
@@ -72,6 +78,7 @@ pub(crate) async fn serve_stream(mut conn: Box<Connection>, mut inbox: Buffer, h
         refuse(&mut conn, Failure::HeadTooLarge, &mut out).await;
     }
     worker.give_head(out);
+    conn.tunnel.get_mut().is_some().then_some(conn)
 }
 
 enum Next {
@@ -177,6 +184,10 @@ async fn exchange(conn: &mut Connection, inbox: &mut Buffer, head_length: usize,
                 Err(failure) => Err(failure),
             };
             match forwarded {
+                Ok(_) if exchange.opened.is_some() => {
+                    conn.tunnel.set(Tunnel::new(conn, exchange, inbox, used));
+                    return false;
+                }
                 Ok(rest) => {
                     exchange.gate.places.give_back();
                     record(conn, &exchange, inbox.data());

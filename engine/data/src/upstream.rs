@@ -31,7 +31,7 @@ pub(crate) struct Upstream {
     readiness: Option<Readiness>,
     born: u64,
     idle_since: u64,
-    pool: Rc<EndpointPool>,
+    pub(crate) pool: Rc<EndpointPool>,
 }
 
 /// An endpoint as one core sees it.

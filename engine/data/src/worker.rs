@@ -26,6 +26,7 @@ use crate::mailbox::{Mailbox, PerIp};
 use crate::places::Place;
 use crate::record::Log;
 use crate::tls::Handshakes;
+use crate::tunnel::CLOSE_US;
 use crate::view::View;
 use ringway_io::{LoopCounts, Sock, Ticker};
 
@@ -283,6 +284,15 @@ impl Worker {
         self.cell().connections.get() == 0 && self.shared.mailboxes.iter().all(Mailbox::is_empty)
     }
 
+    /// When time is up: has tunnels close, and leaves them a moment to say so.
+    fn have_tunnels_ended(&self, now: u64, since: &mut Option<u64>) -> bool {
+        if since.is_none() {
+            self.deadlines.close_tunnels();
+        }
+        let since = *since.get_or_insert(now);
+        self.cell().tunnels.get() == 0 || now.saturating_sub(since) > CLOSE_US
+    }
+
     pub(crate) fn tick(&self, round: u64) {
         self.clock.tick();
         self.news.ring();
@@ -362,11 +372,16 @@ pub(crate) async fn run(id: usize, shared: Arc<Shared>, up: impl FnOnce()) -> us
     let Ok(ticker) = Ticker::every(SWEEP) else { return 0 };
     up();
     let mut round = 0;
+    let mut closing_since = None;
     loop {
         ticker.tick().await;
         round += 1;
         worker.tick(round);
-        if worker.has_drained(worker.clock.now()) || worker.shared.abort.load(Ordering::Acquire) {
+        let now = worker.clock.now();
+        let is_over = worker.has_drained(now) || {
+            worker.shared.abort.load(Ordering::Acquire) && worker.have_tunnels_ended(now, &mut closing_since)
+        };
+        if is_over {
             worker.log.flush(&worker);
             worker.audit.end(&worker.hub);
             return worker.cell().connections.get() as usize;

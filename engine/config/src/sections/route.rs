@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ringway_core::filter::Policy;
 use ringway_core::limit::PLACES_MAX;
@@ -21,7 +22,7 @@ use super::validate::ValidateSection;
 use crate::decode::{Cx, Decode, OneOrMore, Spanned};
 use crate::error::Span;
 use crate::hub::UNMATCHED;
-use crate::scalar::{Int, Name, OrOff};
+use crate::scalar::{Int, Name, OrOff, is_token, parsed};
 use crate::shape::shape;
 use crate::snapshot::{self, Action, HostRewrite, Rewrite};
 use crate::suggest;
@@ -63,6 +64,9 @@ shape! {
         request_headers: Option<Spanned<HeaderSection>>,
         /// Changes of the answer's headers.
         response_headers: HeaderSection = "{}",
+        /// The protocols that a connection may change to, if the service agrees, by the names in `Upgrade`. Without it:
+        /// `websocket`. `off`: none.
+        upgrades: Option<OrOff<Spanned<OneOrMore<Protocol>>>>,
         /// How long a request may take.
         timeouts: Option<Spanned<RouteTimeouts>>,
         /// Limits of a request.
@@ -89,6 +93,8 @@ shape! {
         request: OrOff<Timeout> = "off",
         /// One try, from the choice of an endpoint to the answer's head; 504 above.
         per_try: OrOff<Timeout> = "off",
+        /// After an upgrade (WebSocket): a tunnel through which nothing has gone for this time is closed.
+        tunnel_idle: Timeout = "1h",
     }
 
     /// Limits of a request.
@@ -372,6 +378,7 @@ fn action(route: Route, span: Span, parameters: &[String], cx: &mut Cx) -> Optio
         ("host", route.host.as_ref().map(|section| section.span)),
         ("request_headers", route.request_headers.as_ref().map(|section| section.span)),
         ("timeouts", route.timeouts.as_ref().map(|section| section.span)),
+        ("upgrades", route.upgrades.as_ref().and_then(|list| list.0.as_ref()).map(|list| list.span)),
     ] {
         if let Some(span) = span {
             cx.error(span, format!("`{key}` has no effect in a route without a `service`"), None);
@@ -389,9 +396,11 @@ fn forward(route: Route, service: ServiceRef, parameters: &[String], cx: &mut Cx
         None => Some(Rewrite::Keep),
     };
     let mut timeouts = snapshot::RouteTimeouts { request: None, per_try: None };
+    let mut idle = TUNNEL_IDLE;
     if let Some(Spanned { value, span }) = route.timeouts {
         timeouts.request = value.request.0.map(|limit| limit.0);
         timeouts.per_try = value.per_try.0.map(|limit| limit.0);
+        idle = value.tunnel_idle.0;
         if let (Some(request), Some(per_try)) = (timeouts.request, timeouts.per_try)
             && per_try > request
         {
@@ -399,5 +408,41 @@ fn forward(route: Route, service: ServiceRef, parameters: &[String], cx: &mut Cx
         }
     }
     let host = route.host.map_or(HostRewrite::Keep, |host| host.value.into());
-    Some(snapshot::Forward { service: service.0, rewrite: rewrite?, host, timeouts })
+    let protocols = match route.upgrades {
+        None => [WEBSOCKET.into()].into(),
+        Some(written) => written.0.into_iter().flat_map(|list| list.value.0).map(|name| name.0.into()).collect(),
+    };
+    let upgrades = snapshot::Upgrades { protocols, idle };
+    Some(snapshot::Forward { service: service.0, rewrite: rewrite?, host, timeouts, upgrades })
+}
+
+const WEBSOCKET: &str = "websocket";
+/// That of a route without `timeouts`.
+const TUNNEL_IDLE: Duration = Duration::from_secs(3600);
+
+/// The name of a protocol that a connection may change to, with its version where it has one.
+#[derive(Debug)]
+pub(crate) struct Protocol(String);
+
+impl Decode for Protocol {
+    fn kind() -> String {
+        "the name of a protocol".into()
+    }
+
+    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
+        parsed(node, cx, |text| {
+            let name = text.split('/').next().unwrap_or_default().to_ascii_lowercase();
+            if matches!(&*name, "h2c" | "h2" | "http" | "tls") {
+                return Err(Some("requests inside of it would pass unseen: it is never upgraded to".into()));
+            }
+            match text.split('/').count() <= 2 && text.split('/').all(is_token) {
+                true => Ok(Self(text.to_owned())),
+                false => Err(Some(format!("such as `{WEBSOCKET}`, or `name/version`"))),
+            }
+        })
+    }
+
+    fn schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string" })
+    }
 }

@@ -9,6 +9,7 @@ mod names;
 mod request;
 mod response;
 mod scan;
+pub mod websocket;
 mod write;
 
 pub use chunked::{
