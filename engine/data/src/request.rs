@@ -294,7 +294,7 @@ impl Exchange {
                 self.service = Some(forward.service);
                 if request.has(Name::Upgrade) {
                     // A stream to a service carries requests only.
-                    let may_change = service.service.http2.is_none();
+                    let may_change = service.service.pool.http2.is_none();
                     self.find_upgrade(&request, head, may_change.then_some(&forward.upgrades))?;
                 }
                 let endpoint = service.pick(&conn.worker).ok_or(Failure::NoEndpoint)?;
