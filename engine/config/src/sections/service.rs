@@ -102,6 +102,10 @@ impl Service {
     pub(crate) fn compile(self, resolver: &mut Resolver<'_>, cx: &mut Cx) -> snapshot::Service {
         let tls = self.tls.and_then(|tls| tls.value.compile(tls.span, cx));
         let http2 = http2(&self.protocol, self.http2, cx);
+        if http2.is_some() && self.proxy_protocol.is_some() {
+            let message = "the streams of a connection are of many clients: `proxy_protocol` cannot say of whom";
+            cx.error(self.protocol.span, message, "`protocol: http1`, or leave `proxy_protocol` out");
+        }
         snapshot::Service {
             name: Arc::from(self.name.0),
             endpoints: endpoints(self.endpoints.0, tls.as_ref(), resolver, cx),
