@@ -120,12 +120,14 @@ fn a_certificate_is_ordered_by_http_01_kept_and_shown_again_after_a_restart() {
     let yaml = ports.yaml(&pebble, &backend, &storage, "A.test, b.test", "");
     let gateway = Gateway::start(&yaml);
     eventually(LONG, || is_issued(&gateway));
-    let client = client(&pebble.root(), &[]);
-    let first = ["a.test", "b.test"].map(|host| {
-        let mut stream = connect(ports.tls(), &client, host).unwrap();
+    let root = pebble.root();
+    // A client of its own each time: one that comes back is not shown the certificate again.
+    let shown_to = |host| {
+        let mut stream = connect(ports.tls(), &client(&root, &[]), host).unwrap();
         assert_eq!(get(&mut stream), 200);
         certificate(&stream)
-    });
+    };
+    let first = ["a.test", "b.test"].map(shown_to);
     assert_eq!(first[0], first[1]);
     assert_eq!((orders(&gateway, "success"), orders(&gateway, "failure"), pebble.issued()), (1.0, 0.0, 1));
     assert!(gateway.metric("gateway_certificate_expiry_seconds{name=\"a.test\"}") > 89.0 * 86_400.0);
@@ -154,11 +156,11 @@ fn a_certificate_is_ordered_by_http_01_kept_and_shown_again_after_a_restart() {
     drop(gateway);
     let gateway = Gateway::start(&yaml);
     eventually(LONG, || is_issued(&gateway));
-    assert_eq!(certificate(&connect(ports.tls(), &client, "a.test").unwrap()), first[0]);
+    assert_eq!(shown_to("a.test"), first[0]);
     assert_eq!((orders(&gateway, "success"), pebble.issued()), (0.0, 1));
     // What is shown outlives a reload.
     assert!(gateway.replace_config(&format!("{yaml}# again\n")));
-    assert_eq!(certificate(&connect(ports.tls(), &client, "a.test").unwrap()), first[0]);
+    assert_eq!(shown_to("a.test"), first[0]);
     assert_eq!(pebble.issued(), 1);
 }
 
@@ -187,11 +189,11 @@ fn renewal_keeps_connections() {
     let pebble = Pebble::start(PebbleSetup { validity_s: 12, ..ports.pebble() });
     let gateway = Gateway::start(&ports.yaml(&pebble, &backend, "directory: DIR", "a.test", ""));
     eventually(LONG, || is_issued(&gateway));
-    let client = client(&pebble.root(), &[]);
-    let mut old = connect(ports.tls(), &client, "a.test").unwrap();
+    let root = pebble.root();
+    let mut old = connect(ports.tls(), &client(&root, &[]), "a.test").unwrap();
     assert_eq!(get(&mut old), 200);
     eventually(LONG, || orders(&gateway, "success") >= 2.0);
-    let new = connect(ports.tls(), &client, "a.test").unwrap();
+    let new = connect(ports.tls(), &client(&root, &[]), "a.test").unwrap();
     assert_ne!(certificate(&new), certificate(&old));
     assert_eq!(get(&mut old), 200);
     assert_eq!(orders(&gateway, "failure"), 0.0);
@@ -222,10 +224,15 @@ fn without_an_authority_the_gateway_serves_and_orders_when_it_comes() {
     assert_eq!(get(&mut connect(ports.tls(), &client(&pebble.root(), &[]), "a.test").unwrap()), 200);
     assert!(page(&gateway)["last_error"].is_null());
 
-    // An authority that has lost its accounts gets a new one.
+    // An authority that has lost its accounts is told of a new one.
     pebble.restart();
+    let stored = files(gateway.directory());
+    let certificate = stored.iter().find(|file| file.contains("/a.test-")).unwrap();
+    fs::remove_file(certificate).unwrap();
     gateway.signal(Signal::HUP);
-    assert!(is_issued(&gateway));
+    eventually(LONG, || orders(&gateway, "success") >= 2.0);
+    assert!(fs::exists(certificate).unwrap());
+    assert_eq!(get(&mut connect(ports.tls(), &client(&pebble.root(), &[]), "a.test").unwrap()), 200);
 }
 
 #[test]

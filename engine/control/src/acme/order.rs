@@ -120,8 +120,17 @@ impl<'a> Authority<'a> {
             self.tell_ready(&mut order).await?;
         }
         let polling = RetryPolicy::new().backoff(1.5).timeout(POLL_TIME_MAX);
-        if order.poll_ready(&polling).await? != OrderStatus::Ready {
-            return Err(Fault::Refused(self.reason(&mut order).await?));
+        let ready = order.poll_ready(&polling).await;
+        match ready {
+            Ok(OrderStatus::Ready) => {}
+            Ok(_) | Err(Error::Api(_)) => {
+                let reason = self.reason(&mut order).await?;
+                // Without one, what the authority said of the order as a whole.
+                let nothing = "the authority gave the order up and does not say why";
+                let reason = reason.or_else(|| ready.err().map(|error| error.to_string()));
+                return Err(Fault::Refused(reason.unwrap_or_else(|| nothing.into())));
+            }
+            Err(error) => return Err(error.into()),
         }
         let say = |error: rcgen::Error| Fault::Refused(error.to_string());
         let key = KeyPair::generate().map_err(say)?;
@@ -181,17 +190,17 @@ impl<'a> Authority<'a> {
     }
 
     /// What the authority did not like.
-    async fn reason(&self, order: &mut Order) -> Result<String, Fault> {
+    async fn reason(&self, order: &mut Order) -> Result<Option<String>, Fault> {
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
             let mut authorization = authorization?;
             let name = authorization.identifier().to_string();
             let state = authorization.refresh().await?;
             if let Some(problem) = state.challenges.iter().find_map(|challenge| challenge.error.as_ref()) {
-                return Ok(format!("`{name}` was not validated: {problem}"));
+                return Ok(Some(format!("`{name}` was not validated: {problem}")));
             }
         }
-        Ok("the authority gave the order up and does not say why".into())
+        Ok(None)
     }
 }
 
