@@ -56,7 +56,7 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
         cell.latency.record_us(us);
     }
 
-    let grpc_status = call::outcome(exchange);
+    let grpc_status = call::outcome(conn, exchange);
     if let (Some(service), Some(status)) = (exchange.service, grpc_status)
         && let Some(cell) = view.service_cell(service, worker.id)
     {
