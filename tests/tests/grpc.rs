@@ -110,7 +110,8 @@ impl UnaryService<Bytes> for Echo {
             }
             guard.done();
             if message.as_ref() == b"fail" {
-                let mut status = Status::with_details(Code::FailedPrecondition, "100 % é", Bytes::from_static(b"\0why"));
+                let mut status =
+                    Status::with_details(Code::FailedPrecondition, "100 % é", Bytes::from_static(b"\0why"));
                 status.metadata_mut().insert("x-reason", "asked".parse().expect("a value"));
                 return Err(status);
             }
@@ -282,9 +283,8 @@ type Client = tonic::client::Grpc<Wire>;
 
 async fn connect(gateway: &Gateway) -> Client {
     let stream = tokio::net::TcpStream::connect(gateway.address()).await.expect("a connection");
-    let (send, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-        .await
-        .expect("a handshake");
+    let (send, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("a handshake");
     tokio::spawn(connection);
     let origin = format!("http://{}", gateway.address()).parse().expect("a URI");
     tonic::client::Grpc::with_origin(Wire(send), origin).max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -328,7 +328,10 @@ fn unary_calls_go_through_with_their_metadata() {
     let data = response.metadata().get_bin("x-back-bin").expect("metadata").to_bytes().expect("base64");
     assert_eq!(data.as_ref(), b"\0\xff");
     let head = service.head(0);
-    assert_eq!((&head["te"], &head["content-type"]), (&"trailers".parse().unwrap(), &"application/grpc".parse().unwrap()));
+    assert_eq!(
+        (&head["te"], &head["content-type"]),
+        (&"trailers".parse().unwrap(), &"application/grpc".parse().unwrap())
+    );
     assert!(!head.contains_key("grpc-timeout") && !head.contains_key("connection"));
     let line = gateway.log_line(1);
     assert_eq!((&line["statusCode"], &line["grpcStatus"]), (&200.into(), &0.into()));
@@ -459,7 +462,8 @@ fn the_gateways_own_refusals_are_told_in_grpc() {
         ("rate_limit: few", Code::ResourceExhausted, "Too many requests", 429, Some("retry-after")),
         ("limits: { body: 3B }", Code::ResourceExhausted, "Request body too large", 413, None),
     ] {
-        let route = if route.starts_with("limits") { route.to_owned() } else { format!("limits: {{ body: off }}, {route}") };
+        let route =
+            if route.starts_with("limits") { route.to_owned() } else { format!("limits: {{ body: off }}, {route}") };
         let gateway = Gateway::start(&format!(
             "listeners: [{{ name: public, address: LISTEN, http2: {{ enabled: true }} }}]\n\
              services: [{{ name: app, endpoints: [\"{}\"], protocol: http2 }}]\n\

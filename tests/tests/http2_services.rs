@@ -679,10 +679,14 @@ fn secure(protocol: &[u8], directory: &std::path::Path) -> (TlsAcceptor, String)
 fn over_tls_it_is_negotiated() {
     let directory = tempfile::tempdir().expect("a directory");
     let (tls, ca) = secure(b"h2", directory.path());
-    let service = Service::with(|_| {}, Some(tls), |mut call| async move {
-        let (body, _) = call.body().await;
-        call.answer(Response::builder(), &String::from_utf8_lossy(&body));
-    });
+    let service = Service::with(
+        |_| {},
+        Some(tls),
+        |mut call| async move {
+            let (body, _) = call.body().await;
+            call.answer(Response::builder(), &String::from_utf8_lossy(&body));
+        },
+    );
     let gateway = service.gateway(&format!("tls: {{ ca: \"{ca}\" }}"));
     let body = "0123456789abcdef".repeat(20_000);
     for _ in 0..3 {

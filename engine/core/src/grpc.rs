@@ -95,9 +95,9 @@ pub fn parse_timeout(value: &[u8]) -> Option<u64> {
     if digits.is_empty() || digits.len() > TIMEOUT_DIGITS_MAX {
         return None;
     }
-    let number = digits.iter().try_fold(0u64, |number, byte| {
-        byte.is_ascii_digit().then(|| number * 10 + u64::from(byte - b'0'))
-    })?;
+    let number = digits
+        .iter()
+        .try_fold(0u64, |number, byte| byte.is_ascii_digit().then(|| number * 10 + u64::from(byte - b'0')))?;
     // At most 10^8 hours: in nanoseconds that is too much, in microseconds it is not.
     Some(match *nanos {
         nanos @ 1_000.. => number * (nanos / 1_000),
@@ -142,7 +142,9 @@ mod tests {
 
     #[test]
     fn calls_are_told_by_their_content_type() {
-        for yes in ["application/grpc", "application/grpc+proto", "Application/gRPC; charset=x", "application/grpc+json"] {
+        for yes in
+            ["application/grpc", "application/grpc+proto", "Application/gRPC; charset=x", "application/grpc+json"]
+        {
             assert!(is_grpc(yes.as_bytes()), "{yes}");
         }
         for no in ["", "application/json", "application/grpc-web", "application/grpc-web+proto", "application/grpcx"] {

@@ -99,7 +99,9 @@ pub(crate) async fn relay(
             return Ok(Relayed::BrokenOff);
         };
         let has_rest = decoded.consumed < buffer.len();
-        if decoded.done && let Some(call) = &mut exchange.call {
+        if decoded.done
+            && let Some(call) = &mut exchange.call
+        {
             call.learn_trailers(body.trailers());
         }
         buffer.narrow(decoded.data);

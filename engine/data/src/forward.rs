@@ -7,9 +7,7 @@ use std::task::Poll;
 use ringway_config::snapshot::{Action, Forward, Route, RouteTimeouts};
 use ringway_core::failure::Failure;
 use ringway_core::filter::Permit;
-use ringway_core::http::{
-    BodyDecoder, CHUNK_HEAD_MAX, Framing, TRAILERS_BYTES_MAX, write_chunk_head, write_trailers,
-};
+use ringway_core::http::{BodyDecoder, CHUNK_HEAD_MAX, Framing, TRAILERS_BYTES_MAX, write_chunk_head, write_trailers};
 use ringway_core::stats::BackendError;
 
 use crate::answer::{Relayed, relay};

@@ -27,7 +27,12 @@ pub(crate) struct Flood;
 
 impl HeadMeter {
     pub(crate) fn new(streams_max: usize) -> Self {
-        Self { head: [0; FRAME_HEAD_BYTES], come: 0, payload: 0, streams: vec![(0, 0); streams_max.next_power_of_two()] }
+        Self {
+            head: [0; FRAME_HEAD_BYTES],
+            come: 0,
+            payload: 0,
+            streams: vec![(0, 0); streams_max.next_power_of_two()],
+        }
     }
 
     pub(crate) fn look(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {

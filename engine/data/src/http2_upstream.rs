@@ -395,8 +395,7 @@ async fn connect(
     });
     let late = || timers.has_fired(Slot::Service);
     let connected = connected.await;
-    let mut upstream = connected
-        .map_err(|_| if late() { Failure::ConnectTimeout } else { Failure::ConnectFailed })?;
+    let mut upstream = connected.map_err(|_| if late() { Failure::ConnectTimeout } else { Failure::ConnectFailed })?;
     let Some(tls) = &trunk.pool.endpoint.tls else { return Ok((upstream, Vec::new())) };
     let Some(sock) = upstream.link.sock().cloned() else { return Err(Failure::Internal) };
     timers.service(Some(upstream.link.end()), begun);

@@ -115,7 +115,8 @@ impl ServiceStream {
         let signal = Rc::new(Signal::default());
         trunk.enter(&signal);
         let text = worker.take_head();
-        let answer = Answer { told: Told::Nothing, chunked: false, left: 0, text, gone: 0, data: Bytes::new(), taken: 0 };
+        let answer =
+            Answer { told: Told::Nothing, chunked: false, left: 0, text, gone: 0, data: Bytes::new(), taken: 0 };
         Rc::new(Self {
             unsent: Unsent::new(&signal),
             signal,
@@ -263,7 +264,6 @@ impl ServiceStream {
             };
         }
     }
-
 }
 
 impl Drop for ServiceStream {
@@ -467,7 +467,8 @@ fn target(head: &[u8], method: &str) -> io::Result<PathAndQuery> {
             match byte {
                 b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' | 0x80.. => {
                     let digit = |nibble: u8| char::from_digit(nibble.into(), 16).map_or(b'0', |digit| digit as u8);
-                    encoded.extend_from_slice(&[b'%', digit(byte >> 4), digit(byte & 15)].map(|b| b.to_ascii_uppercase()));
+                    encoded
+                        .extend_from_slice(&[b'%', digit(byte >> 4), digit(byte & 15)].map(|b| b.to_ascii_uppercase()));
                 }
                 byte => encoded.push(*byte),
             }
