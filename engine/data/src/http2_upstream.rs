@@ -162,6 +162,10 @@ impl Trunk {
             if self.lives.get() {
                 self.pool.cell().idle.add(1);
             }
+            // Nobody sweeps it any more.
+            if self.pool.is_closed() {
+                self.close(Failure::ConnectionBroken);
+            }
         }
     }
 
