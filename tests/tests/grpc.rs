@@ -580,7 +580,8 @@ fn a_service_that_dies_within_a_call_ends_it_with_an_error() {
         assert_eq!(heard.message().await.expect("a message").expect("not the end"), "one");
         service.stop();
         let status = heard.message().await.expect_err("an error");
-        assert_eq!(status.code(), Code::Internal, "{status:?}");
+        // Its client takes that for INTERNAL, but for `tonic` over a connection of its own.
+        assert!(format!("{status:?}").contains("INTERNAL_ERROR"), "{status:?}");
     });
     assert_eq!(gateway.log_line(1)["grpcStatus"], 13);
 }

@@ -9,6 +9,7 @@ use ringway_core::http::RequestHead;
 
 use crate::clock::us;
 use crate::connection::Connection;
+use crate::deadline::Slot;
 use crate::forward::timeouts;
 use crate::request::Exchange;
 
@@ -27,18 +28,18 @@ pub(crate) struct Call {
 
 impl Call {
     /// The call that a request of HTTP/2 is, if it is one.
-    pub(crate) fn of(request: &RequestHead<'_, '_>) -> Result<Option<Self>, Failure> {
-        if request.method != "POST" || !value(request.headers, "content-type").is_some_and(is_grpc) {
-            return Ok(None);
+    pub(crate) fn of(request: &RequestHead<'_, '_>) -> Option<Self> {
+        let is_call = request.method == "POST" && value(request.headers, "content-type").is_some_and(is_grpc);
+        is_call.then(Self::default)
+    }
+
+    /// Reads how long it may take.
+    pub(crate) fn read_timeout(&mut self, request: &RequestHead<'_, '_>) -> Result<(), Failure> {
+        if let Some(text) = value(request.headers, TIMEOUT) {
+            let us = parse_timeout(text).ok_or(Failure::Malformed("Malformed grpc-timeout"))?;
+            self.timeout = Some(Duration::from_micros(us));
         }
-        let timeout = match value(request.headers, TIMEOUT) {
-            Some(text) => {
-                let us = parse_timeout(text).ok_or(Failure::Malformed("Malformed grpc-timeout"))?;
-                Some(Duration::from_micros(us))
-            }
-            None => None,
-        };
-        Ok(Some(Self { timeout, status: None }))
+        Ok(())
     }
 
     /// Takes in what an answer's head or trailers say of the end.
@@ -88,13 +89,16 @@ pub(crate) fn write_end(status: Status, message: &str, out: &mut Vec<u8>) {
 }
 
 /// How a call has ended, once it is over.
-pub(crate) fn outcome(exchange: &Exchange) -> Option<Status> {
+pub(crate) fn outcome(conn: &Connection, exchange: &Exchange) -> Option<Status> {
     let call = exchange.call?;
     Some(match call.status {
         Some(status) => status,
+        None if exchange.broken_off && conn.timers.has_fired(Slot::Request) => Status::DEADLINE_EXCEEDED,
         // What its client makes of the reset.
         None if exchange.broken_off => Status::INTERNAL,
-        None if exchange.status == 499 => Status::CANCELLED,
+        None if exchange.status == 499 || conn.client.stream().is_some_and(|stream| stream.signal.gone()) => {
+            Status::CANCELLED
+        }
         None => Status::of_http(exchange.status),
     })
 }

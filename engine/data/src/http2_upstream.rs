@@ -25,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::clock::us;
 use crate::deadline::{End, Signal, Slot, Timers};
+use crate::head_meter::HeadMeter;
 use crate::stream::Piece;
 use crate::tls::{HTTP2, shake_hands_with_service};
 use crate::upstream::{EndpointPool, Upstream};
@@ -92,7 +93,8 @@ impl Trunk {
             }
             return Ok((trunk, stands));
         }
-        if trunks.len() >= http2.connections || !pool.may_connect() {
+        let open = trunks.iter().filter(|trunk| trunk.streams_allowed().is_some()).count();
+        if open >= http2.connections || !pool.may_connect() {
             let refusing = trunks.iter().find(|trunk| trunk.has_room()).cloned();
             return refusing.map(|trunk| (trunk, true)).ok_or(Failure::ConnectionCap);
         }
@@ -121,17 +123,21 @@ impl Trunk {
         matches!(*self.state.borrow(), State::Open(_))
     }
 
-    /// Whether it takes one more stream, as far as the configuration, the service's settings and its GOAWAY say.
-    fn has_room(&self) -> bool {
-        let allowed = match &mut *self.state.borrow_mut() {
-            State::Connecting(_) => usize::MAX,
+    /// How many streams the service allows; `None` where it takes no more at all, after a GOAWAY.
+    fn streams_allowed(&self) -> Option<usize> {
+        match &mut *self.state.borrow_mut() {
+            State::Connecting(_) => Some(usize::MAX),
             State::Open(send) => match send.poll_ready(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(Err(_)) => 0,
-                _ => send.current_max_send_streams(),
+                Poll::Ready(Err(_)) => None,
+                _ => Some(send.current_max_send_streams()),
             },
-            State::Closed(_) => 0,
-        };
-        self.streams.get() < self.streams_max.min(allowed)
+            State::Closed(_) => None,
+        }
+    }
+
+    /// Whether it takes one more stream.
+    fn has_room(&self) -> bool {
+        self.streams_allowed().is_some_and(|allowed| self.streams.get() < self.streams_max.min(allowed))
     }
 
     pub(crate) fn scheme(&self) -> Scheme {
@@ -155,6 +161,10 @@ impl Trunk {
             self.refuses.set(false);
             if self.lives.get() {
                 self.pool.cell().idle.add(1);
+            }
+            // Nobody sweeps it any more.
+            if self.pool.is_closed() {
+                self.close(Failure::ConnectionBroken);
             }
         }
     }
@@ -256,6 +266,7 @@ struct Pipe {
     upstream: Upstream,
     /// What had come before `h2` asked.
     first: Bytes,
+    heads: HeadMeter,
     gathered: Vec<u8>,
     sent: usize,
     wants_read: bool,
@@ -288,11 +299,16 @@ impl AsyncRead for Carrier {
         let mut pipe = self.0.borrow_mut();
         if !pipe.first.is_empty() {
             let taken = pipe.first.len().min(room.remaining());
-            room.put_slice(&pipe.first.split_to(taken));
+            let first = pipe.first.split_to(taken);
+            pipe.heads.look(&first).map_err(io::Error::other)?;
+            room.put_slice(&first);
             return Poll::Ready(Ok(()));
         }
-        match pipe.upstream.link.recv(room.initialize_unfilled())? {
+        let pipe = &mut *pipe;
+        let unfilled = room.initialize_unfilled();
+        match pipe.upstream.link.recv(unfilled)? {
             Some(received) => {
+                pipe.heads.look(unfilled.get(..received).unwrap_or_default()).map_err(io::Error::other)?;
                 room.advance(received);
                 pipe.heard = true;
                 Poll::Ready(Ok(()))
@@ -421,8 +437,9 @@ async fn live(
     timers.service(None, 0);
     let link = upstream.link.clone();
     let (gathered, sent, wants_read, wants_room, heard) = (Vec::new(), 0, false, false, false);
-    let pipe =
-        Rc::new(RefCell::new(Pipe { upstream, first: first.into(), gathered, sent, wants_read, wants_room, heard }));
+    let (first, heads) = (Bytes::from(first), HeadMeter::new(trunk.streams_max));
+    let pipe = Pipe { upstream, first, heads, gathered, sent, wants_read, wants_room, heard };
+    let pipe = Rc::new(RefCell::new(pipe));
     let shaken = settings(trunk.streams_max, timeouts.head_bytes).handshake(Carrier(Rc::clone(&pipe))).await;
     let (send, h2) = shaken.map_err(|_| Failure::ConnectFailed)?;
     trunk.open(send);

@@ -49,7 +49,14 @@ pub(crate) fn record(conn: &Connection, exchange: &Exchange, head: &[u8]) {
         let service = exchange.service.and_then(|service| conn.view.published.snapshot.services.get(service));
         let service = service.map(|service| &*service.name);
         let full = gate::concurrency_limit_of(conn, exchange);
-        let rest = Rest { latency_us, service, full, secured: &conn.secured, tunnel: None };
+        let rest = Rest {
+            latency_us,
+            service,
+            full,
+            secured: &conn.secured,
+            grpc: call::outcome(conn, exchange),
+            tunnel: None,
+        };
         log(&conn.worker, exchange, head, &rest);
     }
 }
@@ -69,7 +76,7 @@ pub(crate) fn count(conn: &Connection, exchange: &Exchange) -> u64 {
         cell.latency.record_us(us);
     }
 
-    let grpc_status = call::outcome(exchange);
+    let grpc_status = call::outcome(conn, exchange);
     if let (Some(service), Some(status)) = (exchange.service, grpc_status)
         && let Some(cell) = view.service_cell(service, worker.id)
     {
@@ -96,6 +103,7 @@ pub(crate) struct Rest<'a> {
     /// The concurrency limit that refused.
     pub(crate) full: Option<&'a str>,
     pub(crate) secured: &'a Secured,
+    pub(crate) grpc: Option<Status>,
     pub(crate) tunnel: Option<Tunnel<'a>>,
 }
 
@@ -125,7 +133,7 @@ pub(crate) fn log(worker: &Worker, exchange: &Exchange, head: &[u8], rest: &Rest
         },
         concurrency_limit: rest.full,
         tls: rest.secured.facts(),
-        grpc_status: call::outcome(exchange).map(Status::code),
+        grpc_status: rest.grpc.map(Status::code),
         tunnel: rest.tunnel,
     };
     formatter.write(&line, lines);

@@ -186,7 +186,8 @@ impl Exchange {
         self.expects_continue = request.expects_continue;
         self.framing = request.framing;
         if self.is_http2 {
-            self.call = Call::of(&request)?;
+            self.call = Call::of(&request);
+            self.call.as_mut().map_or(Ok(()), |call| call.read_timeout(&request))?;
         }
         let trusted = !listener.trusted_proxies.is_empty() && is_trusted(&listener.trusted_proxies, conn.peer.ip());
         if trusted {

@@ -129,6 +129,7 @@ impl Tunnel {
                 service: Some(&self.service.name),
                 full: None,
                 secured: &self.secured,
+                grpc: None,
                 tunnel: Some(tunnel),
             };
             record::log(worker, &self.exchange, &self.head, &rest);

@@ -180,6 +180,10 @@ impl EndpointPool {
         self.cell().idle.set(0);
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
     /// The idle connection that was used last and is still good.
     pub(crate) fn take(&self, now: u64, cx: &mut Context<'_>) -> Option<Upstream> {
         loop {
