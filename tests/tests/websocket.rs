@@ -310,7 +310,8 @@ fn an_agreement_that_proves_nothing_is_a_bad_answer() {
     let count = answers.len();
     let backend = Backend::start(move |conn| {
         conn.next_request_head().expect("a request");
-        conn.send(&answers[conn.index]);
+        let index = conn.index;
+        conn.send(&answers[index]);
         conn.stall();
     });
     let gateway = Gateway::to(backend.endpoint());

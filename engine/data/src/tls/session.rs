@@ -425,7 +425,7 @@ mod tests {
             let (ours, wire) = UnixStream::pair().unwrap();
             ours.set_nonblocking(true).unwrap();
             wire.set_nonblocking(true).unwrap();
-            let tls = Tls::new(worker, server, b"", b"").unwrap();
+            let tls = Tls::of_client(worker, server, b"", b"").unwrap();
             Self { tls, sock: Sock::new(ours.into()).unwrap(), client: Some(client), wire }
         }
 
@@ -757,7 +757,7 @@ mod tests {
                 }
                 let (ours, _wire) = UnixStream::pair().unwrap();
                 ours.set_nonblocking(true).unwrap();
-                let tls = Tls::new(&conn.worker, server, b"first,", &records).unwrap();
+                let tls = Tls::of_client(&conn.worker, server, b"first,", &records).unwrap();
                 assert!(tls.has_input());
                 let (sock, mut room) = (Sock::new(ours.into()).unwrap(), [0; 64]);
                 assert_eq!(tls.recv(&sock, &mut room).unwrap(), Some(6));
