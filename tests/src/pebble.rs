@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::redis::write_certificates;
@@ -139,12 +139,18 @@ impl Pebble {
     /// Where a host is from now on.
     #[track_caller]
     pub fn set_address(&self, host: &str, address: Ipv4Addr) {
-        let body = json!({ "host": host, "addresses": [address.to_string()] }).to_string();
+        self.tell_dns("/clear-a", &json!({ "host": host }));
+        self.tell_dns("/add-a", &json!({ "host": host, "addresses": [address.to_string()] }));
+    }
+
+    #[track_caller]
+    fn tell_dns(&self, path: &str, body: &Value) {
+        let body = body.to_string();
         let mut stream = TcpStream::connect(("127.0.0.1", self.dns_management)).expect("the DNS server");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         write!(
             stream,
-            "POST /add-a HTTP/1.1\r\nHost: dns\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            "POST {path} HTTP/1.1\r\nHost: dns\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         )
         .expect("a request");

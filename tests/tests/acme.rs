@@ -176,7 +176,8 @@ fn a_certificate_is_ordered_by_tls_alpn_01() {
     assert_eq!(get(&mut stream), 200);
     let handshakes =
         |result| gateway.metric(&format!("gateway_tls_handshakes_total{{listener=\"public\",result=\"{result}\"}}"));
-    assert_eq!(handshakes("acme"), 1.0);
+    // It looks several times.
+    assert!(handshakes("acme") >= 1.0);
     // Nobody has been asked for a challenge: there is nothing to show.
     let failed = handshakes("failed");
     assert!(connect(ports.tls(), &client(&root, &[b"acme-tls/1"]), "a.test").is_err());

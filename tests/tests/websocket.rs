@@ -605,7 +605,10 @@ fn ten_thousand_connections_come_and_go_and_nothing_stays() {
         let Some(head) = conn.next_request_head() else { return };
         match head.target() {
             "/refuse" => return drop(conn.try_send("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")),
-            "/stall" => return drop(conn.stall()),
+            "/stall" => {
+                conn.stall();
+                return;
+            }
             _ => {}
         }
         if conn.try_send(agreement("")).is_err() || head.target() == "/close" {

@@ -139,7 +139,7 @@ async fn shake(conn: &mut Connection) -> Handshake {
             Ok(Next::Flush) => {
                 is_acknowledged = true;
                 if !flush(conn, &mut outgoing).await {
-                    return ended(conn);
+                    return if has_answered(&tls) { Handshake::Acme } else { ended(conn) };
                 }
             }
             Ok(Next::Read) => {
@@ -173,6 +173,7 @@ async fn shake(conn: &mut Connection) -> Handshake {
                 }
             }
             Ok(Next::Done) => break,
+            Err(_) if has_answered(&tls) => return Handshake::Acme,
             Err(error) => {
                 // What is queued now is the alert.
                 if let (Some(incoming), Some(outgoing)) = (&mut incoming, &mut outgoing) {
@@ -192,9 +193,7 @@ async fn shake(conn: &mut Connection) -> Handshake {
             }
         }
     }
-    if tls.alpn_protocol() == Some(acme::ALPN) {
-        // An authority has seen what it wanted to see, the certificate; nothing may follow (RFC 8737 section 3).
-        flush(conn, &mut outgoing).await;
+    if has_answered(&tls) {
         return Handshake::Acme;
     }
     if !is_acknowledged {
@@ -209,6 +208,12 @@ async fn shake(conn: &mut Connection) -> Handshake {
         None => return Handshake::Failed,
     }
     Handshake::Done
+}
+
+/// Whether an authority has seen what it wanted to see, the certificate: nothing follows, and most go away at once
+/// (RFC 8737 section 3).
+fn has_answered(tls: &UnbufferedServerConnection) -> bool {
+    tls.alpn_protocol() == Some(acme::ALPN) && !tls.is_handshaking()
 }
 
 /// Either side of a handshake.
