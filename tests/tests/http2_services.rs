@@ -1,4 +1,4 @@
-//! Services that speak HTTP/2 by prior knowledge: a server of `h2`, `nghttpd`'s kind of raw frames, and what goes wrong.
+//! Services that speak HTTP/2: a server of `h2`, in the clear and over TLS, and scripts that send frames of their own.
 
 use std::future::Future;
 use std::pin::Pin;

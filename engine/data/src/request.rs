@@ -498,7 +498,7 @@ fn write_head(
                 !is_look_alike(header.name)
                     && (trusted || !claims_a_hop(header.name))
                     && !gate::vouches_for(conn, route, header.name)
-                    && !(exchange.call.is_some() && call::is_rewritten(header.name))
+                    && (exchange.call.is_none() || !call::is_rewritten(header.name))
             }
             Name::Accept | Name::UserAgent => true,
             Name::Host | Name::XRequestId => false,
