@@ -153,8 +153,11 @@ impl Session {
                 return false;
             }
             self.poll_protocol(cx);
-            let Ok(all_sent) = self.pipe.borrow_mut().flush() else { return false };
-            match (all_sent, self.is_blocked) {
+            let mut pipe = self.pipe.borrow_mut();
+            let Ok(all_sent) = pipe.flush() else { return false };
+            let was_blocked = self.is_blocked | (all_sent && std::mem::take(&mut pipe.wants_room));
+            drop(pipe);
+            match (all_sent, was_blocked) {
                 (true, false) => return !matches!(self.protocol, Protocol::Closed),
                 (true, true) => {
                     self.is_blocked = false;

@@ -34,6 +34,8 @@ pub(crate) struct Pipe {
     sent: usize,
     /// More is to be read when the client is readable again; until then nobody looks.
     pub(crate) wants_read: bool,
+    /// `h2` waits for room to write.
+    pub(crate) wants_room: bool,
     /// What it may still read in this turn.
     turn: usize,
 }
@@ -50,6 +52,7 @@ impl Pipe {
             gathered: Vec::new(),
             sent: 0,
             wants_read: true,
+            wants_room: false,
             turn: TURN_BYTES_MAX,
         }
     }
@@ -121,6 +124,7 @@ impl AsyncWrite for Carrier {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let pipe = &mut *self.0.borrow_mut();
         if pipe.gathered.len() > GATHERED_BYTES_MAX && !pipe.flush()? {
+            pipe.wants_room = true;
             return Poll::Pending;
         }
         if let Err(excess) = pipe.meter.send(bytes, pipe.worker.clock.lately()) {
