@@ -12,6 +12,7 @@ mod message;
 mod process;
 pub mod redis;
 mod strace;
+pub mod tls;
 mod wire;
 
 pub use backend::{Backend, Conn};

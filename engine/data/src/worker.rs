@@ -369,6 +369,8 @@ pub(crate) async fn run(id: usize, shared: Arc<Shared>, up: impl FnOnce()) -> us
         if worker.has_drained(worker.clock.now()) || worker.shared.abort.load(Ordering::Acquire) {
             worker.log.flush(&worker);
             worker.audit.end(&worker.hub);
+            // In TLS their services are told.
+            worker.view().pools().for_each(|pool| pool.close());
             return worker.cell().connections.get() as usize;
         }
     }
