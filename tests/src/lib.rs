@@ -15,6 +15,7 @@ mod process;
 mod random;
 pub mod redis;
 mod strace;
+pub mod tls;
 mod wire;
 
 pub use backend::{Backend, Conn};

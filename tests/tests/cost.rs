@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ringway_tests::tls::{Authority, TlsBackend, VERSIONS};
 use ringway_tests::{Backend, Client, Gateway, PATIENCE, Strace, confine, eventually, settles_at};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -158,6 +159,24 @@ fn an_answer_of_16_kib_over_tls() {
         [0, 1, 2].map(|index| (after[index] - before[index]) / f64::from(COUNTED));
     assert_cheap(&Cost { allocations, ring_operations, loop_turns });
     settles_at(0.0, || gateway.metric("gateway_buffers_in_use{worker=\"0\"}"));
+}
+
+#[test]
+fn an_answer_of_16_kib_from_a_service_over_tls() {
+    let (authority, body) = (Authority::new(), vec![b'x'; 16 * 1024]);
+    for version in VERSIONS {
+        let body = body.clone();
+        let backend = TlsBackend::start(authority.server(version), move |peer| {
+            while peer.next_request().is_some() {
+                peer.answer(&body);
+            }
+        });
+        let service = format!("tls: {{ ca: \"{}\" }}", authority.ca());
+        let setup = ringway_tests::Setup { service: &service, ..Default::default() };
+        let gateway = setup.start(&backend.at("127.0.0.1"));
+        assert_get_is_cheap(&gateway, "/", 16 * 1024);
+        settles_at(0.0, || gateway.metric("gateway_buffers_in_use{worker=\"0\"}"));
+    }
 }
 
 #[test]

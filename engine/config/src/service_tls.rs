@@ -153,3 +153,33 @@ impl ServerCertVerifier for Anybody {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_settings_share_their_sessions_and_others_do_not() {
+        let of = |policy, trust, own| client(Written { policy, trust, own }).unwrap();
+        let ca = || Trust::Authorities(include_bytes!("../../../configs/keys/test-only.pem").to_vec());
+        let own = || {
+            let pem = include_bytes!("../../../configs/keys/test-only.pem").to_vec();
+            let key = include_bytes!("../../../configs/keys/test-only.key").to_vec();
+            Some((Arc::new(Pair::new(&pem, &key, None).unwrap()), [pem, key]))
+        };
+        let all = [
+            of(Policy::Modern, ca(), None),
+            of(Policy::Intermediate, ca(), None),
+            of(Policy::Modern, Trust::Anybody, None),
+            of(Policy::Modern, ca(), own()),
+        ];
+        for (index, one) in all.iter().enumerate() {
+            assert!(all.iter().skip(index + 1).all(|other| !Arc::ptr_eq(one, other)), "{index}");
+        }
+        let [first, .., last] = &all;
+        assert!(Arc::ptr_eq(first, &of(Policy::Modern, ca(), None)));
+        assert!(Arc::ptr_eq(last, &of(Policy::Modern, ca(), own())));
+        assert!(last.client_auth_cert_resolver.has_certs() && !first.client_auth_cert_resolver.has_certs());
+    }
+}

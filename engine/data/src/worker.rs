@@ -384,6 +384,8 @@ pub(crate) async fn run(id: usize, shared: Arc<Shared>, up: impl FnOnce()) -> us
         if is_over {
             worker.log.flush(&worker);
             worker.audit.end(&worker.hub);
+            // In TLS their services are told.
+            worker.view().pools().for_each(|pool| pool.close());
             return worker.cell().connections.get() as usize;
         }
     }
