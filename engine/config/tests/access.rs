@@ -357,10 +357,12 @@ fn the_examples_of_the_pages_compile() {
     }
 }
 
-/// The page about authentication has a configuration, the file with API keys that it names, and one with lists in Redis.
+/// The page about authentication has a configuration, one with clients' certificates, the file with API keys that the first
+/// names, and one with lists in Redis.
 #[test]
 fn the_examples_of_authentication_compile() {
-    let [configuration, keys, lists] = blocks_of("AUTHENTICATION.md").try_into().expect("three blocks");
+    let blocks: [String; 4] = blocks_of("AUTHENTICATION.md").try_into().expect("four blocks");
+    let [configuration, certificates, keys, lists] = blocks;
     let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("authentication");
     std::fs::create_dir_all(&directory).unwrap();
     std::fs::write(directory.join("keys.yaml"), keys).unwrap();
@@ -370,6 +372,12 @@ fn the_examples_of_authentication_compile() {
     let snapshot = compiled(&with_basics(&text)).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
     assert_eq!((snapshot.authenticators.len(), snapshot.routes.len()), (2, 3));
     assert!(snapshot.routes[0].policy.anonymous && snapshot.routes[2].policy.authenticate.is_empty());
+    let pair = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/keys/test-only");
+    let certificates = ["server", "clients"]
+        .iter()
+        .fold(certificates, |text, name| text.replace(&format!("{name}."), &format!("{pair}.")));
+    let devices = compiled(&with_basics(&certificates)).unwrap_or_else(|errors| panic!("{errors}\n{certificates}"));
+    assert_eq!(devices.authenticators.len(), 1);
     let lists = compiled(&with_basics(&lists)).unwrap_or_else(|errors| panic!("{errors}\n{lists}"));
     assert!(lists.keys.iter().all(|sources| sources.list().is_some()));
 }

@@ -62,7 +62,7 @@ fn defaults_are_safe() {
     assert_eq!((listener.trace, &*listener.via), (TraceStart::W3c, "ringway"));
     assert!(listener.trusted_proxies.is_empty());
     let service = &snapshot.services[0];
-    assert_eq!((service.balance, service.pool.idle_per_endpoint), (Balance::LeastLoaded, 64));
+    assert_eq!((service.balance, service.pool.idle_per_endpoint), (Balance::LeastLoaded, 512));
     assert_eq!(&*service.endpoints[0].label, "127.0.0.1:8080");
     assert_eq!(snapshot.routes[0].body_bytes, Some(1024 * 1024));
     assert!(snapshot.routes[0].log);

@@ -178,8 +178,9 @@ mod tests {
         let mut meter = meter();
         let reset = frame(RST_STREAM, 0, 4);
         assert_eq!(passing(&mut meter, &reset, 0), (100, Excess::Resets));
-        assert_eq!(passing(&mut meter, &reset, 1_000_000), (34, Excess::Resets));
-        assert_eq!(passing(&mut meter, &reset, 60_000_000), (100, Excess::Resets));
+        let mut allowance = Allowance::new(100, 34, 0);
+        let mut taken = |now| std::iter::from_fn(|| allowance.take(now)).count();
+        assert_eq!([0, 1_000_000, 1_500_000, 60_000_000].map(|now| taken(now)), [100, 34, 17, 100]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::auth::TlsFacts;
 use crate::{json, timestamp};
 
 /// No line is longer, whatever a client sends.
-pub const LINE_BYTES_MAX: usize = FIXED_BYTES_MAX + 2 * LONG_BYTES_MAX + 7 * SHORT_BYTES_MAX;
+pub const LINE_BYTES_MAX: usize = FIXED_BYTES_MAX + 2 * LONG_BYTES_MAX + 8 * SHORT_BYTES_MAX;
 
 /// `path` and `userAgent` are cut to this length, as written, escapes included.
 pub const LONG_BYTES_MAX: usize = 2048;
