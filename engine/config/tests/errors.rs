@@ -371,27 +371,27 @@ fn certificates_by_acme() {
     assert_eq!(
         said(tls("{ acme: [a.test] }")),
         "\
-f:3:72: certificates by ACME need the section `acme`, which is missing
+f:3:70: certificates by ACME need the section `acme`, which is missing
     hint: at the top level: `acme: { terms_agreed: true, storage: { directory: acme } }`"
     );
     assert_eq!(
         said(tls("{ acme: [\"*.a.test\", A.test, a.test, 10.0.0.1, -a.test] }") + section),
         "\
-f:3:73: `*.a.test`: certificates for wildcards need the challenge DNS-01, which the gateway does not have
+f:3:71: `*.a.test`: certificates for wildcards need the challenge DNS-01, which the gateway does not have
     hint: name each host, or take the certificate from files: `{ certificate: FILE, key: FILE }`
-f:3:93: `a.test` is named twice
+f:3:91: `a.test` is named twice
     hint: leave one of them out
-f:3:101: `10.0.0.1` is not a host name
+f:3:99: `10.0.0.1` is not a host name
     hint: such as `www.example.com`, without a dot at its end
-f:3:111: `-a.test` is not a host name
+f:3:109: `-a.test` is not a host name
     hint: such as `www.example.com`, without a dot at its end"
     );
     assert_eq!(
         said(tls("[{ acme: a.test, key: k }, { key: k }]") + section),
         "\
-f:3:73: a certificate comes from files or by ACME, not both
+f:3:71: a certificate comes from files or by ACME, not both
     hint: leave `certificate`, `key` and `ocsp` out, or `acme`
-f:3:91: the key `certificate` is missing: text
+f:3:89: the key `certificate` is missing: text
     hint: or `acme: [HOST]` alone"
     );
     assert_eq!(
@@ -403,7 +403,7 @@ f:3:91: the key `certificate` is missing: text
         .take(2)
         .collect::<Vec<_>>(),
         [
-            "f:3:48: authorities have no client certificate to answer `tls-alpn-01` with",
+            "f:3:46: authorities have no client certificate to answer `tls-alpn-01` with",
             "    hint: `challenge: http-01` in the section `acme`, or `verify: optional`"
         ]
     );
@@ -411,7 +411,7 @@ f:3:91: the key `certificate` is missing: text
     assert_eq!(
         said(tls(&format!("{{ acme: [{}] }}", many.join(", "))) + section),
         "\
-f:3:72: a certificate has at most 100 names, here are 101
+f:3:70: a certificate has at most 100 names, here are 101
     hint: one more entry of `certificates` for the others"
     );
     let hundred = format!("{{ acme: [{}] }}", many[..100].join(", "));
@@ -428,9 +428,9 @@ fn how_certificates_are_ordered() {
     said(
         "acme: { directory: \"http://ca.test/dir\", terms_agreed: false, contact: [ops@a.test, x], storage: { redis: {} } }\n",
         "\
-f:5:72: expected a `mailto:` URL, found `ops@a.test`
+f:5:73: expected a `mailto:` URL, found `ops@a.test`
     hint: write `mailto:ops@a.test`
-f:5:84: expected a `mailto:` URL, found `x`
+f:5:85: expected a `mailto:` URL, found `x`
     hint: such as `mailto:operators@example.com`, one for each address",
     );
     said(
@@ -444,9 +444,9 @@ f:5:81: storage in Redis needs the section `redis`, which is missing
     hint: at the top level: `redis: { url: \"redis://127.0.0.1:6379\" }`",
     );
     said(
-        "acme: { terms_agreed: true, storage: {}, challenge: dns-01, renew_before: 1s }\n",
+        "acme: { terms_agreed: true, storage: {}, challenge: http01, renew_before: 1s }\n",
         "\
-f:5:53: expected one of `http-01`, `tls-alpn-01`, found `dns-01`
+f:5:53: expected one of `http-01`, `tls-alpn-01`, found `http01`
     hint: did you mean `http-01`?
 f:5:75: expected a duration from 1m to 8760h, or `auto`, found `1s`",
     );
@@ -465,8 +465,8 @@ f:5:88: the key of an external account is base64url
     said(
         "acme: {}\n",
         "\
-f:5:7: the key `storage` is missing: a section of keys
-f:5:7: the key `terms_agreed` is missing: `true` or `false`",
+f:5:7: the key `terms_agreed` is missing: `true` or `false`
+f:5:7: the key `storage` is missing: a section of keys",
     );
 }
 

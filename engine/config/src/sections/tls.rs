@@ -126,7 +126,7 @@ impl CertificateSection {
                 None
             }
             (None, Some(certificate), Some(key)) => {
-                self.from_files(certificate, key, cx).map(|pair| Entry::Files(Arc::new(pair)))
+                self.read_pair(certificate, key, cx).map(|pair| Entry::Files(Arc::new(pair)))
             }
             (None, certificate, _) => {
                 let missing = if certificate.is_none() { "certificate" } else { "key" };
@@ -136,7 +136,7 @@ impl CertificateSection {
         }
     }
 
-    fn from_files(&self, certificate: &Spanned<String>, key: &Spanned<String>, cx: &mut Cx) -> Option<Pair> {
+    fn read_pair(&self, certificate: &Spanned<String>, key: &Spanned<String>, cx: &mut Cx) -> Option<Pair> {
         let (at, certificate, key) = (certificate.span, read(certificate, cx), read(key, cx));
         let ocsp = match &self.ocsp {
             Some(ocsp) => Some(read(ocsp, cx)?.1),

@@ -62,7 +62,7 @@ pub(super) enum Lock {
 /// What of the storage belongs to one authority.
 pub(super) enum Store {
     Directory(PathBuf),
-    Redis(RedisStore),
+    Redis(Box<RedisStore>),
 }
 
 impl Store {
@@ -74,7 +74,7 @@ impl Store {
             Storage::Directory(path) => Some(Self::Directory(path.join(of_authority))),
             Storage::Redis(prefix) => {
                 let prefix = format!("{prefix}:{of_authority}");
-                Some(Self::Redis(RedisStore::new(redis?.clone(), prefix, instance)))
+                Some(Self::Redis(Box::new(RedisStore::new(redis?.clone(), prefix, instance))))
             }
         }
     }
