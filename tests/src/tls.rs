@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{
@@ -34,9 +34,12 @@ impl Default for Authority {
 
 impl Authority {
     pub fn new() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
         let key = KeyPair::generate().expect("a key");
         let mut own = CertificateParams::new(vec![]).expect("parameters");
         own.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // A name of its own: who is told apart by the signature alone is refused for another reason.
+        own.distinguished_name.push(DnType::CommonName, format!("Authority {}", COUNT.fetch_add(1, Ordering::AcqRel)));
         let made = own.self_signed(&key).expect("a certificate");
         let files = tempfile::tempdir().expect("a directory");
         fs::write(files.path().join("ca.pem"), made.pem()).expect("a file");

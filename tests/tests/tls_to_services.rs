@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ringway_tests::tls::{Authority, Peer, TlsBackend, VERSIONS};
-use ringway_tests::{Backend, Client, End, Gateway, PATIENCE, Process, Setup, eventually, settles_at};
+use ringway_tests::{Backend, Client, End, Gateway, Message, PATIENCE, Process, Setup, eventually, settles_at};
 use rustls::{ProtocolVersion, ServerConfig, version};
 
 /// A gateway whose service is spoken to in TLS, with these keys.
@@ -18,7 +18,8 @@ fn gateway(endpoint: &str, tls: &str) -> Gateway {
 }
 
 fn gateway_with(endpoint: &str, tls: &str, service: &str) -> Gateway {
-    Setup { service: &format!("tls: {{ {tls} }}, {service}"), ..Default::default() }.start(endpoint)
+    let service = format!("tls: {{ {tls} }}, {service}");
+    Setup { service: &service, route: "limits: { body: 8MiB }", ..Default::default() }.start(endpoint)
 }
 
 fn ca(authority: &Authority) -> String {
@@ -167,6 +168,13 @@ fn the_gateway_proves_who_it_is() {
     }
 }
 
+#[track_caller]
+fn assert_same(answer: &Message, body: &[u8]) {
+    assert_eq!((answer.status(), answer.body.len()), (200, body.len()));
+    let differs = answer.body.iter().zip(body).position(|(got, sent)| got != sent);
+    assert_eq!(differs, None, "the body has changed on its way");
+}
+
 #[test]
 fn large_bodies_in_both_directions() {
     let (authority, body) = (Authority::new(), noise(3 * 1024 * 1024));
@@ -176,9 +184,10 @@ fn large_bodies_in_both_directions() {
         let mut client = gateway.connect();
         for _ in 0..2 {
             let answer = client.ask(post(&body));
-            assert!(answer.status() == 200 && answer.body == body, "the body has changed on its way");
+            assert_same(&answer, &body);
         }
         assert_eq!(service.seen().len(), 1);
+        drop(client);
         gateway.expect_idle();
     }
 }
@@ -205,7 +214,7 @@ fn both_directions_at_once() {
         let writer = thread::spawn(move || writing.write_all(&request).unwrap());
         let answer = client.read_response();
         writer.join().unwrap();
-        assert!(answer.body == body, "the body has changed on its way");
+        assert_same(&answer, &body);
     }
 }
 
@@ -337,7 +346,7 @@ fn keys_change_at_any_time() {
     let gateway = gateway(&service.at("127.0.0.1"), &ca(&authority));
     let mut client = gateway.connect();
     for _ in 0..5 {
-        assert!(client.ask(post(&body)).body == body, "the body has changed on its way");
+        assert_same(&client.ask(post(&body)), &body);
     }
     assert_eq!((service.seen().len(), stale_retries(&gateway)), (1, 0.0));
 }

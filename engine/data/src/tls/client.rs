@@ -11,7 +11,7 @@ use ringway_io::Sock;
 use rustls::client::UnbufferedClientConnection;
 use rustls::{Error, HandshakeKind};
 
-use super::handshake::{FLIGHT_BYTES_MAX, Next, proceed};
+use super::handshake::{FLIGHT_BYTES_MAX, Next, Side, proceed};
 use super::session::Tls;
 use crate::buffer::Buffer;
 use crate::worker::Worker;
@@ -99,7 +99,7 @@ pub(crate) async fn shake_hands(
             Ok(Next::Done) => break,
             Err(error) => {
                 // What is queued now is the alert.
-                while let Ok(Next::Go) = proceed(&mut tls, received, queued, &mut plain) {}
+                while tls.has_queued() && proceed(&mut tls, received, queued, &mut plain).is_ok() {}
                 let _ = sock.send(queued.data(), false);
                 return Err(error.into());
             }

@@ -177,7 +177,7 @@ async fn shake(conn: &mut Connection) -> Handshake {
             Err(error) => {
                 // What is queued now is the alert.
                 if let (Some(incoming), Some(outgoing)) = (&mut incoming, &mut outgoing) {
-                    while let Ok(Next::Go) = proceed(&mut tls, incoming, outgoing, &mut plain) {}
+                    while tls.has_queued() && proceed(&mut tls, incoming, outgoing, &mut plain).is_ok() {}
                     if outgoing.is_empty() {
                         outgoing.append(&[ALERT, 3, 3, 0, 2, 2, alert::DECODE_ERROR]);
                     }
@@ -221,6 +221,9 @@ pub(super) trait Side {
     type Data;
 
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+
+    /// Whether a message waits to be encoded. After an error the others must not be looked for.
+    fn has_queued(&self) -> bool;
 }
 
 impl Side for UnbufferedServerConnection {
@@ -229,6 +232,10 @@ impl Side for UnbufferedServerConnection {
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(incoming)
     }
+
+    fn has_queued(&self) -> bool {
+        self.wants_write()
+    }
 }
 
 impl Side for UnbufferedClientConnection {
@@ -236,6 +243,10 @@ impl Side for UnbufferedClientConnection {
 
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(incoming)
+    }
+
+    fn has_queued(&self) -> bool {
+        self.wants_write()
     }
 }
 
