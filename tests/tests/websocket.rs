@@ -550,7 +550,7 @@ fn a_slow_reader_slows_the_other_side_down_and_costs_a_block() {
 
 #[test]
 fn an_idle_tunnel_holds_no_block() {
-    const TUNNELS: usize = 1000;
+    const TUNNELS: usize = 900;
     let backend = echo();
     let gateway = Gateway::to(backend.endpoint());
     // What the first ones leave behind is not theirs alone.

@@ -77,18 +77,20 @@ impl Meter {
     }
 }
 
-/// A frame's head, as far as it counts (RFC 9113 section 4.1).
-struct Frame {
-    kind: u8,
-    flags: u8,
-    length: usize,
+/// A frame's head (RFC 9113 section 4.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
+    pub kind: u8,
+    pub flags: u8,
+    pub length: usize,
+    pub stream: u32,
 }
 
 const HEAD_BYTES: usize = 9;
 
 /// Finds the heads in a stream of frames.
 #[derive(Debug, Default)]
-struct Frames {
+pub struct Frames {
     head: [u8; HEAD_BYTES],
     filled: usize,
     /// Bytes before the next head.
@@ -96,7 +98,8 @@ struct Frames {
 }
 
 impl Frames {
-    fn next(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
+    /// The head of the next frame, if it has come whole; `bytes` is then what follows it.
+    pub fn next(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
         let skipped = self.skip.min(bytes.len());
         self.skip -= skipped;
         let rest = bytes.get(skipped..).unwrap_or_default();
@@ -111,10 +114,10 @@ impl Frames {
             return None;
         }
         self.filled = 0;
-        let [high, middle, low, kind, flags, ..] = self.head;
+        let [high, middle, low, kind, flags, stream @ ..] = self.head;
         let length = u32::from_be_bytes([0, high, middle, low]) as usize;
         self.skip = length;
-        Some(Frame { kind, flags, length })
+        Some(Frame { kind, flags, length, stream: u32::from_be_bytes(stream) & 0x7fff_ffff })
     }
 }
 

@@ -1,20 +1,17 @@
 //! Counts the heads that a service of HTTP/2 sends for each stream. `h2` keeps interim answers, which no window limits, until
 //! somebody asks for them, and a slow client can keep the serve path from asking.
 
+use ringway_core::http2_meter::Frames;
+
 use crate::answer::INTERIM_MAX;
 
 /// HEADERS frames of one stream: interim answers, of which the serve path takes no more than that, the answer, the trailers.
 const HEADS_MAX: u32 = INTERIM_MAX as u32 + 8;
-const FRAME_HEAD_BYTES: usize = 9;
 const HEADERS: u8 = 1;
 
 /// Looks at a connection's bytes on their way to `h2`.
 pub(crate) struct HeadMeter {
-    /// The head of the current frame, as far as it has come.
-    head: [u8; FRAME_HEAD_BYTES],
-    come: usize,
-    /// Bytes of the current frame's payload that are still to come.
-    payload: usize,
+    frames: Frames,
     /// The last stream of each place, and its heads. There are as many places as streams at a time, so that two streams
     /// seldom share one.
     streams: Vec<(u32, u32)>,
@@ -27,51 +24,16 @@ pub(crate) struct Flood;
 
 impl HeadMeter {
     pub(crate) fn new(streams_max: usize) -> Self {
-        Self {
-            head: [0; FRAME_HEAD_BYTES],
-            come: 0,
-            payload: 0,
-            streams: vec![(0, 0); streams_max.next_power_of_two()],
-        }
+        Self { frames: Frames::default(), streams: vec![(0, 0); streams_max.next_power_of_two()] }
     }
 
     pub(crate) fn look(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
-        while !bytes.is_empty() {
-            if self.come == FRAME_HEAD_BYTES {
-                let passed = self.payload.min(bytes.len());
-                bytes = bytes.get(passed..).unwrap_or_default();
-                self.payload -= passed;
-                if self.payload > 0 {
-                    return Ok(());
-                }
-                self.come = 0;
-                continue;
-            }
-            let taken = (FRAME_HEAD_BYTES - self.come).min(bytes.len());
-            if let (Some(place), Some(part)) = (self.head.get_mut(self.come..self.come + taken), bytes.get(..taken)) {
-                place.copy_from_slice(part);
-            }
-            bytes = bytes.get(taken..).unwrap_or_default();
-            self.come += taken;
-            if self.come == FRAME_HEAD_BYTES {
-                self.frame()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// RFC 9113 section 4.1: length, type, flags, stream.
-    fn frame(&mut self) -> Result<(), Flood> {
-        let [a, b, c, kind, _, d, e, f, g] = self.head;
-        self.payload = u32::from_be_bytes([0, a, b, c]) as usize;
-        if kind == HEADERS {
-            let id = u32::from_be_bytes([d, e, f, g]);
-            let place = id as usize / 2 % self.streams.len();
-            if let Some(stream) = self.streams.get_mut(place) {
-                *stream = if stream.0 == id { (id, stream.1 + 1) } else { (id, 1) };
-                if stream.1 > HEADS_MAX {
-                    return Err(Flood);
-                }
+        while let Some(frame) = self.frames.next(&mut bytes) {
+            let place = frame.stream as usize / 2 % self.streams.len();
+            let Some(stream) = self.streams.get_mut(place).filter(|_| frame.kind == HEADERS) else { continue };
+            *stream = if stream.0 == frame.stream { (frame.stream, stream.1 + 1) } else { (frame.stream, 1) };
+            if stream.1 > HEADS_MAX {
+                return Err(Flood);
             }
         }
         Ok(())
