@@ -376,7 +376,10 @@ fn the_examples_of_authentication_compile() {
     let certificates = ["server", "clients"]
         .iter()
         .fold(certificates, |text, name| text.replace(&format!("{name}."), &format!("{pair}.")));
-    let devices = compiled(&with_basics(&certificates)).unwrap_or_else(|errors| panic!("{errors}\n{certificates}"));
+    let certificates = format!(
+        "{certificates}services: [{{ name: app, endpoints: \"127.0.0.1:1\" }}]\nroutes: [{{ service: app }}]\n"
+    );
+    let devices = compiled(&certificates).unwrap_or_else(|errors| panic!("{errors}\n{certificates}"));
     assert_eq!(devices.authenticators.len(), 1);
     let lists = compiled(&with_basics(&lists)).unwrap_or_else(|errors| panic!("{errors}\n{lists}"));
     assert!(lists.keys.iter().all(|sources| sources.list().is_some()));

@@ -81,7 +81,7 @@ routes:
     let expected = "\
 f:4:43: expected the name of a protocol, found `H2C`
     hint: requests inside of it would pass unseen: it is never upgraded to
-f:5:52: expected the name of a protocol, found `a b`
+f:5:52: expected the name of a protocol, or `off`, found `a b`
     hint: such as `websocket`, or `name/version`
 2 errors";
     assert_eq!(errors(text), expected);
