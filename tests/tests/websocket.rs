@@ -132,7 +132,7 @@ fn messages_of_every_kind_go_both_ways_between_libraries() {
     assert!(both.contains(&Message::Pong("are you there".into())), "{both:?}");
     assert!(both.contains(&Message::text("one two three")), "{both:?}");
 
-    let large: Vec<u8> = (0..16 << 20).map(|n: u32| (n * 31 >> 3) as u8).collect();
+    let large: Vec<u8> = (0..16 << 20).map(|n: u32| ((n * 31) >> 3) as u8).collect();
     socket.send(Message::binary(large.clone())).expect("sent");
     assert!(socket.read().expect("an echo").into_data() == large, "16 MiB come back as they were");
 
@@ -520,7 +520,7 @@ fn a_tunnel_outlives_the_configuration_that_opened_it() {
 #[test]
 fn a_slow_reader_slows_the_other_side_down_and_costs_a_block() {
     const TOTAL: usize = 24 << 20;
-    let pattern = |range: std::ops::Range<usize>| range.map(|n| (n * 7 >> 4) as u8).collect::<Vec<u8>>();
+    let pattern = |range: std::ops::Range<usize>| range.map(|n| ((n * 7) >> 4) as u8).collect::<Vec<u8>>();
     let backend = Backend::start(move |conn| {
         agree(conn);
         conn.send(pattern(0..TOTAL));

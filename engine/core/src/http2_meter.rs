@@ -182,8 +182,8 @@ mod tests {
         let reset = frame(RST_STREAM, 0, 4);
         assert_eq!(passing(&mut meter, &reset, 0), (100, Excess::Resets));
         let mut allowance = Allowance::new(100, 34, 0);
-        let mut taken = |now| std::iter::from_fn(|| allowance.take(now)).count();
-        assert_eq!([0, 1_000_000, 1_500_000, 60_000_000].map(|now| taken(now)), [100, 34, 17, 100]);
+        let taken = |now| std::iter::from_fn(|| allowance.take(now)).count();
+        assert_eq!([0, 1_000_000, 1_500_000, 60_000_000].map(taken), [100, 34, 17, 100]);
     }
 
     #[test]
