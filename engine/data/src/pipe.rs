@@ -17,8 +17,6 @@ use crate::worker::Worker;
 
 /// What the streams of a connection may write before it has to leave.
 const GATHERED_BYTES_MAX: usize = 256 * 1024;
-/// Capacity that the gathered bytes keep while there are none.
-const GATHERED_KEPT_BYTES_MAX: usize = 64 * 1024;
 /// What a connection may read before others have their turn.
 const TURN_BYTES_MAX: usize = 256 * 1024;
 
@@ -30,6 +28,7 @@ pub(crate) struct Pipe {
     pub(crate) excess: Option<Excess>,
     /// What came before the version was known.
     first: Option<Buffer>,
+    /// The core's while there is something in it; else it holds nothing.
     gathered: Vec<u8>,
     sent: usize,
     /// More is to be read when the client is readable again; until then nobody looks.
@@ -64,6 +63,9 @@ impl Pipe {
 
     /// Sends what was gathered as far as there is room; whether all of it has left.
     pub(crate) fn flush(&mut self) -> io::Result<bool> {
+        if self.gathered.is_empty() {
+            return Ok(true);
+        }
         if self.sent < self.gathered.len() {
             self.sent += self.client.send(self.gathered.get(self.sent..).unwrap_or_default())?;
         }
@@ -71,8 +73,7 @@ impl Pipe {
             return Ok(false);
         }
         self.sent = 0;
-        self.gathered.clear();
-        self.gathered.shrink_to(GATHERED_KEPT_BYTES_MAX);
+        self.worker.give_gathered(std::mem::take(&mut self.gathered));
         Ok(true)
     }
 
@@ -129,6 +130,9 @@ impl AsyncWrite for Carrier {
         }
         if let Err(excess) = pipe.meter.send(bytes, pipe.worker.clock.lately()) {
             pipe.excess = Some(excess);
+        }
+        if pipe.gathered.is_empty() {
+            pipe.gathered = pipe.worker.take_gathered();
         }
         pipe.gathered.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))

@@ -33,6 +33,9 @@ use ringway_io::{LoopCounts, Sock, Ticker};
 /// Vectors for heads that a core keeps, and the capacity above which one is given up.
 const HEADS_MAX: usize = 256;
 const HEAD_CAPACITY_MAX: usize = 64 * 1024;
+/// Vectors for what the streams of an HTTP/2 connection write in a turn that a core keeps: few are in use at a time, of
+/// half a MiB at most.
+const GATHERED_MAX: usize = 8;
 /// Places that a core keeps when nobody uses them.
 const PLACES_MAX: usize = 256;
 /// Sweeps between two looks at the idle upstream connections: a second.
@@ -76,6 +79,7 @@ pub(crate) struct Worker {
     inboxes: Rc<Buffers>,
     answers: Rc<Buffers>,
     heads: RefCell<Vec<Vec<u8>>>,
+    gathered: RefCell<Vec<Vec<u8>>>,
     places: RefCell<Vec<Place>>,
     random: Cell<u64>,
     /// Since when, on the core's clock; `None`: not yet.
@@ -133,6 +137,7 @@ impl Worker {
             inboxes: Buffers::new(),
             answers: Buffers::new(),
             heads: RefCell::new(Vec::with_capacity(HEADS_MAX)),
+            gathered: RefCell::new(Vec::with_capacity(GATHERED_MAX)),
             places: RefCell::new(Vec::with_capacity(PLACES_MAX)),
             random: Cell::new(seed),
             draining: Cell::new(None),
@@ -184,6 +189,18 @@ impl Worker {
         if heads.len() < HEADS_MAX && head.capacity() <= HEAD_CAPACITY_MAX {
             head.clear();
             heads.push(head);
+        }
+    }
+
+    pub(crate) fn take_gathered(&self) -> Vec<u8> {
+        self.gathered.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub(crate) fn give_gathered(&self, mut gathered: Vec<u8>) {
+        let mut kept = self.gathered.borrow_mut();
+        if kept.len() < GATHERED_MAX {
+            gathered.clear();
+            kept.push(gathered);
         }
     }
 
