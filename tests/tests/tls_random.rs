@@ -8,49 +8,9 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use ringway_tests::{Backend, Gateway, PATIENCE, eventually, ten_thousand};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
-
-/// Whom the client speaks to does not matter here.
-#[derive(Debug)]
-struct Anybody;
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        default_provider().signature_verification_algorithms.supported_schemes()
-    }
-}
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 /// A session whose bytes go astray.
 struct Astray {
@@ -158,11 +118,12 @@ fn nothing_of_a_connection_stays_behind() {
         key.display(),
         backend.endpoint()
     ));
+    let mut roots = RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
     let provider = Arc::new(default_provider());
     let config = |version| {
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(&[version]);
-        let builder = builder.unwrap().dangerous().with_custom_certificate_verifier(Arc::new(Anybody));
-        Arc::new(builder.with_no_client_auth())
+        Arc::new(builder.unwrap().with_root_certificates(roots.clone()).with_no_client_auth())
     };
     // Some come back with a ticket.
     let configs = [config(&rustls::version::TLS12), config(&rustls::version::TLS13)];

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use rustls::SupportedCipherSuite;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite as suite};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, ServerConfig, SignatureScheme};
+use rustls::{ClientConfig, ClientConnection, Error, RootCertStore, ServerConfig};
 
 /// One for each version and cipher of the record layer.
 pub(super) const SUITES: [SupportedCipherSuite; 6] = [
@@ -21,45 +20,6 @@ pub(super) const SUITES: [SupportedCipherSuite; 6] = [
     suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
 ];
 
-/// Takes any certificate: here nobody asks who the server is.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
 /// Both ends of a connection after their handshake with this suite.
 pub(super) fn shaken(suite: SupportedCipherSuite) -> (UnbufferedServerConnection, ClientConnection) {
     let provider = Arc::new(CryptoProvider { cipher_suites: vec![suite], ..aws_lc_rs::default_provider() });
@@ -70,9 +30,10 @@ pub(super) fn shaken(suite: SupportedCipherSuite) -> (UnbufferedServerConnection
     let mut server =
         server.unwrap().with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key).unwrap();
     server.enable_secret_extraction = true;
-    let client = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(&versions).unwrap();
-    let client = client.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)));
-    let mut client = client.with_no_client_auth();
+    let client = ClientConfig::builder_with_provider(provider).with_protocol_versions(&versions).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let mut client = client.with_root_certificates(roots).with_no_client_auth();
     client.enable_secret_extraction = true;
     let mut server = UnbufferedServerConnection::new(Arc::new(server)).unwrap();
     let name = ServerName::try_from("localhost").unwrap();
