@@ -1,7 +1,7 @@
 //! The client's end of a connection: what the serve path reads requests from and writes answers to, whatever carries it.
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
@@ -119,6 +119,14 @@ impl Client {
             Carrier::Plain(sock) => sock.send(bytes, false),
             Carrier::Tls(sock, tls) => tls.send(sock, bytes),
             Carrier::Stream(_) | Carrier::Nobody => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// As [`Client::send`], of parts one behind the other; `None` where they have to be put together first.
+    pub(crate) fn send_parts(&self, parts: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+        match &self.carrier {
+            Carrier::Plain(sock) => Some(sock.send_parts(parts)),
+            _ => None,
         }
     }
 

@@ -1,9 +1,10 @@
 //! The bytes of an HTTP/2 connection between the crate `h2` and the socket.
 //!
-//! `h2` writes frames piece by piece: they are gathered, and leave in one send when every stream has had its turn.
+//! `h2` writes frames piece by piece: they are gathered, and leave in one send when every stream has had its turn. A large
+//! piece leaves at once with what was gathered before it: a copy of it would cost more than the send.
 
 use std::cell::RefCell;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -17,6 +18,12 @@ use crate::worker::Worker;
 
 /// What the streams of a connection may write before it has to leave.
 const GATHERED_BYTES_MAX: usize = 256 * 1024;
+/// A piece of this length is not gathered.
+const LARGE_BYTES_MIN: usize = 8 * 1024;
+/// Parts in which `h2` writes a frame: heads, and a payload.
+const PARTS_MAX: usize = 2;
+/// What a connection reads first; what comes behind it needs another read.
+const READ_BYTES: usize = 2 * 1024;
 /// What a connection may read before others have their turn.
 const TURN_BYTES_MAX: usize = 256 * 1024;
 
@@ -31,6 +38,10 @@ pub(crate) struct Pipe {
     /// The core's while there is something in it; else it holds nothing.
     gathered: Vec<u8>,
     sent: usize,
+    /// The client has not taken all that was sent last.
+    is_full: bool,
+    /// The last read has filled its room.
+    reads_on: bool,
     /// More is to be read when the client is readable again; until then nobody looks.
     pub(crate) wants_read: bool,
     /// `h2` waits for room to write.
@@ -50,6 +61,8 @@ impl Pipe {
             first: Some(first),
             gathered: Vec::new(),
             sent: 0,
+            is_full: false,
+            reads_on: false,
             wants_read: true,
             wants_room: false,
             turn: TURN_BYTES_MAX,
@@ -69,12 +82,43 @@ impl Pipe {
         if self.sent < self.gathered.len() {
             self.sent += self.client.send(self.gathered.get(self.sent..).unwrap_or_default())?;
         }
-        if self.sent < self.gathered.len() {
-            return Ok(false);
+        self.is_full = self.sent < self.gathered.len();
+        if !self.is_full {
+            self.sent = 0;
+            self.worker.give_gathered(std::mem::take(&mut self.gathered));
+        }
+        Ok(!self.is_full)
+    }
+
+    /// Sends what was gathered, and these parts behind it, as far as there is room; how much of the parts has left.
+    fn send_behind(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let gathered = self.gathered.get(self.sent..).unwrap_or_default();
+        let before = gathered.len();
+        let mut all = [IoSlice::new(gathered); PARTS_MAX + 1];
+        let Some(places) = all.get_mut(1..=parts.len()) else { return Ok(0) };
+        places.copy_from_slice(parts);
+        let all = all.get(..=parts.len()).unwrap_or_default();
+        let Some(sent) = self.client.send_parts(all) else { return Ok(0) };
+        let sent = sent?;
+        let length: usize = all.iter().map(|part| part.len()).sum();
+        self.is_full = sent < length;
+        if sent < before {
+            self.sent += sent;
+            return Ok(0);
         }
         self.sent = 0;
-        self.worker.give_gathered(std::mem::take(&mut self.gathered));
-        Ok(true)
+        if before > 0 {
+            self.worker.give_gathered(std::mem::take(&mut self.gathered));
+        }
+        Ok(sent - before)
+    }
+
+    /// Keeps a part for the next send.
+    fn gather(&mut self, part: &[u8]) {
+        if self.gathered.is_empty() {
+            self.gathered = self.worker.take_gathered();
+        }
+        self.gathered.extend_from_slice(part);
     }
 
     fn receive(&mut self, room: &mut ReadBuf<'_>) -> io::Result<bool> {
@@ -88,7 +132,9 @@ impl Pipe {
             }
             return Ok(true);
         }
-        let Some(received) = self.client.recv(room.initialize_unfilled())? else { return Ok(false) };
+        let length = if self.reads_on { room.remaining() } else { READ_BYTES.min(room.remaining()) };
+        let Some(received) = self.client.recv(room.initialize_unfilled_to(length))? else { return Ok(false) };
+        self.reads_on = received == length;
         room.advance(received);
         self.worker.cell().client_bytes_in.add(received as u64);
         Ok(true)
@@ -122,20 +168,40 @@ impl AsyncRead for Carrier {
 }
 
 impl AsyncWrite for Carrier {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let pipe = &mut *self.0.borrow_mut();
         if pipe.gathered.len() > GATHERED_BYTES_MAX && !pipe.flush()? {
             pipe.wants_room = true;
             return Poll::Pending;
         }
-        if let Err(excess) = pipe.meter.send(bytes, pipe.worker.clock.lately()) {
-            pipe.excess = Some(excess);
+        let mut length = 0;
+        for part in parts {
+            length += part.len();
+            if let Err(excess) = pipe.meter.send(part, pipe.worker.clock.lately()) {
+                pipe.excess = Some(excess);
+            }
         }
-        if pipe.gathered.is_empty() {
-            pipe.gathered = pipe.worker.take_gathered();
+        let mut sent = if length >= LARGE_BYTES_MIN && !pipe.is_full { pipe.send_behind(parts)? } else { 0 };
+        for part in parts {
+            let skipped = sent.min(part.len());
+            sent -= skipped;
+            if let Some(left) = part.get(skipped..).filter(|left| !left.is_empty()) {
+                pipe.gather(left);
+            }
         }
-        pipe.gathered.extend_from_slice(bytes);
-        Poll::Ready(Ok(bytes.len()))
+        Poll::Ready(Ok(length))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -3,13 +3,13 @@
 //! A connection that waits holds no buffer: the ring polls for readiness, and the bytes move in a direct call that never
 //! blocks. An abandoned wait loses nothing, since no operation ever owns a buffer.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketFlags};
 
 use crate::reactor::{Reactor, Source, count_ring_op};
 
@@ -157,6 +157,27 @@ impl Sock {
             match rustix::net::send(self.fd(), bytes, flags) {
                 Ok(sent) => {
                     if sent < bytes.len() {
+                        self.is_full();
+                    }
+                    return Ok(sent);
+                }
+                Err(Errno::WOULDBLOCK) => {
+                    self.is_full();
+                    return Ok(0);
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// As [`Sock::send`], of several parts one behind the other.
+    pub fn send_parts(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        loop {
+            match rustix::net::sendmsg(self.fd(), parts, &mut SendAncillaryBuffer::default(), flags) {
+                Ok(sent) => {
+                    if sent < parts.iter().map(|part| part.len()).sum() {
                         self.is_full();
                     }
                     return Ok(sent);
