@@ -11,7 +11,7 @@ pub(crate) const FRONT_BYTES: usize = 1024;
 /// Kept free behind the data for the end of a chunk and of a chunked body.
 pub(crate) const TAIL_BYTES: usize = 64;
 /// A usual answer, head and 16 KiB of body, fits behind the front.
-const BLOCK_BYTES: usize = 20 * 1024;
+pub(crate) const BLOCK_BYTES: usize = 20 * 1024;
 /// Alignment of the first received byte: a cache line, which the kernel's copy likes.
 const ALIGN: usize = 64;
 /// Free blocks that a core keeps: 1.25 MiB.
@@ -78,6 +78,13 @@ impl Buffer {
     #[inline]
     pub(crate) fn data_mut(&mut self) -> &mut [u8] {
         self.bytes.get_mut(self.start..self.end).unwrap_or_default()
+    }
+
+    /// Where a part of the data stands in it; `None` for what is not a part of it.
+    pub(crate) fn range_of(&self, part: &[u8]) -> Option<Range<usize>> {
+        let start = (part.as_ptr() as usize).checked_sub(self.data().as_ptr() as usize)?;
+        let range = start..start + part.len();
+        (range.end <= self.len()).then_some(range)
     }
 
     pub(crate) fn len(&self) -> usize {

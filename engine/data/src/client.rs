@@ -122,11 +122,12 @@ impl Client {
         }
     }
 
-    /// As [`Client::send`], of parts one behind the other; `None` where they have to be put together first.
-    pub(crate) fn send_parts(&self, parts: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+    /// As [`Client::send`], of parts one behind the other.
+    pub(crate) fn send_parts(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         match &self.carrier {
-            Carrier::Plain(sock) => Some(sock.send_parts(parts)),
-            _ => None,
+            Carrier::Plain(sock) => sock.send_parts(parts),
+            Carrier::Tls(sock, tls) => tls.send_parts(sock, parts),
+            Carrier::Stream(_) | Carrier::Nobody => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 

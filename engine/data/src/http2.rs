@@ -28,7 +28,7 @@ use crate::io::linger;
 use crate::pipe::{Carrier, Pipe};
 use crate::places::Panicked;
 use crate::request::WEBSOCKET;
-use crate::stream::{Piece, Stream};
+use crate::stream::{Piece, Shown, Stream};
 use crate::tunnel::tunnel;
 
 /// What a client of HTTP/2 sends first (RFC 9113 section 3.4).
@@ -193,7 +193,8 @@ impl Session {
                 Protocol::Open(open) => match open.poll_accept(cx) {
                     Poll::Ready(Some(Ok((request, respond)))) => {
                         self.conn.served += 1;
-                        begin(&self.conn, request, respond);
+                        let shown = self.pipe.borrow().shown();
+                        begin(&self.conn, shown, request, respond);
                     }
                     Poll::Ready(Some(Err(error))) => return self.close(Some(&error)),
                     Poll::Ready(None) => return self.close(None),
@@ -255,7 +256,7 @@ impl Session {
 }
 
 /// Has a stream served on a task of its own.
-fn begin(conn: &Connection, request: Request<RecvStream>, respond: SendResponse<Piece>) {
+fn begin(conn: &Connection, shown: Rc<Shown>, request: Request<RecvStream>, respond: SendResponse<Piece>) {
     let (mut parts, mut body) = request.into_parts();
     let upgrade = parts
         .extensions
@@ -281,7 +282,7 @@ fn begin(conn: &Connection, request: Request<RecvStream>, respond: SendResponse<
     let fits = inbox.append(&head);
     let length = head.len();
     conn.worker.give_head(head);
-    let stream = Stream::new(body, first.unwrap_or_default(), respond, chunked);
+    let stream = Stream::new(body, first.unwrap_or_default(), respond, chunked, shown);
     if upgrade.is_some_and(|upgrade| !upgrade.is_well_formed()) {
         return stream.reset(Reason::PROTOCOL_ERROR);
     }

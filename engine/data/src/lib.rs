@@ -17,6 +17,7 @@ mod connection;
 mod deadline;
 mod forward;
 mod gate;
+mod gathered;
 mod head_meter;
 mod hold;
 mod http2;

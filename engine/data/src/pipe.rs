@@ -1,7 +1,7 @@
 //! The bytes of an HTTP/2 connection between the crate `h2` and the socket.
 //!
-//! `h2` writes frames piece by piece: they are gathered, and leave in one send when every stream has had its turn. A large
-//! piece leaves at once with what was gathered before it: a copy of it would cost more than the send.
+//! `h2` writes frames piece by piece: they are gathered, and leave in one send when every stream has had its turn. Large pieces
+//! of blocks are not copied meanwhile: the block is held.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
@@ -14,14 +14,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::buffer::Buffer;
 use crate::client::Client;
+use crate::gathered::Gathered;
+use crate::stream::Shown;
 use crate::worker::Worker;
 
 /// What the streams of a connection may write before it has to leave.
 const GATHERED_BYTES_MAX: usize = 256 * 1024;
-/// A piece of this length is not gathered.
-const LARGE_BYTES_MIN: usize = 8 * 1024;
-/// Parts in which `h2` writes a frame: heads, and a payload.
-const PARTS_MAX: usize = 2;
+/// A shorter piece is copied: it is not worth a block.
+const HELD_BYTES_MIN: usize = 4 * 1024;
 /// What a connection reads first; what comes behind it needs another read.
 const READ_BYTES: usize = 2 * 1024;
 /// What a connection may read before others have their turn.
@@ -36,10 +36,9 @@ pub(crate) struct Pipe {
     /// What came before the version was known.
     first: Option<Buffer>,
     /// The core's while there is something in it; else it holds nothing.
-    gathered: Vec<u8>,
-    sent: usize,
-    /// The client has not taken all that was sent last.
-    is_full: bool,
+    gathered: Gathered,
+    /// The block that `h2` reads from.
+    shown: Rc<Shown>,
     /// The last read has filled its room.
     reads_on: bool,
     /// More is to be read when the client is readable again; until then nobody looks.
@@ -59,9 +58,8 @@ impl Pipe {
             meter: Meter::new(resets, worker.clock.lately()),
             excess: None,
             first: Some(first),
-            gathered: Vec::new(),
-            sent: 0,
-            is_full: false,
+            gathered: Gathered::default(),
+            shown: Rc::default(),
             reads_on: false,
             wants_read: true,
             wants_room: false,
@@ -79,46 +77,30 @@ impl Pipe {
         if self.gathered.is_empty() {
             return Ok(true);
         }
-        if self.sent < self.gathered.len() {
-            self.sent += self.client.send(self.gathered.get(self.sent..).unwrap_or_default())?;
+        self.shown.take();
+        if !self.gathered.send(|parts| self.client.send_parts(parts))? {
+            return Ok(false);
         }
-        self.is_full = self.sent < self.gathered.len();
-        if !self.is_full {
-            self.sent = 0;
-            self.worker.give_gathered(std::mem::take(&mut self.gathered));
-        }
-        Ok(!self.is_full)
+        self.worker.give_gathered(std::mem::take(&mut self.gathered));
+        Ok(true)
     }
 
-    /// Sends what was gathered, and these parts behind it, as far as there is room; how much of the parts has left.
-    fn send_behind(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        let gathered = self.gathered.get(self.sent..).unwrap_or_default();
-        let before = gathered.len();
-        let mut all = [IoSlice::new(gathered); PARTS_MAX + 1];
-        let Some(places) = all.get_mut(1..=parts.len()) else { return Ok(0) };
-        places.copy_from_slice(parts);
-        let all = all.get(..=parts.len()).unwrap_or_default();
-        let Some(sent) = self.client.send_parts(all) else { return Ok(0) };
-        let sent = sent?;
-        let length: usize = all.iter().map(|part| part.len()).sum();
-        self.is_full = sent < length;
-        if sent < before {
-            self.sent += sent;
-            return Ok(0);
-        }
-        self.sent = 0;
-        if before > 0 {
-            self.worker.give_gathered(std::mem::take(&mut self.gathered));
-        }
-        Ok(sent - before)
-    }
-
-    /// Keeps a part for the next send.
     fn gather(&mut self, part: &[u8]) {
         if self.gathered.is_empty() {
             self.gathered = self.worker.take_gathered();
         }
-        self.gathered.extend_from_slice(part);
+        if part.len() >= HELD_BYTES_MIN
+            && let Some(block) = self.shown.take()
+            && let Some(range) = block.range_of(part)
+        {
+            return self.gathered.hold(block, range);
+        }
+        self.gathered.copy(part);
+    }
+
+    /// Where the pieces of this connection say which block they are of.
+    pub(crate) fn shown(&self) -> Rc<Shown> {
+        Rc::clone(&self.shown)
     }
 
     fn receive(&mut self, room: &mut ReadBuf<'_>) -> io::Result<bool> {
@@ -182,7 +164,7 @@ impl AsyncWrite for Carrier {
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let pipe = &mut *self.0.borrow_mut();
-        if pipe.gathered.len() > GATHERED_BYTES_MAX && !pipe.flush()? {
+        if pipe.gathered.held_bytes() > GATHERED_BYTES_MAX && !pipe.flush()? {
             pipe.wants_room = true;
             return Poll::Pending;
         }
@@ -192,14 +174,7 @@ impl AsyncWrite for Carrier {
             if let Err(excess) = pipe.meter.send(part, pipe.worker.clock.lately()) {
                 pipe.excess = Some(excess);
             }
-        }
-        let mut sent = if length >= LARGE_BYTES_MIN && !pipe.is_full { pipe.send_behind(parts)? } else { 0 };
-        for part in parts {
-            let skipped = sent.min(part.len());
-            sent -= skipped;
-            if let Some(left) = part.get(skipped..).filter(|left| !left.is_empty()) {
-                pipe.gather(left);
-            }
+            pipe.gather(part);
         }
         Poll::Ready(Ok(length))
     }

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
@@ -23,19 +24,24 @@ pub(crate) struct Piece {
 }
 
 enum Data {
-    Block(Buffer),
+    /// What of the block's data is left.
+    Block(Rc<Buffer>, Range<usize>),
     Bytes(Bytes),
 }
+
+/// The block whose data `h2` was shown last: who takes the data can hold the block instead of copying it.
+pub(crate) type Shown = Cell<Option<Rc<Buffer>>>;
 
 /// Pieces that `h2` has not written yet: few, since the next is made when they are gone.
 pub(crate) struct Unsent {
     count: Cell<usize>,
     signal: Rc<Signal>,
+    shown: Rc<Shown>,
 }
 
 impl Unsent {
-    pub(crate) fn new(signal: &Rc<Signal>) -> Rc<Self> {
-        Rc::new(Self { count: Cell::new(0), signal: Rc::clone(signal) })
+    pub(crate) fn new(signal: &Rc<Signal>, shown: Rc<Shown>) -> Rc<Self> {
+        Rc::new(Self { count: Cell::new(0), signal: Rc::clone(signal), shown })
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -45,29 +51,43 @@ impl Unsent {
 
 impl Piece {
     pub(crate) fn new(block: Buffer, unsent: &Rc<Unsent>) -> Self {
+        Self::of(Data::block(block), unsent)
+    }
+
+    fn of(data: Data, unsent: &Rc<Unsent>) -> Self {
         unsent.count.set(unsent.count.get() + 1);
-        Self { data: Data::Block(block), left: Rc::clone(unsent) }
+        Self { data, left: Rc::clone(unsent) }
+    }
+}
+
+impl Data {
+    fn block(block: Buffer) -> Self {
+        let length = block.len();
+        Self::Block(Rc::new(block), 0..length)
     }
 }
 
 impl Buf for Piece {
     fn remaining(&self) -> usize {
         match &self.data {
-            Data::Block(buffer) => buffer.len(),
+            Data::Block(_, left) => left.len(),
             Data::Bytes(bytes) => bytes.len(),
         }
     }
 
     fn chunk(&self) -> &[u8] {
         match &self.data {
-            Data::Block(buffer) => buffer.data(),
+            Data::Block(block, left) => {
+                self.left.shown.set(Some(Rc::clone(block)));
+                block.data().get(left.clone()).unwrap_or_default()
+            }
             Data::Bytes(bytes) => bytes,
         }
     }
 
     fn advance(&mut self, count: usize) {
         match &mut self.data {
-            Data::Block(buffer) => buffer.consume(count),
+            Data::Block(_, left) => left.start = left.end.min(left.start + count),
             Data::Bytes(bytes) => bytes.advance(count.min(bytes.len())),
         }
     }
@@ -117,10 +137,16 @@ fn broken(error: impl std::fmt::Display) -> io::Error {
 
 impl Stream {
     /// `first`: what was read of the body already.
-    pub(crate) fn new(body: RecvStream, first: Bytes, respond: SendResponse<Piece>, chunked: bool) -> Rc<Self> {
+    pub(crate) fn new(
+        body: RecvStream,
+        first: Bytes,
+        respond: SendResponse<Piece>,
+        chunked: bool,
+        shown: Rc<Shown>,
+    ) -> Rc<Self> {
         let signal = Rc::new(Signal::default());
         Rc::new(Self {
-            unsent: Rc::new(Unsent { count: Cell::new(0), signal: Rc::clone(&signal) }),
+            unsent: Unsent::new(&signal, shown),
             signal,
             body: RefCell::new(body),
             progress: Cell::new(Progress::Coming),
@@ -256,7 +282,7 @@ impl Stream {
 
     /// Queues a part of the body; [`Stream::poll_sent`] tells when it has left.
     pub(crate) fn send_block(&self, buffer: Buffer, end: bool) -> io::Result<()> {
-        self.send_data(Data::Block(buffer), end)
+        self.send_data(Data::block(buffer), end)
     }
 
     pub(crate) fn send_bytes(&self, bytes: &[u8], end: bool) -> io::Result<()> {
@@ -265,8 +291,7 @@ impl Stream {
 
     fn send_data(&self, data: Data, end: bool) -> io::Result<()> {
         let Answer::Begun(stream) = &mut *self.answer.borrow_mut() else { return Err(broken("no head")) };
-        self.unsent.count.set(self.unsent.count.get() + 1);
-        stream.send_data(Piece { data, left: Rc::clone(&self.unsent) }, end).map_err(broken)
+        stream.send_data(Piece::of(data, &self.unsent), end).map_err(broken)
     }
 
     /// Sends the trailer section, which is written as HTTP/1.1, and ends the answer.

@@ -118,7 +118,7 @@ impl ServiceStream {
         let answer =
             Answer { told: Told::Nothing, chunked: false, left: 0, text, gone: 0, data: Bytes::new(), taken: 0 };
         Rc::new(Self {
-            unsent: Unsent::new(&signal),
+            unsent: Unsent::new(&signal, Rc::default()),
             signal,
             trunk,
             worker: Rc::clone(worker),

@@ -22,6 +22,7 @@ use crate::audit::Audit;
 use crate::buffer::{Buffer, Buffers};
 use crate::clock::Clock;
 use crate::deadline::{Deadlines, SWEEP};
+use crate::gathered::Gathered;
 use crate::mailbox::{Mailbox, PerIp};
 use crate::places::Place;
 use crate::record::Log;
@@ -79,7 +80,7 @@ pub(crate) struct Worker {
     inboxes: Rc<Buffers>,
     answers: Rc<Buffers>,
     heads: RefCell<Vec<Vec<u8>>>,
-    gathered: RefCell<Vec<Vec<u8>>>,
+    gathered: RefCell<Vec<Gathered>>,
     places: RefCell<Vec<Place>>,
     random: Cell<u64>,
     /// Since when, on the core's clock; `None`: not yet.
@@ -192,11 +193,11 @@ impl Worker {
         }
     }
 
-    pub(crate) fn take_gathered(&self) -> Vec<u8> {
+    pub(crate) fn take_gathered(&self) -> Gathered {
         self.gathered.borrow_mut().pop().unwrap_or_default()
     }
 
-    pub(crate) fn give_gathered(&self, mut gathered: Vec<u8>) {
+    pub(crate) fn give_gathered(&self, mut gathered: Gathered) {
         let mut kept = self.gathered.borrow_mut();
         if kept.len() < GATHERED_MAX {
             gathered.clear();

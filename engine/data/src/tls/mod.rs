@@ -4,6 +4,7 @@
 mod client;
 mod handshake;
 mod identity;
+mod outgoing;
 pub mod record;
 mod session;
 #[cfg(test)]

@@ -109,17 +109,28 @@ impl Cipher {
     ///
     /// Hot; watched by the test `cost`.
     pub fn seal(&mut self, kind: u8, data: &[u8], out: &mut [u8]) -> Option<usize> {
+        self.seal_with(kind, data.len(), out, |text| text.copy_from_slice(data))
+    }
+
+    /// As [`Cipher::seal`], of `length` bytes that `fill` writes.
+    pub fn seal_with(
+        &mut self,
+        kind: u8,
+        length: usize,
+        out: &mut [u8],
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Option<usize> {
         let (explicit, inner, outer) = match self.form {
             Form::Tls13 => (0, 1, APPLICATION_DATA),
             Form::Gcm12 => (8, 0, kind),
             Form::ChaCha12 => (0, 0, kind),
         };
-        let body = explicit + data.len() + inner + TAG_BYTES;
+        let body = explicit + length + inner + TAG_BYTES;
         let out = out.get_mut(..HEADER_BYTES + body)?;
         let (header, rest) = out.split_first_chunk_mut::<HEADER_BYTES>()?;
         let (in_clear, rest) = rest.split_at_mut_checked(explicit)?;
-        let (text, tag) = rest.split_at_mut_checked(data.len() + inner)?;
-        text.get_mut(..data.len())?.copy_from_slice(data);
+        let (text, tag) = rest.split_at_mut_checked(length + inner)?;
+        fill(text.get_mut(..length)?);
         if inner == 1 {
             *text.last_mut()? = kind;
         }
@@ -132,7 +143,7 @@ impl Cipher {
         let nonce = Nonce::assume_unique_for_key(nonce);
         let sealed = match self.form {
             Form::Tls13 => self.key.seal_in_place_separate_tag(nonce, Aad::from(&*header), text),
-            _ => self.key.seal_in_place_separate_tag(nonce, Aad::from(self.aad12(kind, data.len())), text),
+            _ => self.key.seal_in_place_separate_tag(nonce, Aad::from(self.aad12(kind, length)), text),
         };
         tag.copy_from_slice(sealed.ok()?.as_ref());
         self.sequence += 1;

@@ -1,7 +1,7 @@
 //! An established connection. While it is idle it holds no block.
 
 use std::cell::RefCell;
-use std::io::{Error, ErrorKind, Result};
+use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::rc::Rc;
 
 use ringway_io::Sock;
@@ -10,6 +10,7 @@ use rustls::kernel::KernelConnection;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::{ConnectionTrafficSecrets, ExtractedSecrets, ProtocolVersion};
 
+use super::outgoing::{Outgoing, Parts};
 use super::record::{self, ALERT, APPLICATION_DATA, Cipher, HANDSHAKE, OVERHEAD_BYTES_MAX, PLAIN_BYTES_MAX, alert};
 use crate::buffer::Buffer;
 use crate::worker::Worker;
@@ -39,7 +40,7 @@ struct State {
     plain: usize,
     behind: usize,
     /// Records that have not all left, with `owed` bytes of what was given to [`Tls::send`] in them.
-    outgoing: Option<Buffer>,
+    outgoing: Outgoing,
     owed: usize,
     /// Records without data since the last one that had some.
     empty: u32,
@@ -125,7 +126,7 @@ impl Tls {
             incoming,
             plain: plain.len(),
             behind: 0,
-            outgoing: None,
+            outgoing: Outgoing::default(),
             owed: 0,
             empty: 0,
             message: Vec::new(),
@@ -282,12 +283,19 @@ impl Tls {
 
     /// As [`Sock::send`]. Bytes count as taken when their records have left: what was not taken is offered again first.
     pub(crate) fn send(&self, sock: &Sock, bytes: &[u8]) -> Result<usize> {
+        self.send_parts(sock, &[IoSlice::new(bytes)])
+    }
+
+    /// As [`Tls::send`], of parts one behind the other.
+    pub(crate) fn send_parts(&self, sock: &Sock, parts: &[IoSlice<'_>]) -> Result<usize> {
         let state = &mut *self.state.borrow_mut();
-        if !state.flush(sock)? {
+        if !state.outgoing.flush(sock)? {
             return Ok(0);
         }
         let mut taken = std::mem::take(&mut state.owed);
-        while let Some(left) = bytes.get(taken..).filter(|left| !left.is_empty()) {
+        let mut left = Parts::new(parts);
+        left.skip(taken);
+        while left.length > 0 {
             if state.mute {
                 return Err(ErrorKind::BrokenPipe.into());
             }
@@ -297,24 +305,17 @@ impl Tls {
                 }
                 self.renew_key(state, sock)?;
             }
-            let mut sealed = 0;
-            for piece in left.chunks(PLAIN_BYTES_MAX) {
-                let outgoing = state.outgoing.get_or_insert_with(|| self.worker.take_answer());
-                let room = outgoing.room();
-                let fits = room.len().saturating_sub(OVERHEAD_BYTES_MAX);
-                // A short record in the end of a block is not worth its overhead.
-                if fits < piece.len().min(1024) || fits == 0 {
-                    break;
-                }
-                let piece = piece.get(..fits).unwrap_or(piece);
-                let length = state.sealer.seal(APPLICATION_DATA, piece, room).ok_or(ErrorKind::InvalidData)?;
-                outgoing.received(length);
-                sealed += piece.len();
-                if piece.len() == fits {
-                    break;
-                }
+            let before = left.length;
+            while left.length > 0 && !state.sealer.is_used_up() {
+                let wanted = left.length.min(PLAIN_BYTES_MAX);
+                let Some(block) = state.outgoing.room(wanted, &self.worker) else { break };
+                let room = block.room();
+                let length = wanted.min(room.len().saturating_sub(OVERHEAD_BYTES_MAX));
+                let sealed = state.sealer.seal_with(APPLICATION_DATA, length, room, |text| left.fill(text));
+                block.received(sealed.ok_or(ErrorKind::InvalidData)?);
             }
-            if !state.flush(sock)? {
+            let sealed = before - left.length;
+            if !state.outgoing.flush(sock)? {
                 state.owed = sealed;
                 return Ok(taken);
             }
@@ -325,13 +326,13 @@ impl Tls {
 
     /// Seals a message of the protocol itself, behind what waits to leave; as much leaves as can.
     fn say(&self, state: &mut State, sock: &Sock, kind: u8, message: &[u8]) -> Result<()> {
-        let outgoing = state.outgoing.get_or_insert_with(|| self.worker.take_answer());
+        let outgoing = state.outgoing.last(&self.worker);
         if outgoing.room().len() < message.len() + OVERHEAD_BYTES_MAX {
             outgoing.make_room(outgoing.len() + message.len() + OVERHEAD_BYTES_MAX);
         }
         let length = state.sealer.seal(kind, message, outgoing.room()).ok_or(ErrorKind::InvalidData)?;
         outgoing.received(length);
-        state.flush(sock).map(drop)
+        state.outgoing.flush(sock).map(drop)
     }
 
     fn fail(&self, state: &mut State, sock: &Sock, reason: u8) -> Error {
@@ -380,19 +381,6 @@ impl State {
             self.incoming = None;
         }
         length
-    }
-
-    /// Whether all that was sealed has left.
-    fn flush(&mut self, sock: &Sock) -> Result<bool> {
-        let Some(outgoing) = &mut self.outgoing else { return Ok(true) };
-        while !outgoing.is_empty() {
-            match sock.send(outgoing.data(), false)? {
-                0 => return Ok(false),
-                sent => outgoing.consume(sent),
-            }
-        }
-        self.outgoing = None;
-        Ok(true)
     }
 }
 
