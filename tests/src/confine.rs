@@ -14,12 +14,6 @@ pub fn limit_descriptors(command: &mut Command, limit: u64) {
     unsafe { command.pre_exec(move || Ok(setrlimit(Resource::Nofile, limit)?)) };
 }
 
-/// No transparent huge pages: what is resident is what was touched, and not 2 MiB for the first byte of them.
-pub fn forbid_huge_pages(command: &mut Command) {
-    // SAFETY: runs one system call between fork and exec, with plain arguments.
-    unsafe { command.pre_exec(|| check(libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0))) };
-}
-
 /// Any process of this user may trace it, also where Yama keeps that to ancestors.
 pub fn allow_tracing(command: &mut Command) {
     // SAFETY: prctl reads its plain arguments.

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ringway_tests::http2::{DATA, END_STREAM, Http2};
 use ringway_tests::tls::{Authority, TlsBackend, VERSIONS};
 use ringway_tests::{Backend, Client, Gateway, PATIENCE, Strace, confine, eventually, settles_at};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -37,6 +38,7 @@ const CALLS_SLACK: f64 = 0.03;
 const CALLS_PER_SECOND_MAX: f64 = 200.0;
 /// Memory of an idle connection.
 const IDLE_BYTES_MAX: u64 = 1280;
+const IDLE_HTTP2_BYTES_MAX: u64 = 24 * 1024;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: api.example.com\r\nUser-Agent: cost/1.0\r\nAccept: */*\r\n\r\n";
 
@@ -321,28 +323,42 @@ fn system_calls_of_an_answer_of_the_gateway_itself() {
 
 #[test]
 fn an_idle_connection() {
-    const HELD: usize = 2_000;
-    raise_descriptors(HELD as u64 + 500);
+    assert_idle(2_000, IDLE_BYTES_MAX, |gateway| gateway.connect(), |client| assert_eq!(client.get("/").status(), 200));
+}
+
+#[test]
+fn an_idle_connection_of_http2() {
+    let mut stream = 1;
+    let connect = |gateway: &Gateway| Http2::connect(gateway.address());
+    assert_idle(500, IDLE_HTTP2_BYTES_MAX, connect, |client| {
+        stream += 2;
+        assert_eq!(client.get(stream, "/").status(stream), 200);
+        while client.next_of(DATA, stream).flags & END_STREAM == 0 {}
+    });
+}
+
+/// Opens so many connections, each of which asks once before it is idle, and asserts how much memory of the gateway each
+/// takes then.
+fn assert_idle<C>(held: usize, bytes_max: u64, connect: impl Fn(&Gateway) -> C, mut ask: impl FnMut(&mut C)) {
+    raise_descriptors(held as u64 + 1_000);
     let backend = Backend::ok();
     let yaml =
         format!("limits: {{ connections: 8000, connections_per_ip: off }}\n{}", Gateway::route_to(backend.endpoint()));
-    let gateway = Gateway::start_with(&yaml, confine::forbid_huge_pages);
-    let open = |count: usize| -> Vec<Client> {
-        let mut clients: Vec<_> = (0..count).map(|_| gateway.connect()).collect();
-        clients.iter_mut().for_each(|client| assert_eq!(client.get("/").status(), 200));
+    let gateway = Gateway::start(&yaml);
+    let mut open = |count: usize| -> Vec<C> {
+        let mut clients: Vec<_> = (0..count).map(|_| connect(&gateway)).collect();
+        clients.iter_mut().for_each(&mut ask);
         clients
     };
-    let first = open(100);
+    let first = open(500);
     let before = resident(&gateway);
-    let held = open(HELD);
-    settles_at((HELD + first.len()) as f64, || gateway.metric("gateway_active_connections"));
-    let each = resident(&gateway).saturating_sub(before) / HELD as u64;
+    let clients = open(held);
+    settles_at((held + first.len()) as f64, || gateway.metric("gateway_active_connections"));
+    let each = resident(&gateway).saturating_sub(before) / held as u64;
     eprintln!("{each} bytes for an idle connection");
-    assert!(each <= IDLE_BYTES_MAX, "{each} bytes for an idle connection");
+    assert!(each <= bytes_max, "{each} bytes for an idle connection");
     // They are still of use.
-    for mut client in held.into_iter().step_by(100) {
-        assert_eq!(client.get("/").status(), 200);
-    }
+    clients.into_iter().step_by(100).for_each(|mut client| ask(&mut client));
 }
 
 /// Resident memory once it does not move any more.

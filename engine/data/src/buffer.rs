@@ -14,11 +14,15 @@ pub(crate) const TAIL_BYTES: usize = 64;
 pub(crate) const BLOCK_BYTES: usize = 20 * 1024;
 /// Alignment of the first received byte: a cache line, which the kernel's copy likes.
 const ALIGN: usize = 64;
-/// Free blocks that a core keeps: 1.25 MiB.
-const FREE_MAX: usize = 64;
+/// Free blocks that a core keeps, of each kind: 1.25 MiB.
+const FREE_BYTES_MAX: usize = 64 * BLOCK_BYTES;
+/// Holds a usual head of a request, behind the front.
+const SMALL_BLOCK_BYTES: usize = 4 * 1024;
 
 /// A core's blocks.
 pub(crate) struct Buffers {
+    block_bytes: usize,
+    free_max: usize,
     free: RefCell<Vec<Box<[u8]>>>,
     in_use: Cell<u64>,
 }
@@ -34,7 +38,18 @@ pub(crate) struct Buffer {
 
 impl Buffers {
     pub(crate) fn new() -> Rc<Self> {
-        Rc::new(Self { free: RefCell::new(Vec::with_capacity(FREE_MAX)), in_use: Cell::new(0) })
+        Self::of(BLOCK_BYTES)
+    }
+
+    /// For heads without bodies.
+    pub(crate) fn small() -> Rc<Self> {
+        Self::of(SMALL_BLOCK_BYTES)
+    }
+
+    fn of(block_bytes: usize) -> Rc<Self> {
+        let free_max = FREE_BYTES_MAX / block_bytes;
+        let free = RefCell::new(Vec::with_capacity(free_max));
+        Rc::new(Self { block_bytes, free_max, free, in_use: Cell::new(0) })
     }
 
     /// An empty buffer. `cell` counts those that were not in the free list.
@@ -42,7 +57,7 @@ impl Buffers {
     pub(crate) fn take(self: &Rc<Self>, cell: &WorkerCell) -> Buffer {
         let block = self.free.borrow_mut().pop().unwrap_or_else(|| {
             cell.buffers_made.add(1);
-            vec![0; BLOCK_BYTES].into_boxed_slice()
+            vec![0; self.block_bytes].into_boxed_slice()
         });
         self.in_use.set(self.in_use.get() + 1);
         Buffer::around(block, Rc::clone(self))
@@ -57,7 +72,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         self.home.in_use.set(self.home.in_use.get() - 1);
         let mut free = self.home.free.borrow_mut();
-        if self.bytes.len() == BLOCK_BYTES && free.len() < FREE_MAX {
+        if self.bytes.len() == self.home.block_bytes && free.len() < self.home.free_max {
             free.push(std::mem::take(&mut self.bytes));
         }
     }

@@ -1,7 +1,8 @@
 //! HTTP/2 connections of clients (RFC 9113): the crate `h2` over our loop, a task for each stream, which goes through
 //! the serve path like any request.
 //!
-//! Memory of a connection: an inbox block and at most one answer block for each stream, what the windows let a client send
+//! Memory of a connection: for each stream a block for its request (a small one where it has no body) and at most one for its answer,
+//! what the windows let a client send
 //! ahead (1 MiB), and what is gathered for one send ([`Pipe`]).
 
 use std::cell::RefCell;
@@ -275,7 +276,8 @@ fn begin(conn: &Connection, shown: Rc<Shown>, request: Request<RecvStream>, resp
         }
     }
     let chunked = !ended && !has_length && upgrade.is_none();
-    let mut inbox = conn.worker.take_inbox();
+    let worker = &conn.worker;
+    let mut inbox = if ended { worker.take_request() } else { worker.take_inbox() };
     let mut head = conn.worker.take_head();
     write_head(&parts, upgrade.as_ref(), chunked, &mut head);
     inbox.make_room(head.len());

@@ -78,6 +78,7 @@ pub(crate) struct Worker {
     /// Two lists, so that answers, which are large, use the few blocks that are warm: a request's block is held until its
     /// answer is through, an answer's for one turn only.
     inboxes: Rc<Buffers>,
+    requests: Rc<Buffers>,
     answers: Rc<Buffers>,
     heads: RefCell<Vec<Vec<u8>>>,
     gathered: RefCell<Vec<Gathered>>,
@@ -136,6 +137,7 @@ impl Worker {
             news: News::default(),
             view: RefCell::new(Rc::new(view)),
             inboxes: Buffers::new(),
+            requests: Buffers::small(),
             answers: Buffers::new(),
             heads: RefCell::new(Vec::with_capacity(HEADS_MAX)),
             gathered: RefCell::new(Vec::with_capacity(GATHERED_MAX)),
@@ -170,6 +172,11 @@ impl Worker {
     #[inline]
     pub(crate) fn take_inbox(&self) -> Buffer {
         self.inboxes.take(self.cell())
+    }
+
+    /// A small one, for the head of a request that has no body.
+    pub(crate) fn take_request(&self) -> Buffer {
+        self.requests.take(self.cell())
     }
 
     /// A buffer for what a service answers.
@@ -326,7 +333,7 @@ impl Worker {
         cell.ring_ops.set(ring_ops);
         cell.loop_turns.set(turns);
         cell.loop_sleeps.set(sleeps);
-        cell.buffers_in_use.set(self.inboxes.in_use() + self.answers.in_use());
+        cell.buffers_in_use.set(self.inboxes.in_use() + self.requests.in_use() + self.answers.in_use());
         if let Some(count) = self.shared.allocations {
             cell.allocations.set(count());
         }
