@@ -47,7 +47,11 @@ struct Open(Arc<Shared>);
 impl Backend {
     /// Runs `script` for every connection. A script that panics fails the test when the backend is dropped.
     pub fn start(script: impl Fn(&mut Conn) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        Self::on(TcpListener::bind("127.0.0.1:0").expect("a port"), script)
+    }
+
+    /// The same on this socket.
+    pub fn on(listener: TcpListener, script: impl Fn(&mut Conn) + Send + Sync + 'static) -> Self {
         let endpoint = listener.local_addr().expect("an address").to_string();
         Self::serve(endpoint, script, move || listener.accept().map(|(stream, _)| stream))
     }

@@ -6,6 +6,7 @@
 mod backend;
 mod client;
 pub mod confine;
+pub mod dns;
 mod gateway;
 pub mod http2;
 mod load;

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use ringway_core::auth::Live;
@@ -17,7 +17,8 @@ use ringway_core::stats::{
 };
 
 use crate::acme;
-use crate::snapshot::{KeySources, Snapshot};
+use crate::discovered::{Discovered, DiscoveryStats};
+use crate::snapshot::{Discovery, Endpoint, KeySources, Snapshot};
 
 /// The name that requests without a route are counted under.
 pub const UNMATCHED: &str = "unmatched";
@@ -32,7 +33,9 @@ pub struct Published {
     /// Requests that matched no route.
     pub unmatched: Arc<RouteStats>,
     pub services: Vec<Arc<ServiceStats>>,
-    /// By service, then by endpoint.
+    /// By service, where its requests go: the endpoints that are written, or those that were found.
+    pub targets: Vec<Arc<[Endpoint]>>,
+    /// By service, then by endpoint, as in `targets`.
     pub endpoints: Vec<Vec<Arc<EndpointStats>>>,
     /// What the authenticators know now: it outlives reloads, by name, as long as its keys come from the same place.
     pub live: Vec<Arc<Live>>,
@@ -75,6 +78,10 @@ pub struct ReloadStats {
 #[derive(Debug)]
 pub struct Hub {
     published: ArcSwap<Published>,
+    /// Locked while something is published.
+    discovered: Mutex<Discovered>,
+    /// Something was found.
+    has_found: Condvar,
     phase: AtomicU8,
     pub workers: WorkerStats,
     /// The access log.
@@ -157,7 +164,8 @@ fn stats_of<K: std::hash::Hash + Eq + Clone, S>(old: &HashMap<K, Arc<S>>, key: &
 
 impl Published {
     /// Joins a snapshot with counters, those of `old` where the names are the same.
-    fn join(snapshot: Arc<Snapshot>, workers: usize, old: Option<&Published>) -> Self {
+    fn join(snapshot: Arc<Snapshot>, discovered: &Discovered, workers: usize, old: Option<&Published>) -> Self {
+        let targets: Vec<_> = snapshot.services.iter().map(|service| discovered.targets(service)).collect();
         let (mut routes, mut services, mut endpoints) = (HashMap::new(), HashMap::new(), HashMap::new());
         if let Some(old) = old {
             routes.extend(old.routes.iter().map(|stats| (stats.route.clone(), stats.clone())));
@@ -185,7 +193,9 @@ impl Published {
             full.extend(old.concurrency_limits.iter().map(|stats| (stats.policy.clone(), stats.clone())));
             tls.extend(old.tls.iter().map(|stats| (stats.listener.clone(), stats.clone())));
         }
-        if let (Some(acme), Some(old)) = (&snapshot.acme, old.and_then(|old| old.snapshot.acme.as_ref())) {
+        let is_same = old.is_some_and(|old| Arc::ptr_eq(&old.snapshot, &snapshot));
+        let other = old.filter(|_| !is_same);
+        if let (Some(acme), Some(old)) = (&snapshot.acme, other.and_then(|old| old.snapshot.acme.as_ref())) {
             acme.go_on_from(old);
         }
         let is_shared = snapshot.redis.is_some();
@@ -209,16 +219,18 @@ impl Published {
             endpoints: snapshot
                 .services
                 .iter()
-                .map(|service| {
-                    let of_endpoint = |endpoint: &crate::snapshot::Endpoint| {
+                .zip(&targets)
+                .map(|(service, targets)| {
+                    let of_endpoint = |endpoint: &Endpoint| {
                         let key = (service.name.clone(), endpoint.label.clone());
                         stats_of(&endpoints, &key, || {
                             EndpointStats::new(service.name.clone(), endpoint.label.clone(), workers)
                         })
                     };
-                    service.endpoints.iter().map(of_endpoint).collect()
+                    targets.iter().map(of_endpoint).collect()
                 })
                 .collect(),
+            targets,
             live: snapshot
                 .authenticators
                 .iter()
@@ -228,7 +240,9 @@ impl Published {
                     let known = live.get(name).filter(|(_, old)| sources.goes_on_from(old));
                     let known = known.map(|(live, _)| live.clone());
                     let known = known.unwrap_or_else(|| Arc::new(sources.new_live(name)));
-                    sources.load(&known);
+                    if !is_same {
+                        sources.load(&known);
+                    }
                     known
                 })
                 .collect(),
@@ -289,9 +303,13 @@ impl Hub {
     const AUDIT_BUFFERS: usize = 32;
 
     pub fn new(snapshot: Snapshot, workers: usize) -> Arc<Self> {
-        let published = Published::join(Arc::new(snapshot), workers, None);
+        let mut discovered = Discovered::default();
+        discovered.follow(&snapshot);
+        let published = Published::join(Arc::new(snapshot), &discovered, workers, None);
         Arc::new(Self {
             published: ArcSwap::from_pointee(published),
+            discovered: Mutex::new(discovered),
+            has_found: Condvar::new(),
             phase: AtomicU8::new(Phase::Starting as u8),
             workers: WorkerStats::new(workers),
             log: LogLane::new(Self::LOG_BUFFERS),
@@ -309,10 +327,44 @@ impl Hub {
         self.published.load_full()
     }
 
-    /// Swaps a new snapshot in. Only one thread publishes. Workers take it when they are woken.
+    /// Swaps a new snapshot in. Workers take it when they are woken.
     pub fn publish(&self, snapshot: Snapshot) -> u64 {
+        let mut discovered = self.discovered();
+        discovered.follow(&snapshot);
+        self.swap(Arc::new(snapshot), &discovered)
+    }
+
+    /// Publishes the endpoints of a service as they were found. Whether they are others than before: workers are to be woken
+    /// then.
+    pub fn discover(&self, service: &str, of: &Discovery, endpoints: Vec<Endpoint>) -> bool {
+        let mut discovered = self.discovered();
+        let is_news = discovered.learn(service, of, endpoints);
+        if is_news {
+            self.swap(self.published().snapshot.clone(), &discovered);
+            self.has_found.notify_all();
+        }
+        is_news
+    }
+
+    /// How looking for a service's endpoints goes, where that is done.
+    pub fn discovery_stats(&self, service: &str) -> Option<Arc<DiscoveryStats>> {
+        self.discovered().stats(service)
+    }
+
+    /// Waits until somebody has looked for the endpoints of every service, for so long at most; whether that is so.
+    pub fn await_discovery(&self, patience: Duration) -> bool {
+        let waited =
+            self.has_found.wait_timeout_while(self.discovered(), patience, |discovered| !discovered.is_complete());
+        waited.is_ok_and(|(_, timeout)| !timeout.timed_out())
+    }
+
+    fn discovered(&self) -> MutexGuard<'_, Discovered> {
+        self.discovered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn swap(&self, snapshot: Arc<Snapshot>, discovered: &Discovered) -> u64 {
         let old = self.published();
-        let new = Published::join(Arc::new(snapshot), self.workers.workers.len(), Some(&old));
+        let new = Published::join(snapshot, discovered, self.workers.workers.len(), Some(&old));
         let generation = new.generation;
         self.published.store(Arc::new(new));
         generation

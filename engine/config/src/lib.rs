@@ -11,6 +11,7 @@ pub mod snapshot;
 
 mod compile;
 mod decode;
+mod discovered;
 mod emit;
 mod error;
 mod expand;
@@ -26,9 +27,10 @@ mod tree;
 mod units;
 
 pub use compile::{Source, compile, compile_with};
+pub use discovered::DiscoveryStats;
 pub use error::{ConfigError, ERRORS_MAX, Errors};
 pub use hub::Hub;
 pub use load::{FILE_BYTES_MAX, load};
 pub use schema::schema;
-pub use sections::Lookup;
+pub use sections::{Lookup, read_endpoints};
 pub use snapshot::Snapshot;

@@ -450,7 +450,10 @@ pub struct Respond {
 #[derive(Debug)]
 pub struct Service {
     pub name: Arc<str>,
+    /// Those that are written; [`Published::targets`](crate::hub::Published::targets) are those that requests go to.
     pub endpoints: Vec<Endpoint>,
+    /// Where they are found otherwise.
+    pub discovery: Option<Discovery>,
     pub balance: Balance,
     pub pool: Pool,
     pub timeouts: ServiceTimeouts,
@@ -472,6 +475,39 @@ pub struct ServiceTls {
     pub certificate: Option<Arc<crate::tls::Pair>>,
     /// Whether the service's certificate is looked at.
     pub is_verified: bool,
+}
+
+/// Where a service's endpoints are found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Discovery {
+    pub source: DiscoverySource,
+    /// Between two looks.
+    pub interval: Duration,
+    /// How long there must have been none before that is believed.
+    pub grace: Duration,
+    /// How they are secured; `None`: in the clear.
+    pub tls: Option<EndpointTls>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiscoverySource {
+    Dns {
+        name: Arc<str>,
+        records: Records,
+        /// Of addresses.
+        port: u16,
+        /// Empty: those of the system.
+        servers: Vec<SocketAddr>,
+    },
+    File(PathBuf),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Records {
+    /// A and AAAA.
+    Addresses,
+    /// RFC 2782.
+    Srv,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,6 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::acme;
 use crate::admin::{Admin, Places, accept_one};
+use crate::discovery::{Finders, Wake};
 use crate::keys::{self, Done, Keeper};
 use crate::redis::Redis;
 use crate::redis::Requests;
@@ -41,6 +42,7 @@ pub struct Control {
     redis: Redis,
     keeper: Mutex<Keeper>,
     acme: Mutex<acme::Keeper>,
+    finders: Mutex<Finders>,
     requests: Requests,
     thread: JoinHandle<()>,
 }
@@ -72,7 +74,8 @@ impl Control {
         })?;
         drop(_context);
         let acme = Mutex::new(acme::Keeper::new());
-        let control = Self { admin: sender, handle, hub, redis, keeper: Mutex::default(), acme, requests, thread };
+        let (keeper, finders) = (Mutex::default(), Mutex::default());
+        let control = Self { admin: sender, handle, hub, redis, keeper, acme, finders, requests, thread };
         control.follow();
         Ok((control, receiver))
     }
@@ -86,7 +89,8 @@ impl Control {
         Ok(())
     }
 
-    /// Goes on with what was published: its Redis, its limiters, its keys, its certificates by ACME.
+    /// Goes on with what was published: its Redis, its limiters, its keys, its certificates by ACME, the endpoints
+    /// of its services.
     pub fn follow(&self) {
         let published = self.hub.published();
         self.redis.set(published.snapshot.redis.clone());
@@ -98,7 +102,9 @@ impl Control {
         let done: Done = Arc::new(move || (0..workers).for_each(|worker| hub.worker_bell.ring(worker)));
         self.redis.poll(keys::polls(&published, &done));
         let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        let wake: Wake = done.clone();
         keeper.replace(&self.handle, keys::sources(&published), Box::new(move || done()));
+        self.finders.lock().unwrap_or_else(PoisonError::into_inner).follow(&self.handle, &self.hub, &wake);
         self.acme.lock().unwrap_or_else(PoisonError::into_inner).follow(&self.handle, &self.hub);
     }
 

@@ -102,6 +102,12 @@ families! {
         "Connections made to an endpoint."
     ENDPOINT_REUSES = Counter "gateway_endpoint_reuses_total" "" ["service", "endpoint"]
         "Requests that found an idle connection to an endpoint."
+    DISCOVERY_LOOKUPS = Counter "gateway_discovery_lookups_total" "" ["service", "result"]
+        "Looks for a service's endpoints: `found`, `empty` (there are none) or `failure`."
+    DISCOVERY_CHANGES = Counter "gateway_discovery_changes_total" "" ["service"]
+        "Times that a service's endpoints were found to be others."
+    DISCOVERY_ENDPOINTS = Gauge "gateway_discovery_endpoints" "" ["service"]
+        "Endpoints of a service whose endpoints are looked for."
     ACCEPTED = Counter "gateway_connections_accepted_total" "" ["worker"]
         "Client connections that a worker accepted."
     HANDED_OVER = Counter "gateway_connections_handed_over_total" "" ["worker"]

@@ -8,6 +8,7 @@
 mod acme;
 pub mod admin;
 pub mod control;
+mod discovery;
 pub mod exposition;
 pub mod families;
 pub mod keys;

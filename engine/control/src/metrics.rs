@@ -39,6 +39,7 @@ pub fn render(hub: &Hub, redis: &RedisStats, started: SystemTime, format: Format
     concurrency_limits(&mut out, &published);
     services(&mut out, &published);
     endpoints(&mut out, &published);
+    discovery(&mut out, hub, &published);
     workers(&mut out, hub);
     configuration(&mut out, hub, &published);
     of_redis(&mut out, redis);
@@ -345,6 +346,28 @@ fn endpoints(out: &mut Exposition, published: &Published) {
             let sum = endpoint.workers.iter().map(|cell| counter(cell).get()).sum();
             samples.count(&[&endpoint.service, &endpoint.endpoint], sum);
         }
+    }
+}
+
+/// Without samples of services whose endpoints are written.
+fn discovery(out: &mut Exposition, hub: &Hub, published: &Published) {
+    let services = published.snapshot.services.iter().zip(&published.targets);
+    let found: Vec<_> = services
+        .filter_map(|(service, targets)| Some((&*service.name, targets.len(), hub.discovery_stats(&service.name)?)))
+        .collect();
+    let mut samples = out.family(&f::DISCOVERY_LOOKUPS);
+    for (service, _, stats) in &found {
+        for (result, count) in [("found", &stats.found), ("empty", &stats.empty), ("failure", &stats.failed)] {
+            samples.count(&[service, result], count.load(Ordering::Relaxed));
+        }
+    }
+    let mut samples = out.family(&f::DISCOVERY_CHANGES);
+    for (service, _, stats) in &found {
+        samples.count(&[service], stats.changes.load(Ordering::Relaxed));
+    }
+    let mut samples = out.family(&f::DISCOVERY_ENDPOINTS);
+    for (service, endpoints, _) in &found {
+        samples.count(&[service], *endpoints as u64);
     }
 }
 

@@ -33,6 +33,7 @@ pub(crate) fn snapshot() -> Snapshot {
         timeouts: ServiceTimeouts { connect: second, answer: second, idle: second, head_bytes: 1024 },
         proxy_protocol: None,
         retry_stale: true,
+        discovery: None,
         tls: None,
     };
     Snapshot {

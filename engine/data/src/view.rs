@@ -23,7 +23,7 @@ pub(crate) struct View {
     /// What the core knows of auth services, by authenticator.
     pub(crate) auth_states: Vec<Option<Rc<AuthState>>>,
     /// Verified tokens. They do not outlive the rules that they were verified by: each snapshot begins without any.
-    pub(crate) tokens: RefCell<TokenCache>,
+    pub(crate) tokens: Rc<RefCell<TokenCache>>,
 }
 
 pub(crate) struct ServiceView {
@@ -43,7 +43,8 @@ impl View {
             .enumerate()
             .map(|(index, service)| {
                 let stats = published.endpoints.get(index).map(Vec::as_slice).unwrap_or_default();
-                let pools = service.endpoints.iter().zip(stats).map(|(endpoint, stats)| {
+                let targets = published.targets.get(index).map(|targets| &**targets).unwrap_or_default();
+                let pools = targets.iter().zip(stats).map(|(endpoint, stats)| {
                     let kept = old
                         .into_iter()
                         .flat_map(|old| old.services.iter().flat_map(|service| &service.pools))
@@ -55,7 +56,7 @@ impl View {
                     Balance::RoundRobin => Kind::RoundRobin,
                     Balance::LeastLoaded => Kind::LeastLoaded,
                 };
-                let weights: Vec<u32> = service.endpoints.iter().map(|endpoint| endpoint.weight).collect();
+                let weights: Vec<u32> = targets.iter().map(|endpoint| endpoint.weight).collect();
                 ServiceView {
                     service: Arc::clone(service),
                     balancer: RefCell::new(Balancer::new(kind, &weights)),
@@ -64,7 +65,11 @@ impl View {
             })
             .collect();
         let auth_states = auth_states(&published, old);
-        let tokens = RefCell::new(tokens(&published));
+        let same = old.filter(|old| Arc::ptr_eq(&old.published.snapshot, &published.snapshot));
+        let tokens = match same {
+            Some(old) => Rc::clone(&old.tokens),
+            None => Rc::new(RefCell::new(tokens(&published))),
+        };
         let view = Self { published, services, auth_states, tokens };
         for pool in old.into_iter().flat_map(View::pools) {
             if !view.pools().any(|kept| Rc::ptr_eq(kept, pool)) {
@@ -140,7 +145,7 @@ impl ServiceView {
 
     /// The endpoint's address as a `Host`.
     pub(crate) fn endpoint_host(&self, endpoint: usize) -> &[u8] {
-        match self.service.endpoints.get(endpoint).map(|endpoint| &*endpoint.label) {
+        match self.pools.get(endpoint).map(|pool| &*pool.endpoint.label) {
             Some(label) if !label.starts_with("unix:") => label.as_bytes(),
             _ => b"localhost",
         }

@@ -21,6 +21,8 @@ use ringway_data::Workers;
 use crate::descriptors;
 use crate::failure::Failure;
 
+/// How long the start waits for the endpoints of services that have to be looked for.
+const DISCOVERY_TIME_MAX: Duration = Duration::from_secs(3);
 /// How long the last lines of a log may take at the end.
 const LOG_FLUSH_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -69,6 +71,9 @@ impl Gateway {
         let log = start_log(Log::Access, sink).map_err(|error| start_error("access-log", &error))?;
         let audit = start_log(Log::Audit, audit_sink).map_err(|error| start_error("audit-log", &error))?;
         let (control, events) = Control::start(hub.clone(), admin).map_err(|error| start_error("control", &error))?;
+        if !hub.await_discovery(DISCOVERY_TIME_MAX) {
+            tracing::warn!("not all services have been looked for yet: going on without their endpoints");
+        }
         ringway_data::set_allocation_counter(crate::alloc::allocations);
         let workers = Workers::start(hub.clone(), sockets).map_err(Failure::runtime)?;
         hub.set_phase(Phase::Running);

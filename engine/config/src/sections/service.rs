@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ringway_core::proxy_protocol::Version;
 
+use super::discovery::DiscoverySection;
 pub use super::endpoint::Lookup;
 use super::endpoint::{Address, Endpoint};
 pub(crate) use super::endpoint::{Resolver, system_lookup};
@@ -21,10 +22,12 @@ shape! {
     /// Where requests are forwarded to.
     pub(crate) struct Service {
         /// Names it in routes, logs and metrics. Unique.
-        name: Name,
+        name: Spanned<Name>,
         /// `host:port`, `unix:/path`, or with a weight `{ address: host:port, weight: 2 }`. A host name is resolved
         /// once, when the file is read; each of its addresses becomes an endpoint.
-        endpoints: OneOrMore<Endpoint>,
+        endpoints: Option<OneOrMore<Endpoint>>,
+        /// Where its endpoints are found while the gateway runs, in place of `endpoints`.
+        discovery: Option<Spanned<DiscoverySection>>,
         /// TLS to its endpoints; in the clear without it.
         tls: Option<Spanned<ServiceTlsSection>>,
         /// What it speaks. `http1`: HTTP/1.1. `http2`: HTTP/2, from the first byte on (prior knowledge), over TLS by ALPN; what
@@ -106,9 +109,23 @@ impl Service {
             let message = "the streams of a connection are of many clients: `proxy_protocol` cannot say of whom";
             cx.error(self.protocol.span, message, "`protocol: http1`, or leave `proxy_protocol` out");
         }
+        let (endpoints, discovery) = match (self.endpoints, self.discovery) {
+            (Some(written), None) => (endpoints(written.0, tls.as_ref(), resolver, cx), None),
+            (None, Some(section)) => (Vec::new(), DiscoverySection::compile(section, tls.as_ref(), cx)),
+            (Some(_), Some(section)) => {
+                cx.error(section.span, "the service has `endpoints` already", "either `endpoints` or `discovery`");
+                (Vec::new(), None)
+            }
+            (None, None) => {
+                let message = "the key `endpoints` is missing: where the service is";
+                cx.error(self.name.span, message, "`endpoints: 127.0.0.1:8080`, or `discovery`");
+                (Vec::new(), None)
+            }
+        };
         snapshot::Service {
-            name: Arc::from(self.name.0),
-            endpoints: endpoints(self.endpoints.0, tls.as_ref(), resolver, cx),
+            name: Arc::from(self.name.value.0),
+            endpoints,
+            discovery,
             balance: self.balance,
             pool: snapshot::Pool {
                 // Whose connection it is was said when it began.

@@ -118,6 +118,11 @@ impl ServiceTlsSection {
 }
 
 impl Compiled {
+    /// What every endpoint gets, whatever its address; `None` where the name that its certificate is for depends on that.
+    pub(crate) fn of_any(&self) -> Option<EndpointTls> {
+        Some(EndpointTls { client: Arc::clone(&self.client), name: self.name.clone()? })
+    }
+
     /// What an endpoint that was written so gets. `None` after an error, which is reported.
     pub(crate) fn of_endpoint(&self, address: &Spanned<Address>, cx: &mut Cx) -> Option<EndpointTls> {
         let name = match (&self.name, &address.value) {
