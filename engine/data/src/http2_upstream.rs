@@ -11,6 +11,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
@@ -31,8 +32,12 @@ use crate::worker::Worker;
 
 /// The window of a stream. That of the connection holds those of all its streams, so that slow ones leave the others theirs.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
-/// Streams that the service made the gateway reset by breaking the protocol, before the connection is ended.
-const BROKEN_STREAMS_MAX: usize = 100;
+/// Streams that the service made the gateway reset, before the connection is ended: by breaking the protocol, or with what
+/// it still sent when `h2` had forgotten that they were reset.
+const BROKEN_STREAMS_MAX: usize = 10_000;
+/// Streams that were reset and are remembered, since the service may not know it yet, and for how long.
+const RESET_STREAMS_MAX: usize = 1_000;
+const RESET_REMEMBERED: Duration = Duration::from_secs(10);
 
 /// A connection to an endpoint, for many streams.
 pub(crate) struct Trunk {
@@ -292,7 +297,8 @@ fn settings(streams: usize, head_bytes: usize) -> h2::client::Builder {
         .initial_max_send_streams(streams)
         .max_header_list_size(head_bytes as u32)
         .max_local_error_reset_streams(Some(BROKEN_STREAMS_MAX))
-        .max_concurrent_reset_streams(streams);
+        .max_concurrent_reset_streams(RESET_STREAMS_MAX)
+        .reset_stream_duration(RESET_REMEMBERED);
     builder
 }
 
