@@ -11,12 +11,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use ringway_core::http::websocket::{CLOSE_FRAME, Frames, masked_close_frame};
+use ringway_io::Sock;
 use rustix::net::Shutdown;
 
 use crate::buffer::Buffer;
 use crate::client::Client;
 use crate::connection::Counted;
-use crate::deadline::{Signal, Slot, Timers};
+use crate::deadline::{CLIENT_CHECK_US, Signal, Slot, Timers};
 use crate::io::{Blocks, Gone};
 use crate::link::Link;
 use crate::worker::Worker;
@@ -36,6 +37,8 @@ pub(crate) struct Relay {
     idle_half_closed: u64,
     to_service: Direction,
     to_client: Direction,
+    /// When the sockets were last looked at, while something waits to be taken.
+    looked: Cell<Option<u64>>,
     /// The connection goes on counting as one.
     _counted: Option<Counted>,
 }
@@ -101,6 +104,7 @@ impl Relay {
             idle_half_closed,
             to_service: Direction::default(),
             to_client: Direction::default(),
+            looked: Cell::new(None),
             _counted: sides.counted,
         }
     }
@@ -129,7 +133,7 @@ impl Relay {
                 if !is_broken && !self.to_client.has_ended.get() {
                     is_broken |= matches!(to_client.as_mut().poll(cx), Poll::Ready(Err(Gone)));
                 }
-                is_broken |= self.poll_service_reset(cx);
+                is_broken = is_broken || self.poll_gone(cx);
                 match self.to_service.has_ended.get() && self.to_client.has_ended.get() {
                     _ if is_broken => Poll::Ready(Ended::Broken),
                     true => Poll::Ready(Ended::Whole),
@@ -145,16 +149,52 @@ impl Relay {
         }
     }
 
-    /// Whether a service of HTTP/2 that has ended its direction resets the stream: nobody reads that any more.
-    fn poll_service_reset(&self, cx: &mut Context<'_>) -> bool {
+    /// Whether a side is gone from which nobody reads at the moment: the other one does not take what it has sent, or it has
+    /// ended its direction.
+    fn poll_gone(&self, cx: &mut Context<'_>) -> bool {
+        let (client, service) = (self.to_service.is_sending.get(), self.to_client.is_sending.get());
+        let looks = self.looks(client || service);
+        let is_client_gone = match self.client.stream() {
+            _ if !client => false,
+            Some(stream) => stream.signal.gone(),
+            None => looks && self.client.sock().is_some_and(Sock::is_reset),
+        };
         let is_half_closed = self.to_client.has_ended.get() && !self.to_service.has_ended.get();
-        let Some(stream) = self.service.stream().filter(|_| is_half_closed) else { return false };
-        match stream.poll_reset(cx) {
-            Poll::Pending => false,
-            Poll::Ready(takes_no_more) => {
-                self.to_service.has_ended.set(takes_no_more);
-                !takes_no_more
+        let is_service_gone = match self.service.stream().filter(|_| service || is_half_closed) {
+            None => service && looks && self.service.sock().is_some_and(Sock::is_reset),
+            Some(stream) => match stream.poll_reset(cx) {
+                Poll::Pending => false,
+                Poll::Ready(takes_no_more) => {
+                    if takes_no_more && is_half_closed {
+                        self.to_service.has_ended.set(true);
+                    }
+                    !takes_no_more
+                }
+            },
+        };
+        is_client_gone || is_service_gone
+    }
+
+    /// Whether it is time to look at the sockets' state, which nobody tells while something waits to be taken.
+    fn looks(&self, waits: bool) -> bool {
+        let now = self.worker.clock.lately();
+        match self.looked.get() {
+            None if waits => {
+                self.looked.set(Some(now));
+                self.timers.watch(Some(now));
+                false
             }
+            Some(_) if !waits => {
+                self.looked.set(None);
+                self.timers.watch(None);
+                false
+            }
+            // It is woken for this by another reading of the clock.
+            Some(last) if now.saturating_sub(last) > CLIENT_CHECK_US / 2 => {
+                self.looked.set(Some(now));
+                true
+            }
+            _ => false,
         }
     }
 

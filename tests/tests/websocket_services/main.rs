@@ -537,6 +537,73 @@ fn a_service_that_does_not_read_slows_the_client_down() {
     settles_at(vec![Reason::CANCEL], || service.resets());
 }
 
+/// Has a client send until nothing more is taken, and go away with a reset.
+fn flood_and_go(gateway: &Gateway) {
+    let mut client = open(gateway, "/stuck");
+    assert!(client.try_send_now(vec![7; 64 << 20]) < 32 << 20);
+    settles_at(1.0, || gateway.metric("gateway_active_tunnels"));
+    client.reset();
+    settles_at(0.0, || gateway.metric("gateway_active_tunnels"));
+}
+
+#[test]
+fn who_goes_while_the_other_does_not_read_is_missed_all_the_same() {
+    let service = Service::start(|mut call| async move {
+        let mut stream = call.begin(Response::builder());
+        if call.path() == "/flood" {
+            let shared = Arc::clone(&call.shared);
+            for _ in 0..64 {
+                let room = send_all(&mut stream, Bytes::from_static(&[7; 16 << 10]), &shared.sent);
+                if tokio::time::timeout(Duration::from_millis(300), room).await.is_err() {
+                    return call.respond.send_reset(Reason::CANCEL);
+                }
+            }
+            return;
+        }
+        let reset = poll_fn(|cx| stream.poll_reset(cx)).await;
+        call.note_reset(reset);
+    });
+    let gateway = service.gateway("", "");
+    flood_and_go(&gateway);
+    settles_at(vec![Reason::CANCEL], || service.resets());
+    let mut client = open2(&gateway, "/stuck");
+    // As much as the service's window lets through, and some more.
+    for part in [16_384, 16_384, 16_384, 16_383] {
+        client.frame(DATA, 0, 1, &vec![7; part]);
+    }
+    client.next_of(WINDOW_UPDATE, 1);
+    client.frame(DATA, 0, 1, &[7; 16_384]);
+    settles_at(1.0, || gateway.metric("gateway_buffers_in_use{worker=\"0\"}"));
+    client.frame(RST_STREAM, 0, 1, &CANCEL.to_be_bytes());
+    settles_at(vec![Reason::CANCEL; 2], || service.resets());
+    let mut client = Client::connect_narrow(gateway.address());
+    client.send(handshake("/flood", ""));
+    assert_eq!(client.read_head().status(), 101);
+    settles_at(0.0, || gateway.metric("gateway_active_tunnels"));
+    drop(client);
+
+    let backend = Backend::start(|conn| {
+        let head = conn.next_request_head().expect("a request");
+        let accept = derive_accept_key(head.get("sec-websocket-key").expect("a key").as_bytes());
+        conn.send(format!(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Accept: {accept}\r\n\r\n"
+        ));
+        if head.target() == "/flood" {
+            conn.try_send_now(vec![7; 64 << 20]);
+            return conn.reset();
+        }
+        eventually(PATIENCE, || conn.is_over());
+    });
+    let gateway = Gateway::to(backend.endpoint());
+    flood_and_go(&gateway);
+    backend.expect_all_closed();
+    let mut client = Client::connect_narrow(gateway.address());
+    client.send(handshake("/flood", ""));
+    assert_eq!(client.read_head().status(), 101);
+    settles_at(0.0, || gateway.metric("gateway_active_tunnels"));
+}
+
 #[test]
 fn who_has_no_token_has_no_tunnel() {
     const SECRET: &str = "a secret of at least thirty-two bytes";

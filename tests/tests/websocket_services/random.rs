@@ -130,7 +130,7 @@ fn ten_thousand_tunnels_come_and_go_and_nothing_stays() {
         for seed in 0..4 {
             let gateway = &gateway;
             let mut rng = Rng::with_seed(first.u64(..) ^ seed);
-            scope.spawn(move || (0..150).for_each(|_| come_and_go(gateway, &mut rng)));
+            scope.spawn(move || (0..750).for_each(|_| come_and_go(gateway, &mut rng)));
         }
     });
     settles();
