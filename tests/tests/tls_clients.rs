@@ -233,6 +233,79 @@ routes:
     assert_eq!((verified, cached), (4.0, 4.0), "once a connection");
 }
 
+/// Asks over HTTP/2, on a connection of its own: the statuses of so many streams at a time.
+fn ask_over_http2(address: SocketAddr, client: &Arc<ClientConfig>, streams: usize) -> Vec<u16> {
+    let mut client = ClientConfig::clone(client);
+    client.alpn_protocols = vec![b"h2".to_vec()];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let asked = async {
+        let socket = tokio::net::TcpStream::connect(address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let stream = tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name, socket).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        let (mut send, connection) = h2::client::handshake(stream).await.unwrap();
+        let driven = tokio::spawn(connection);
+        let mut answers = Vec::new();
+        for _ in 0..streams {
+            let request = http::Request::builder().uri("https://localhost/").header("client-cert", ":AAAA:");
+            answers.push(send.send_request(request.body(()).unwrap(), true).unwrap().0);
+        }
+        let mut statuses = Vec::new();
+        for answer in answers {
+            statuses.push(answer.await.unwrap().status().as_u16());
+        }
+        drop(send);
+        driven.abort();
+        statuses
+    };
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, asked).await.expect("answers in time") })
+}
+
+#[test]
+fn over_http_2_a_certificate_is_that_of_every_stream() {
+    let (pki, backend) = (Pki::new(), Backend::ok());
+    let more = format!(
+        r#"
+services: [{{ name: app, endpoints: ["{}"] }}]
+authenticators:
+  - {{ name: devices, client_certificate: {{ user: san_uri, roles: {{ "spiffe://shop/alice": [admin] }}, headers: {{ x-client: sub }} }} }}
+routes:
+  - name: all
+    service: app
+    authenticate: devices
+    authorize: {{ roles: admin }}
+    request_headers: {{ set: {{ x-subject: "${{tls.client.subject}}" }} }}
+"#,
+        backend.endpoint()
+    );
+    let gateway = Gateway::start(&pki.yaml(", verify: optional, header: true", &more));
+    let alice = pki.alice();
+    let bob =
+        pki.owner(1, |params| params.subject_alt_names = vec![SanType::URI("spiffe://shop/bob".try_into().unwrap())]);
+    for version in VERSIONS {
+        let before = backend.requests().len();
+        let ask = |owner| ask_over_http2(gateway.address(), &pki.client(version, owner), 3);
+        assert_eq!(ask(Some(&alice)), [200; 3]);
+        for request in &backend.requests()[before..] {
+            assert_eq!(request.get("x-client"), Some("spiffe://shop/alice"));
+            assert_eq!(
+                request.get("x-subject"),
+                Some(pki.openssl(&alice, &["-subject", "-nameopt", "RFC2253"]).as_str())
+            );
+            let told: Vec<_> = request.all("client-cert").collect();
+            assert_eq!(told, [format!(":{}:", base64(&alice.certificate))]);
+        }
+        assert_eq!(ask(Some(&bob)), [403; 3]);
+        assert_eq!(ask(None), [401; 3]);
+        assert_eq!(backend.requests().len(), before + 3);
+    }
+    settles_at(18, || gateway.log_lines().len());
+    let lines = gateway.log_lines();
+    let of_alice: Vec<_> = lines.iter().filter(|line| line["userId"] == "spiffe://shop/alice").collect();
+    assert_eq!(of_alice.len(), 6);
+    assert!(of_alice.iter().all(|line| line["httpVersion"] == "2.0" && line["clientCertificateSha256"].is_string()));
+}
+
 #[test]
 fn without_a_certificate_a_client_is_nobody() {
     let pki = Pki::new();

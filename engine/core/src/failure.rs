@@ -22,6 +22,9 @@ pub enum Failure {
     /// CONNECT, and TRACE that must not be forwarded.
     #[error("method not supported")]
     UnsupportedMethod,
+    /// The service, of HTTP/2, takes no extended CONNECT.
+    #[error("upgrade not supported by the service")]
+    UnsupportedUpgrade,
     #[error("request target over its limit")]
     TargetTooLong,
     #[error("request head over its limit")]
@@ -133,6 +136,7 @@ impl Failure {
             | Self::UnsupportedVersion
             | Self::UnsupportedTransferCoding
             | Self::UnsupportedMethod
+            | Self::UnsupportedUpgrade
             | Self::TargetTooLong
             | Self::HeadTooLarge
             | Self::BodyTooLarge
@@ -177,6 +181,7 @@ impl Failure {
             | Self::UnsupportedVersion
             | Self::UnsupportedTransferCoding
             | Self::UnsupportedMethod
+            | Self::UnsupportedUpgrade
             | Self::TargetTooLong
             | Self::HeadTooLarge
             | Self::BodyTooLarge
@@ -221,7 +226,7 @@ impl Failure {
             Self::HeadTooLarge => 431,
             Self::ClientGone => 499,
             Self::Internal => 500,
-            Self::UnsupportedTransferCoding | Self::UnsupportedMethod => 501,
+            Self::UnsupportedTransferCoding | Self::UnsupportedMethod | Self::UnsupportedUpgrade => 501,
             Self::NoEndpoint
             | Self::ConnectFailed
             | Self::Untrusted
@@ -252,6 +257,7 @@ impl Failure {
             Self::UnsupportedVersion => "HTTP version not supported",
             Self::UnsupportedTransferCoding => "Transfer coding not supported",
             Self::UnsupportedMethod => "Method not supported",
+            Self::UnsupportedUpgrade => "Upgrade not supported",
             Self::TargetTooLong => "Request target too long",
             Self::HeadTooLarge => "Request header fields too large",
             Self::BodyTooLarge => "Request body too large",
@@ -311,6 +317,7 @@ impl Failure {
             | Self::Internal
             | Self::AnswerIncomplete => true,
             Self::BadPath(_)
+            | Self::UnsupportedUpgrade
             | Self::Unauthenticated(_)
             | Self::Forbidden(_)
             | Self::RateLimited
@@ -351,6 +358,7 @@ impl Failure {
             Self::UnsupportedVersion
             | Self::UnsupportedTransferCoding
             | Self::UnsupportedMethod
+            | Self::UnsupportedUpgrade
             | Self::Overloaded
             | Self::AuthenticationUnavailable
             | Self::LimiterUnavailable => Some("proxy_internal_response"),
@@ -392,6 +400,7 @@ impl Failure {
             | Self::UnsupportedVersion
             | Self::UnsupportedTransferCoding
             | Self::UnsupportedMethod
+            | Self::UnsupportedUpgrade
             | Self::TargetTooLong
             | Self::HeadTooLarge
             | Self::BodyTooLarge
@@ -421,12 +430,13 @@ mod tests {
     use crate::answer;
     use crate::stats::STATUSES;
 
-    const ALL: [Failure; 37] = [
+    const ALL: [Failure; 38] = [
         Failure::Malformed("Missing Host header"),
         Failure::BadPath(PathError::AboveRoot),
         Failure::UnsupportedVersion,
         Failure::UnsupportedTransferCoding,
         Failure::UnsupportedMethod,
+        Failure::UnsupportedUpgrade,
         Failure::TargetTooLong,
         Failure::HeadTooLarge,
         Failure::BodyTooLarge,
@@ -465,8 +475,8 @@ mod tests {
     fn the_table_of_the_design() {
         let statuses: Vec<_> = ALL.iter().map(|failure| failure.status()).collect();
         let expected = [
-            400, 400, 505, 501, 501, 414, 431, 413, 417, 408, 408, 404, 405, 401, 401, 403, 429, 429, 400, 415, 499,
-            503, 503, 503, 500, 502, 503, 502, 504, 502, 502, 502, 504, 504, 502, 502, 502,
+            400, 400, 505, 501, 501, 501, 414, 431, 413, 417, 408, 408, 404, 405, 401, 401, 403, 429, 429, 400, 415,
+            499, 503, 503, 503, 500, 502, 503, 502, 504, 502, 502, 502, 504, 504, 502, 502, 502,
         ];
         assert_eq!(statuses, expected);
     }

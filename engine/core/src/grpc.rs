@@ -67,7 +67,7 @@ impl Status {
             // The time that was given to the call is over.
             Failure::RequestTimeout | Failure::AnswerTimeout => Self::DEADLINE_EXCEEDED,
             Failure::RateLimited | Failure::ConcurrencyLimited | Failure::BodyTooLarge => Self::RESOURCE_EXHAUSTED,
-            Failure::WrongMethod | Failure::UnsupportedMethod => Self::UNIMPLEMENTED,
+            Failure::WrongMethod | Failure::UnsupportedMethod | Failure::UnsupportedUpgrade => Self::UNIMPLEMENTED,
             Failure::ClientGone => Self::CANCELLED,
             Failure::BodyTimeout => Self::UNAVAILABLE,
             Failure::Internal => Self::INTERNAL,

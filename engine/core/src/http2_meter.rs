@@ -98,6 +98,11 @@ pub struct Frames {
 }
 
 impl Frames {
+    /// Whether the last frame has come whole.
+    pub fn is_between(&self) -> bool {
+        self.filled == 0 && self.skip == 0
+    }
+
     /// The head of the next frame, if it has come whole; `bytes` is then what follows it.
     pub fn next(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
         let skipped = self.skip.min(bytes.len());

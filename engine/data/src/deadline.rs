@@ -16,7 +16,7 @@ pub(crate) const SWEEP: std::time::Duration = std::time::Duration::from_millis(5
 /// next one, whose answer then says that the connection ends. A close would cross the request on its way.
 const DRAIN_GRACE_US: u64 = 1_000_000;
 /// A request that has waited this long for its service has its client checked for a reset with each sweep.
-const CLIENT_CHECK_US: u64 = 500_000;
+pub(crate) const CLIENT_CHECK_US: u64 = 500_000;
 const NEVER: u64 = u64::MAX;
 /// In the place of a time since when a connection is idle: it is a tunnel.
 const TUNNEL: u64 = NEVER - 1;
@@ -101,6 +101,12 @@ impl End {
         }
     }
 
+    fn wake(&self) {
+        if let Self::Task(signal) = self {
+            signal.wake();
+        }
+    }
+
     /// Whether the client has gone, where it is time to look: a socket is asked after `waited` microseconds only.
     fn is_reset(&self, waited: u64) -> bool {
         match self {
@@ -116,7 +122,8 @@ struct Entry {
     fired: u8,
     /// Since when it is between two requests, so that a drain may close it; `NEVER` during one.
     idle_since: u64,
-    /// When the current request went to its service; `NEVER` while there is none.
+    /// When the current request went to its service; `NEVER` while there is none. Of a tunnel: since when it waits for a side
+    /// to take something.
     since: u64,
     client: Option<End>,
     service: Option<End>,
@@ -166,7 +173,12 @@ impl Deadlines {
             if drain && entry.idle_since.saturating_add(DRAIN_GRACE_US) <= now {
                 client.shutdown(Shutdown::Read);
             }
-            if entry.since != NEVER && client.is_reset(now.saturating_sub(entry.since)) {
+            if entry.idle_since == TUNNEL {
+                if entry.since != NEVER && now.saturating_sub(entry.since) > CLIENT_CHECK_US {
+                    entry.since = now;
+                    client.wake();
+                }
+            } else if entry.since != NEVER && client.is_reset(now.saturating_sub(entry.since)) {
                 entry.since = NEVER;
                 entry.fired |= 1 << Slot::ClientGone as u8;
                 if let Some(service) = &entry.service {
@@ -235,6 +247,12 @@ impl Timers {
     /// A tunnel from here on.
     pub(crate) fn tunnel(&self) {
         self.with(|entry| entry.idle_since = TUNNEL);
+    }
+
+    /// A tunnel waits for a side to take something, since then, or no longer. While it does it is woken now and then, so that it
+    /// sees whether the other side, which it does not read from meanwhile, is gone.
+    pub(crate) fn watch(&self, since: Option<u64>) {
+        self.with(|entry| entry.since = since.unwrap_or(NEVER));
     }
 
     /// A request begins: what was set or fired before counts no more.

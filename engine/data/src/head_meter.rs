@@ -8,6 +8,8 @@ use crate::answer::INTERIM_MAX;
 /// HEADERS frames of one stream: interim answers, of which the serve path takes no more than that, the answer, the trailers.
 const HEADS_MAX: u32 = INTERIM_MAX as u32 + 8;
 const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const ACK: u8 = 1;
 
 /// Looks at a connection's bytes on their way to `h2`.
 pub(crate) struct HeadMeter {
@@ -15,6 +17,15 @@ pub(crate) struct HeadMeter {
     /// The last stream of each place, and its heads. There are as many places as streams at a time, so that two streams
     /// seldom share one.
     streams: Vec<(u32, u32)>,
+    settings: Settings,
+}
+
+/// How far the service's first SETTINGS are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Settings {
+    Awaited,
+    Begun,
+    Whole,
 }
 
 /// A stream has more heads than an answer can have.
@@ -24,17 +35,33 @@ pub(crate) struct Flood;
 
 impl HeadMeter {
     pub(crate) fn new(streams_max: usize) -> Self {
-        Self { frames: Frames::default(), streams: vec![(0, 0); streams_max.next_power_of_two()] }
+        let streams = vec![(0, 0); streams_max.next_power_of_two()];
+        Self { frames: Frames::default(), streams, settings: Settings::Awaited }
+    }
+
+    /// Whether the service has said what it takes (RFC 9113 section 3.4).
+    pub(crate) fn has_settings(&self) -> bool {
+        self.settings == Settings::Whole
     }
 
     pub(crate) fn look(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
         while let Some(frame) = self.frames.next(&mut bytes) {
+            match self.settings {
+                Settings::Awaited if frame.kind == SETTINGS && frame.flags & ACK == 0 => {
+                    self.settings = Settings::Begun;
+                }
+                Settings::Begun => self.settings = Settings::Whole,
+                Settings::Awaited | Settings::Whole => {}
+            }
             let place = frame.stream as usize / 2 % self.streams.len();
             let Some(stream) = self.streams.get_mut(place).filter(|_| frame.kind == HEADERS) else { continue };
             *stream = if stream.0 == frame.stream { (frame.stream, stream.1 + 1) } else { (frame.stream, 1) };
             if stream.1 > HEADS_MAX {
                 return Err(Flood);
             }
+        }
+        if self.settings == Settings::Begun && self.frames.is_between() {
+            self.settings = Settings::Whole;
         }
         Ok(())
     }
@@ -50,6 +77,21 @@ mod tests {
         frame.extend_from_slice(&stream.to_be_bytes());
         frame.resize(frame.len() + payload, 1);
         frame
+    }
+
+    #[test]
+    fn settings_count_when_they_have_come_whole() {
+        let acknowledged = [0, 0, 0, SETTINGS, ACK, 0, 0, 0, 0];
+        for bytes in [[&acknowledged[..], &frame(8, 0, 4), &frame(SETTINGS, 0, 12)].concat(), frame(SETTINGS, 0, 0)] {
+            for size in [1, 5, 9, 100] {
+                let mut meter = HeadMeter::new(100);
+                for piece in bytes.chunks(size) {
+                    assert!(!meter.has_settings());
+                    meter.look(piece).unwrap();
+                }
+                assert!(meter.has_settings());
+            }
+        }
     }
 
     #[test]

@@ -2,18 +2,17 @@
 //! streams of one core and one endpoint.
 //!
 //! Memory of a connection: what the windows let the service send ahead ([`STREAM_WINDOW_BYTES`] a stream), two blocks of a
-//! request's body for each stream, and what is gathered for one send ([`GATHERED_BYTES_MAX`] and a frame).
+//! request's body for each stream, and what is gathered for one send ([`Pipe`]).
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::Request;
@@ -21,25 +20,24 @@ use http::uri::Scheme;
 use ringway_config::snapshot::{ServiceHttp2, ServiceTimeouts};
 use ringway_core::failure::Failure;
 use ringway_core::stats::{ServiceHandshake, ServiceStats};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::clock::us;
 use crate::deadline::{End, Signal, Slot, Timers};
-use crate::head_meter::HeadMeter;
 use crate::stream::Piece;
 use crate::tls::{HTTP2, shake_hands_with_service};
 use crate::upstream::{EndpointPool, Upstream};
+use crate::upstream_pipe::{Carrier, Pipe};
 use crate::upstream_stream::Ended;
 use crate::worker::Worker;
 
-/// What the streams of a connection may write before it has to leave.
-const GATHERED_BYTES_MAX: usize = 256 * 1024;
-/// Capacity that the gathered bytes keep while there are none.
-const GATHERED_KEPT_BYTES_MAX: usize = 64 * 1024;
 /// The window of a stream. That of the connection holds those of all its streams, so that slow ones leave the others theirs.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
-/// Streams that the service made the gateway reset by breaking the protocol, before the connection is ended.
-const BROKEN_STREAMS_MAX: usize = 100;
+/// Streams that the service made the gateway reset, before the connection is ended: by breaking the protocol, or with what
+/// it still sent when `h2` had forgotten that they were reset.
+const BROKEN_STREAMS_MAX: usize = 10_000;
+/// Streams that were reset and are remembered, since the service may not know it yet, and for how long.
+const RESET_STREAMS_MAX: usize = 1_000;
+const RESET_REMEMBERED: Duration = Duration::from_secs(10);
 
 /// A connection to an endpoint, for many streams.
 pub(crate) struct Trunk {
@@ -53,6 +51,10 @@ pub(crate) struct Trunk {
     refuses: Cell<bool>,
     /// Its task runs: it counts as idle while it has no stream.
     lives: Cell<bool>,
+    /// The service has said what it takes.
+    is_settled: Cell<bool>,
+    /// Streams that wait for that: they are woken when it has, or will not.
+    unsettled: RefCell<Vec<Rc<Signal>>>,
     /// Answers that are whole by their length, while the service has yet to say that its streams end: a reset would cross
     /// that. As many as streams at most, and for a second or two.
     ending: RefCell<Vec<RecvStream>>,
@@ -107,6 +109,8 @@ impl Trunk {
             streams: Cell::new(0),
             refuses: Cell::new(false),
             lives: Cell::new(true),
+            is_settled: Cell::new(false),
+            unsettled: RefCell::default(),
             ending: RefCell::default(),
             born: now,
             idle_since: Cell::new(now),
@@ -203,6 +207,27 @@ impl Trunk {
         send.send_request(request, end).map_err(|_| Ended::Malformed)
     }
 
+    /// Whether the service takes an extended CONNECT (RFC 8441 section 3), which it has to say first.
+    pub(crate) fn takes_tunnels(&self, stream: &Rc<Signal>) -> Poll<bool> {
+        match &*self.state.borrow() {
+            State::Open(send) if self.is_settled.get() => Poll::Ready(send.is_extended_connect_protocol_enabled()),
+            // [`Trunk::send`] tells more.
+            State::Closed(_) => Poll::Ready(true),
+            State::Connecting(_) | State::Open(_) => {
+                let mut unsettled = self.unsettled.borrow_mut();
+                if !unsettled.iter().any(|known| Rc::ptr_eq(known, stream)) {
+                    unsettled.push(Rc::clone(stream));
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    fn settle(&self) {
+        self.is_settled.set(true);
+        self.unsettled.borrow_mut().drain(..).for_each(|stream| stream.wake());
+    }
+
     /// It has refused a stream: others are preferred until it answers one.
     pub(crate) fn refuses(&self) {
         self.refuses.set(true);
@@ -227,6 +252,7 @@ impl Trunk {
         }
         // `h2` ends a connection that has no stream and no handle.
         drop(before);
+        self.unsettled.borrow_mut().drain(..).for_each(|stream| stream.wake());
         self.signal.wake();
     }
 
@@ -261,86 +287,6 @@ impl EndpointPool {
     }
 }
 
-/// The connection's bytes between `h2` and the socket.
-struct Pipe {
-    upstream: Upstream,
-    /// What had come before `h2` asked.
-    first: Bytes,
-    heads: HeadMeter,
-    gathered: Vec<u8>,
-    sent: usize,
-    wants_read: bool,
-    /// `h2` waits for room to write.
-    wants_room: bool,
-    heard: bool,
-}
-
-impl Pipe {
-    /// Sends what was gathered as far as there is room; whether all of it has left.
-    fn flush(&mut self) -> io::Result<bool> {
-        if self.sent < self.gathered.len() {
-            self.sent += self.upstream.link.send(self.gathered.get(self.sent..).unwrap_or_default())?;
-        }
-        if self.sent < self.gathered.len() {
-            return Ok(false);
-        }
-        self.sent = 0;
-        self.gathered.clear();
-        self.gathered.shrink_to(GATHERED_KEPT_BYTES_MAX);
-        Ok(true)
-    }
-}
-
-/// What `h2` takes for a socket. It wakes nobody: who drives the connection waits for the service, too.
-struct Carrier(Rc<RefCell<Pipe>>);
-
-impl AsyncRead for Carrier {
-    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut pipe = self.0.borrow_mut();
-        if !pipe.first.is_empty() {
-            let taken = pipe.first.len().min(room.remaining());
-            let first = pipe.first.split_to(taken);
-            pipe.heads.look(&first).map_err(io::Error::other)?;
-            room.put_slice(&first);
-            return Poll::Ready(Ok(()));
-        }
-        let pipe = &mut *pipe;
-        let unfilled = room.initialize_unfilled();
-        match pipe.upstream.link.recv(unfilled)? {
-            Some(received) => {
-                pipe.heads.look(unfilled.get(..received).unwrap_or_default()).map_err(io::Error::other)?;
-                room.advance(received);
-                pipe.heard = true;
-                Poll::Ready(Ok(()))
-            }
-            None => {
-                pipe.wants_read = true;
-                Poll::Pending
-            }
-        }
-    }
-}
-
-impl AsyncWrite for Carrier {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let mut pipe = self.0.borrow_mut();
-        if pipe.gathered.len() > GATHERED_BYTES_MAX && !pipe.flush()? {
-            pipe.wants_room = true;
-            return Poll::Pending;
-        }
-        pipe.gathered.extend_from_slice(bytes);
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.0.borrow_mut().flush().map(drop))
-    }
-}
-
 fn settings(streams: usize, head_bytes: usize) -> h2::client::Builder {
     let mut builder = h2::client::Builder::new();
     builder
@@ -351,7 +297,8 @@ fn settings(streams: usize, head_bytes: usize) -> h2::client::Builder {
         .initial_max_send_streams(streams)
         .max_header_list_size(head_bytes as u32)
         .max_local_error_reset_streams(Some(BROKEN_STREAMS_MAX))
-        .max_concurrent_reset_streams(streams);
+        .max_concurrent_reset_streams(RESET_STREAMS_MAX)
+        .reset_stream_duration(RESET_REMEMBERED);
     builder
 }
 
@@ -436,10 +383,7 @@ async fn live(
     let (upstream, first) = Box::pin(connect(trunk, worker, timers, timeouts, stats)).await?;
     timers.service(None, 0);
     let link = upstream.link.clone();
-    let (gathered, sent, wants_read, wants_room, heard) = (Vec::new(), 0, false, false, false);
-    let (first, heads) = (Bytes::from(first), HeadMeter::new(trunk.streams_max));
-    let pipe = Pipe { upstream, first, heads, gathered, sent, wants_read, wants_room, heard };
-    let pipe = Rc::new(RefCell::new(pipe));
+    let pipe = Rc::new(RefCell::new(Pipe::new(worker, upstream, first, trunk.streams_max)));
     let shaken = settings(trunk.streams_max, timeouts.head_bytes).handshake(Carrier(Rc::clone(&pipe))).await;
     let (send, h2) = shaken.map_err(|_| Failure::ConnectFailed)?;
     trunk.open(send);
@@ -455,6 +399,9 @@ async fn live(
             }
             is_over = is_over || h2.as_mut().poll(cx).is_ready();
             trunk.poll_ends(cx);
+            if !trunk.is_settled.get() && pipe.borrow().has_settings() {
+                trunk.settle();
+            }
             if std::mem::take(&mut pipe.borrow_mut().heard) {
                 trunk.heard.set(clock.lately());
             }

@@ -133,6 +133,7 @@ impl Link {
         }
         match &self.carrier {
             Carrier::Plain(sock) | Carrier::Tls(sock, _) => sock.shutdown(how),
+            Carrier::Stream(stream) if how == Shutdown::Write => stream.end_tunnel(),
             Carrier::Stream(stream) => stream.signal.shutdown(how),
         }
     }

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use ringway_config::snapshot::{Action, Forward, HostRewrite, Listener, Rewrite, Route, TraceStart, Upgrades};
+use ringway_config::snapshot::{Action, Forward, HostRewrite, Listener, Rewrite, Route, TraceStart};
 use ringway_core::access::{Preflight, cors};
 use ringway_core::auth_service::Asking;
 use ringway_core::failure::Failure;
@@ -294,9 +294,10 @@ impl Exchange {
                 let service = conn.view.services.get(forward.service).ok_or(Failure::Internal)?;
                 self.service = Some(forward.service);
                 if request.has(Name::Upgrade) {
-                    // A stream to a service carries requests only.
-                    let may_change = service.service.pool.http2.is_none();
-                    self.find_upgrade(&request, head, may_change.then_some(&forward.upgrades))?;
+                    // Over HTTP/2 there are names for what is carried, and this is the one in use (RFC 8441 section 5).
+                    let over_http2 = service.service.pool.http2.is_some();
+                    let may_carry = |protocol: &[u8]| !over_http2 || protocol.eq_ignore_ascii_case(WEBSOCKET);
+                    self.find_upgrade(&request, head, |name| may_carry(name) && forward.upgrades.allows(name))?;
                 }
                 let endpoint = service.pick(&conn.worker).ok_or(Failure::NoEndpoint)?;
                 let host = match &forward.host {
@@ -321,13 +322,13 @@ impl Exchange {
         &mut self,
         request: &RequestHead<'_, '_>,
         head: &[u8],
-        allowed: Option<&Upgrades>,
+        is_allowed: impl Fn(&[u8]) -> bool,
     ) -> Result<(), Failure> {
         let may_change = request.version == Version::Http11
             && request.framing == Framing::None
             && list_has_token(request.values(Name::Connection), b"upgrade");
         let mut offered = request.values(Name::Upgrade).flat_map(list).filter(|_| may_change);
-        let Some(protocol) = offered.find(|protocol| allowed.is_some_and(|allowed| allowed.allows(protocol))) else {
+        let Some(protocol) = offered.find(|protocol| is_allowed(protocol)) else {
             // A stream has this field from an extended CONNECT only, which is nothing else (RFC 8441 section 4).
             return if self.is_http2 { Err(Failure::UnsupportedMethod) } else { Ok(()) };
         };

@@ -12,19 +12,21 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, TE};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT};
+use http::{HeaderMap, Response, StatusCode};
 use ringway_core::failure::Failure;
 use ringway_core::grpc::is_grpc;
+use ringway_core::http::websocket::ACCEPT_CHARS;
 use ringway_core::http::{
     BodyDecoder, CHUNK_HEAD_MAX, Framing, HEADERS_MAX, HeadStorage, Name, RequestHead, write_chunk_head,
 };
 
+use crate::buffer::Buffer;
 use crate::deadline::Signal;
 use crate::http2_upstream::Trunk;
 use crate::outbound::Broken;
 use crate::stream::{Piece, Unsent};
+use crate::upstream_request::{Websocket, broken, fields, request, websocket};
 use crate::worker::Worker;
 
 /// Pieces of a request's body that may wait for the service's window: a block as the serve path fills it, and what does not
@@ -46,6 +48,8 @@ pub(crate) enum Ended {
     Reset,
     /// What the service sent is no answer.
     Malformed,
+    /// The service does not take an extended CONNECT: nothing was sent.
+    NoTunnels,
 }
 
 impl From<&h2::Error> for Ended {
@@ -64,14 +68,25 @@ impl From<&h2::Error> for Ended {
 enum Asked {
     Nothing,
     Head(SendStream<Piece>, BodyDecoder),
+    /// An extended CONNECT, whose bytes have no end but the stream's; whether that was sent.
+    Tunnel(SendStream<Piece>, bool),
     All,
+}
+
+/// What a request's answer can be.
+#[derive(Clone, Copy)]
+enum Expected {
+    Message,
+    /// A head alone, to HEAD.
+    Head,
+    /// A tunnel, where it is 2xx. What proves to the serve path that it is what was asked for.
+    Tunnel([u8; ACCEPT_CHARS]),
 }
 
 /// How far the answer is.
 enum Told {
     Nothing,
-    /// The request was HEAD.
-    Awaited(ResponseFuture, bool),
+    Awaited(ResponseFuture, Expected),
     Body(RecvStream),
     Trailers(RecvStream),
     All,
@@ -101,12 +116,10 @@ pub(crate) struct ServiceStream {
     /// When the request was sent, on the core's clock.
     since: Cell<u64>,
     asked: RefCell<Asked>,
+    /// The head waits for the service to say whether it takes an extended CONNECT.
+    awaits_settings: Cell<bool>,
     answer: RefCell<Answer>,
     unsent: Rc<Unsent>,
-}
-
-fn broken(error: impl std::fmt::Display) -> io::Error {
-    io::Error::other(error.to_string())
 }
 
 impl ServiceStream {
@@ -124,6 +137,7 @@ impl ServiceStream {
             worker: Rc::clone(worker),
             since: Cell::new(u64::MAX),
             asked: RefCell::new(Asked::Nothing),
+            awaits_settings: Cell::new(false),
             answer: RefCell::new(answer),
         })
     }
@@ -155,6 +169,7 @@ impl ServiceStream {
             }
             Told::Ended(Ended::Malformed) => Failure::BadAnswer.into(),
             Told::Ended(Ended::Reset) => Failure::ConnectionBroken.into(),
+            Told::Ended(Ended::NoTunnels) => Failure::UnsupportedUpgrade.into(),
             _ => Broken::Unanswered,
         }
     }
@@ -167,14 +182,25 @@ impl ServiceStream {
         let mut asked = self.asked.borrow_mut();
         let mut sent = 0;
         if matches!(*asked, Asked::Nothing) {
-            sent = memchr::memmem::find(bytes, b"\r\n\r\n").ok_or_else(|| broken("no head"))? + 4;
-            *asked = self.ask(bytes.get(..sent).unwrap_or_default())?;
+            let head = memchr::memmem::find(bytes, b"\r\n\r\n").ok_or_else(|| broken("no head"))? + 4;
+            let Some(begun) = self.ask(bytes.get(..head).unwrap_or_default())? else { return Ok(0) };
+            (*asked, sent) = (begun, head);
         }
         while sent < bytes.len() && self.unsent.count() < UNSENT_MAX {
-            let Asked::Head(stream, body) = &mut *asked else { return Err(broken("more than a request")) };
-            sent += self.send_body(stream, body, bytes.get(sent..).unwrap_or_default())?;
-            if body.is_done() {
-                *asked = Asked::All;
+            let rest = bytes.get(sent..).unwrap_or_default();
+            match &mut *asked {
+                Asked::Head(stream, body) => {
+                    sent += self.send_body(stream, body, rest)?;
+                    if body.is_done() {
+                        *asked = Asked::All;
+                    }
+                }
+                Asked::Tunnel(stream, _) => {
+                    let block = self.block_of(rest);
+                    sent += block.len();
+                    stream.send_data(Piece::new(block, &self.unsent), false).map_err(broken)?;
+                }
+                Asked::Nothing | Asked::All => return Err(broken("more than a request")),
             }
         }
         Ok(sent)
@@ -183,24 +209,43 @@ impl ServiceStream {
     /// Until there is room for [`ServiceStream::send`], or an end of it.
     pub(crate) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.signal.listen(cx);
-        let has_room = self.unsent.count() < UNSENT_MAX;
+        let may_begin = !self.awaits_settings.get() || self.trunk.takes_tunnels(&self.signal).is_ready();
+        let has_room = self.unsent.count() < UNSENT_MAX && may_begin;
         if has_room || self.signal.writes_ended() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    fn ask(&self, head: &[u8]) -> io::Result<Asked> {
+    /// Begins the stream; nothing where the service has to say first whether it may.
+    fn ask(&self, head: &[u8]) -> io::Result<Option<Asked>> {
         let mut storage = HeadStorage::new();
         let parsed = RequestHead::parse(head, HEADERS_MAX, &mut storage).map_err(broken)?;
         let request = request(head, &parsed, self.trunk.scheme())?;
-        let (to_head, framing) = (parsed.method == "HEAD", parsed.framing);
+        let (request, expected, framing) = if parsed.has(Name::Upgrade) {
+            let takes = self.trunk.takes_tunnels(&self.signal);
+            self.awaits_settings.set(takes.is_pending());
+            match takes {
+                Poll::Pending => return Ok(None),
+                Poll::Ready(false) => {
+                    self.answer.borrow_mut().told = Told::Ended(Ended::NoTunnels);
+                    return Err(broken("the service takes no extended CONNECT"));
+                }
+                Poll::Ready(true) => {}
+            }
+            let Websocket { request, accept } = websocket(request, &parsed)?;
+            (request, Expected::Tunnel(accept), None)
+        } else {
+            let expected = if parsed.method == "HEAD" { Expected::Head } else { Expected::Message };
+            (request, expected, Some(parsed.framing))
+        };
         self.since.set(self.worker.clock.lately());
         let mut answer = self.answer.borrow_mut();
-        match self.trunk.send(request, framing == Framing::None) {
+        match self.trunk.send(request, framing == Some(Framing::None)) {
             Ok((awaited, stream)) => {
-                answer.told = Told::Awaited(awaited, to_head);
-                Ok(match framing {
-                    Framing::None => Asked::All,
-                    framing => Asked::Head(stream, BodyDecoder::new(framing)),
-                })
+                answer.told = Told::Awaited(awaited, expected);
+                Ok(Some(match framing {
+                    None => Asked::Tunnel(stream, false),
+                    Some(Framing::None) => Asked::All,
+                    Some(framing) => Asked::Head(stream, BodyDecoder::new(framing)),
+                }))
             }
             Err(ended) => {
                 answer.told = Told::Ended(ended);
@@ -209,8 +254,8 @@ impl ServiceStream {
         }
     }
 
-    /// Sends a part of the body, its transfer coding taken off; how many bytes of it were used.
-    fn send_body(&self, stream: &mut SendStream<Piece>, body: &mut BodyDecoder, bytes: &[u8]) -> io::Result<usize> {
+    /// As much of it as fits into a block.
+    fn block_of(&self, bytes: &[u8]) -> Buffer {
         let mut block = self.worker.take_answer();
         let room = block.room();
         let taken = room.len().min(bytes.len());
@@ -218,6 +263,43 @@ impl ServiceStream {
             room.copy_from_slice(bytes);
         }
         block.received(taken);
+        block
+    }
+
+    /// Sends a tunnel's next block; [`ServiceStream::poll_sent`] tells when it has left.
+    pub(crate) fn send_block(&self, block: Buffer) -> io::Result<()> {
+        let Asked::Tunnel(stream, false) = &mut *self.asked.borrow_mut() else { return Err(broken("no tunnel")) };
+        stream.send_data(Piece::new(block, &self.unsent), false).map_err(broken)
+    }
+
+    /// Until what was given to it has been written, or will not be.
+    pub(crate) fn poll_sent(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.signal.listen(cx);
+        if self.signal.writes_ended() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        if self.unsent.count() == 0 { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    /// Nothing more follows in a tunnel: its end is what FIN is to a connection (RFC 8441 section 5).
+    pub(crate) fn end_tunnel(&self) {
+        if let Asked::Tunnel(stream, ended @ false) = &mut *self.asked.borrow_mut() {
+            *ended = true;
+            // It fails where the stream has ended, which is told elsewhere.
+            let _ = stream.send_data(Piece::new(self.worker.take_answer(), &self.unsent), true);
+        }
+    }
+
+    /// Whether the service has reset a tunnel, or its connection is gone; `true` where it only takes no more (RFC 9113
+    /// section 8.1).
+    pub(crate) fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<bool> {
+        let Asked::Tunnel(stream, _) = &mut *self.asked.borrow_mut() else { return Poll::Pending };
+        stream.poll_reset(cx).map(|reason| matches!(reason, Ok(Reason::NO_ERROR)))
+    }
+
+    /// Sends a part of the body, its transfer coding taken off; how many bytes of it were used.
+    fn send_body(&self, stream: &mut SendStream<Piece>, body: &mut BodyDecoder, bytes: &[u8]) -> io::Result<usize> {
+        let mut block = self.block_of(bytes);
         let decoded = body.decode(block.data_mut()).map_err(broken)?;
         block.narrow(decoded.data);
         let trailers = if decoded.done { fields(body.trailers())? } else { HeaderMap::new() };
@@ -294,8 +376,8 @@ impl Answer {
             self.told = match &mut self.told {
                 Told::Nothing => return Poll::Pending,
                 Told::All | Told::Ended(_) => return Poll::Ready(()),
-                Told::Awaited(awaited, to_head) => {
-                    let to_head = *to_head;
+                Told::Awaited(awaited, expected) => {
+                    let expected = *expected;
                     let answered = match awaited.poll_informational(cx) {
                         Poll::Ready(Some(Ok(interim))) => {
                             self.begin(&interim, false);
@@ -308,7 +390,7 @@ impl Answer {
                     match answered {
                         Ok(answer) => {
                             let (parts, body) = answer.into_parts();
-                            self.head(&Response::from_parts(parts, ()), body, to_head)
+                            self.head(&Response::from_parts(parts, ()), body, expected)
                         }
                         Err(error) => Told::Ended(Ended::from(&error)),
                     }
@@ -340,8 +422,16 @@ impl Answer {
     }
 
     /// Tells the answer's head.
-    fn head(&mut self, answer: &Response<()>, body: RecvStream, to_head: bool) -> Told {
-        let has_body = !to_head && !matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    fn head(&mut self, answer: &Response<()>, body: RecvStream, expected: Expected) -> Told {
+        let is_empty = matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let has_body = match expected {
+            Expected::Tunnel(accept) if answer.status().is_success() => {
+                self.begin_tunnel(answer, &accept);
+                return Told::Body(body);
+            }
+            Expected::Head => false,
+            Expected::Message | Expected::Tunnel(_) => !is_empty,
+        };
         // The status of a gRPC call stands in trailers, which a body with a length cannot have.
         let is_call = answer.headers().get(CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes()));
         self.chunked = has_body && (is_call || !answer.headers().contains_key(CONTENT_LENGTH));
@@ -364,6 +454,19 @@ impl Answer {
             put_field(name, value, &mut self.text);
         }
         self.text.extend_from_slice(if chunked { b"Transfer-Encoding: chunked\r\n\r\n" } else { b"\r\n" });
+    }
+
+    /// Tells of a tunnel what a service of HTTP/1.1 tells of one. A length of it means nothing (RFC 9110 section 9.3.6).
+    fn begin_tunnel(&mut self, answer: &Response<()>, accept: &[u8; ACCEPT_CHARS]) {
+        self.begin_text(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n");
+        self.text.extend_from_slice(b"Sec-WebSocket-Accept: ");
+        self.text.extend_from_slice(accept);
+        self.text.extend_from_slice(b"\r\n");
+        let is_kept = |name: &HeaderName| *name != CONTENT_LENGTH && *name != SEC_WEBSOCKET_ACCEPT;
+        for (name, value) in answer.headers().iter().filter(|(name, _)| is_kept(name)) {
+            put_field(name, value, &mut self.text);
+        }
+        self.text.extend_from_slice(b"\r\n");
     }
 
     fn begin_text(&mut self, start: &[u8]) {
@@ -429,72 +532,4 @@ fn put_field(name: &HeaderName, value: &HeaderValue, out: &mut Vec<u8>) {
     for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
         out.extend_from_slice(part);
     }
-}
-
-/// A request whose head is written as HTTP/1.1; what belongs to one connection of HTTP/1.1 is left out (RFC 9113 section
-/// 8.2.2).
-fn request(head: &[u8], parsed: &RequestHead<'_, '_>, scheme: Scheme) -> io::Result<Request<()>> {
-    let mut request = Request::new(());
-    *request.version_mut() = Version::HTTP_2;
-    *request.method_mut() = Method::from_bytes(parsed.method.as_bytes()).map_err(broken)?;
-    let authority = Authority::try_from(parsed.authority).map_err(broken)?;
-    let target = target(head, parsed.method)?;
-    *request.uri_mut() =
-        Uri::builder().scheme(scheme).authority(authority).path_and_query(target).build().map_err(broken)?;
-    let fields = request.headers_mut();
-    fields.reserve(parsed.headers.len());
-    for (field, name) in parsed.headers.iter().zip(parsed.names) {
-        match name {
-            // The only value that may stand there, and the only one that the serve path writes.
-            Name::Te => drop(fields.insert(TE, HeaderValue::from_static("trailers"))),
-            Name::Host => {}
-            Name::ContentLength => append(fields, field)?,
-            name if name.is_hop_by_hop() => {}
-            _ => append(fields, field)?,
-        }
-    }
-    Ok(request)
-}
-
-/// The target as it stands in the request line. What a URI must not have, and some clients send all the same, is
-/// percent-encoded.
-fn target(head: &[u8], method: &str) -> io::Result<PathAndQuery> {
-    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    let target = line.get(method.len() + 1..line.len().saturating_sub(b" HTTP/1.1".len())).unwrap_or_default();
-    PathAndQuery::try_from(target).or_else(|_| {
-        let mut encoded = Vec::with_capacity(target.len() + 64);
-        for byte in target {
-            match byte {
-                b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' | 0x80.. => {
-                    let digit = |nibble: u8| char::from_digit(nibble.into(), 16).map_or(b'0', |digit| digit as u8);
-                    encoded
-                        .extend_from_slice(&[b'%', digit(byte >> 4), digit(byte & 15)].map(|b| b.to_ascii_uppercase()));
-                }
-                byte => encoded.push(*byte),
-            }
-        }
-        PathAndQuery::try_from(encoded.as_slice()).map_err(broken)
-    })
-}
-
-fn append(fields: &mut HeaderMap, field: &httparse::Header<'_>) -> io::Result<()> {
-    let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(broken)?;
-    fields.append(name, HeaderValue::from_bytes(field.value).map_err(broken)?);
-    Ok(())
-}
-
-/// The fields of a trailer section, without its last empty line.
-fn fields(section: &[u8]) -> io::Result<HeaderMap> {
-    let mut fields = HeaderMap::new();
-    if section.is_empty() {
-        return Ok(fields);
-    }
-    let mut ended = Vec::with_capacity(section.len() + 2);
-    ended.extend_from_slice(section);
-    ended.extend_from_slice(b"\r\n");
-    let mut room = [httparse::EMPTY_HEADER; 64];
-    let parsed = httparse::parse_headers(&ended, &mut room).map_err(broken)?;
-    let httparse::Status::Complete((_, parsed)) = parsed else { return Err(broken("malformed trailers")) };
-    parsed.iter().try_for_each(|field| append(&mut fields, field))?;
-    Ok(fields)
 }

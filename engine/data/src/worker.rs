@@ -27,7 +27,7 @@ use crate::mailbox::{Mailbox, PerIp};
 use crate::places::Place;
 use crate::record::Log;
 use crate::tls::Handshakes;
-use crate::tunnel::CLOSE_US;
+use crate::tunnel_relay::CLOSE_US;
 use crate::view::View;
 use ringway_io::{LoopCounts, Sock, Ticker};
 

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketFlags};
 
@@ -207,10 +208,14 @@ impl Sock {
         quiet
     }
 
-    /// Whether the other side has reset the connection (a peer that has merely stopped sending has not).
+    /// Whether the other side has reset the connection (a peer that has merely stopped sending has not), be there bytes of it
+    /// that nobody has read yet.
     pub fn is_reset(&self) -> bool {
-        let peeked = rustix::net::recv(self.fd(), &mut [0u8; 1], RecvFlags::DONTWAIT | RecvFlags::PEEK);
-        matches!(peeked, Err(errno) if errno != Errno::WOULDBLOCK && errno != Errno::INTR)
+        let fd = self.fd();
+        // An error is told unasked.
+        let mut polled = [PollFd::new(&fd, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut polled, Some(&now)).is_ok() && polled.iter().any(|fd| fd.revents().contains(PollFlags::ERR))
     }
 
     /// Ends one or both directions; a wait on the ring then completes. The way in which deadlines act.
