@@ -17,6 +17,7 @@ use ringway_core::stats::{
 };
 
 use crate::acme;
+use crate::resilience::Resilience;
 use crate::snapshot::{KeySources, Snapshot};
 
 /// The name that requests without a route are counted under.
@@ -34,6 +35,8 @@ pub struct Published {
     pub services: Vec<Arc<ServiceStats>>,
     /// By service, then by endpoint.
     pub endpoints: Vec<Vec<Arc<EndpointStats>>>,
+    /// Breakers and retry budgets, by service.
+    pub resilience: Vec<Resilience>,
     /// What the authenticators know now: it outlives reloads, by name, as long as its keys come from the same place.
     pub live: Vec<Arc<Live>>,
     pub authenticators: Vec<Arc<AuthenticatorStats>>,
@@ -219,6 +222,7 @@ impl Published {
                     service.endpoints.iter().map(of_endpoint).collect()
                 })
                 .collect(),
+            resilience: Resilience::join(&snapshot, workers, old.map(|old| (&*old.snapshot, &*old.resilience))),
             live: snapshot
                 .authenticators
                 .iter()

@@ -33,6 +33,9 @@ pub(crate) fn snapshot() -> Snapshot {
         timeouts: ServiceTimeouts { connect: second, answer: second, idle: second, head_bytes: 1024 },
         proxy_protocol: None,
         retry_stale: true,
+        circuit_breaker: None,
+        retries: None,
+        retry_budget: ringway_config::resilience::Resilience::BUDGET,
         tls: None,
     };
     Snapshot {
