@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod process;
 pub mod redis;
 pub mod reload;
+mod services;
 pub mod watch;
 
 #[cfg(test)]

@@ -75,6 +75,9 @@ pub enum Failure {
     Internal,
 
     // The service's.
+    /// A circuit breaker is open; with the seconds for `Retry-After`.
+    #[error("circuit breaker of the service open")]
+    CircuitOpen(u32),
     #[error("service without endpoints")]
     NoEndpoint,
     #[error("connections to the service at their limit")]
@@ -151,7 +154,8 @@ impl Failure {
             Self::Overloaded | Self::AuthenticationUnavailable | Self::LimiterUnavailable | Self::Internal => {
                 Fault::Gateway
             }
-            Self::NoEndpoint
+            Self::CircuitOpen(_)
+            | Self::NoEndpoint
             | Self::ConnectionCap
             | Self::ConnectFailed
             | Self::ConnectTimeout
@@ -196,6 +200,7 @@ impl Failure {
             | Self::ClientGone
             | Self::Overloaded
             | Self::Internal
+            | Self::CircuitOpen(_)
             | Self::NoEndpoint
             | Self::RequestTimeout
             | Self::AnswerHeadTooLarge
@@ -230,7 +235,11 @@ impl Failure {
             | Self::BadAnswer
             | Self::AnswerHeadTooLarge
             | Self::AnswerIncomplete => 502,
-            Self::Overloaded | Self::ConnectionCap | Self::AuthenticationUnavailable | Self::LimiterUnavailable => 503,
+            Self::Overloaded
+            | Self::CircuitOpen(_)
+            | Self::ConnectionCap
+            | Self::AuthenticationUnavailable
+            | Self::LimiterUnavailable => 503,
             Self::ConnectTimeout | Self::AnswerTimeout | Self::RequestTimeout => 504,
             Self::UnsupportedVersion => 505,
         }
@@ -268,9 +277,11 @@ impl Failure {
             Self::WrongMethod => "Method not allowed",
             Self::ClientGone => "Client closed request",
             Self::Internal => "Internal server error",
-            Self::Overloaded | Self::ConnectionCap | Self::AuthenticationUnavailable | Self::LimiterUnavailable => {
-                "Service temporarily unavailable"
-            }
+            Self::Overloaded
+            | Self::CircuitOpen(_)
+            | Self::ConnectionCap
+            | Self::AuthenticationUnavailable
+            | Self::LimiterUnavailable => "Service temporarily unavailable",
             Self::NoEndpoint
             | Self::ConnectFailed
             | Self::Untrusted
@@ -286,6 +297,7 @@ impl Failure {
     /// The value of `Retry-After`, which every 503 has, and a 429 where only the end of another request can tell.
     pub const fn retry_after_secs(self) -> Option<u32> {
         match (self, self.status()) {
+            (Self::CircuitOpen(seconds), _) => Some(seconds),
             (Self::ConcurrencyLimited, _) | (_, 503) => Some(1),
             _ => None,
         }
@@ -321,6 +333,7 @@ impl Failure {
             | Self::LimiterUnavailable
             | Self::NoRoute
             | Self::WrongMethod
+            | Self::CircuitOpen(_)
             | Self::NoEndpoint
             | Self::ConnectionCap
             | Self::ConnectFailed
@@ -361,7 +374,7 @@ impl Failure {
             | Self::Invalid
             | Self::UnsupportedContent => Some("http_request_denied"),
             Self::Internal => Some("proxy_internal_error"),
-            Self::NoEndpoint => Some("destination_unavailable"),
+            Self::CircuitOpen(_) | Self::NoEndpoint => Some("destination_unavailable"),
             Self::ConnectionCap => Some("connection_limit_reached"),
             Self::ConnectFailed => Some("connection_refused"),
             Self::ConnectTimeout => Some("connection_timeout"),
@@ -410,6 +423,7 @@ impl Failure {
             | Self::LimiterUnavailable
             | Self::ClientGone
             | Self::Overloaded
+            | Self::CircuitOpen(_)
             | Self::Internal => None,
         }
     }
@@ -421,7 +435,8 @@ mod tests {
     use crate::answer;
     use crate::stats::STATUSES;
 
-    const ALL: [Failure; 37] = [
+    const ALL: [Failure; 38] = [
+        Failure::CircuitOpen(7),
         Failure::Malformed("Missing Host header"),
         Failure::BadPath(PathError::AboveRoot),
         Failure::UnsupportedVersion,

@@ -138,6 +138,26 @@ impl ServiceView {
         self.balancer.borrow_mut().pick(worker.random(), None, in_flight)
     }
 
+    /// The endpoint for a try: one that `lets_pass` lets it, and none of `tried` (a bit each; the last for all from there
+    /// on) where there is another.
+    pub(crate) fn pick_where(
+        &self,
+        worker: &Worker,
+        tried: u64,
+        mut lets_pass: impl FnMut(usize) -> bool,
+    ) -> Option<usize> {
+        let is_tried = |endpoint: usize| tried & 1 << endpoint.min(63) != 0;
+        let picked = self.pick(worker)?;
+        if !is_tried(picked) && lets_pass(picked) {
+            return Some(picked);
+        }
+        let count = self.pools.len();
+        let start = (worker.random() % count.max(1) as u64) as usize;
+        let others = || (0..count).map(|step| (start + step) % count);
+        let found = others().find(|endpoint| *endpoint != picked && !is_tried(*endpoint) && lets_pass(*endpoint));
+        found.or_else(|| others().find(|endpoint| is_tried(*endpoint) && lets_pass(*endpoint)))
+    }
+
     /// The endpoint's address as a `Host`.
     pub(crate) fn endpoint_host(&self, endpoint: usize) -> &[u8] {
         match self.service.endpoints.get(endpoint).map(|endpoint| &*endpoint.label) {
