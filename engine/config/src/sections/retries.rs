@@ -10,7 +10,7 @@ use crate::shape::shape;
 use crate::units::{Time, Timeout};
 
 /// Longest wait before a retry, in milliseconds.
-const BACKOFF_MAX_MS: u64 = 60_000;
+const BACKOFF_MAX_MS: u64 = 10_000;
 
 shape! {
     /// Another try for requests that failed, where it can do no harm, on another endpoint where there is one. `{}`: with the
@@ -67,11 +67,11 @@ choice! {
         "refused_stream" => RetryOn::RefusedStream,
         "reset" => RetryOn::Reset,
         "timeout" => RetryOn::Timeout,
+        "429" => RetryOn::Status(429),
         "500" => RetryOn::Status(500),
         "502" => RetryOn::Status(502),
         "503" => RetryOn::Status(503),
         "504" => RetryOn::Status(504),
-        "429" => RetryOn::Status(429),
     }
 }
 
