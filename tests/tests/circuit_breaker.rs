@@ -23,7 +23,7 @@ fn switched(bad: &'static str) -> (Backend, Arc<AtomicBool>) {
 }
 
 fn state(gateway: &Gateway) -> f64 {
-    gateway.metric("gateway_circuit_breaker_state{service=\"app\",endpoint=\"\"}")
+    gateway.metric("gateway_circuit_breaker_state{service=\"app\"}")
 }
 
 fn rejected(gateway: &Gateway) -> f64 {
@@ -32,9 +32,7 @@ fn rejected(gateway: &Gateway) -> f64 {
 
 fn transitions(gateway: &Gateway) -> [f64; 3] {
     ["open", "half_open", "closed"].map(|to| {
-        gateway.metric(&format!(
-            "gateway_circuit_breaker_transitions_total{{service=\"app\",endpoint=\"\",to=\"{to}\"}}"
-        ))
+        gateway.metric(&format!("gateway_circuit_breaker_transitions_total{{service=\"app\",to=\"{to}\"}}"))
     })
 }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ringway_tests::{Backend, Gateway, Nobody, PATIENCE, Setup, eventually};
+use ringway_tests::{Backend, Gateway, Nobody, PATIENCE, eventually};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const UNAVAILABLE: &str = "HTTP/1.1 503 Service Unavailable\r\nX-From: first\r\nContent-Length: 4\r\n\r\nbusy";
