@@ -31,9 +31,8 @@ fn rejected(gateway: &Gateway) -> f64 {
 }
 
 fn transitions(gateway: &Gateway) -> [f64; 3] {
-    ["open", "half_open", "closed"].map(|to| {
-        gateway.metric(&format!("gateway_circuit_breaker_transitions_total{{service=\"app\",to=\"{to}\"}}"))
-    })
+    ["open", "half_open", "closed"]
+        .map(|to| gateway.metric(&format!("gateway_circuit_breaker_transitions_total{{service=\"app\",to=\"{to}\"}}")))
 }
 
 fn service(gateway: &Gateway) -> Value {
@@ -172,7 +171,9 @@ fn what_the_client_causes_does_not_count_and_gives_a_probes_place_back() {
     let gateway = setup.start(backend.endpoint());
     for _ in 0..10 {
         let mut client = gateway.connect();
-        client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n14\r\n01234567890123456789\r\n0\r\n\r\n");
+        client.send(
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n14\r\n01234567890123456789\r\n0\r\n\r\n",
+        );
         assert_eq!(client.read_response().status(), 413);
     }
     let leave = || {
@@ -196,9 +197,7 @@ fn what_the_client_causes_does_not_count_and_gives_a_probes_place_back() {
     eventually(PATIENCE, || {
         probe = gateway.connect();
         probe.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
-        eventually(PATIENCE, || {
-            held.load(Ordering::Acquire) > before || !probe.stays_silent(Duration::from_millis(1))
-        });
+        eventually(PATIENCE, || held.load(Ordering::Acquire) > before || !probe.stays_silent(Duration::from_millis(1)));
         held.load(Ordering::Acquire) > before
     });
     assert_eq!(state(&gateway), 1.0);

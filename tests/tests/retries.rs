@@ -195,7 +195,9 @@ fn the_deadline_of_the_whole_request_holds() {
 #[test]
 fn a_route_has_its_own_or_none() {
     let backend = Backend::fixed(UNAVAILABLE);
-    for (route, requests) in [("retries: off", 1), ("retries: { attempts: 4 }", 5), ("", 3), ("retries: { on: 502 }", 1)] {
+    for (route, requests) in
+        [("retries: off", 1), ("retries: { attempts: 4 }", 5), ("", 3), ("retries: { on: 502 }", 1)]
+    {
         let before_it = backend.requests().len();
         let gateway = before(&[backend.endpoint()], "retries: {}", route);
         assert_eq!(gateway.get("/").status(), 503);

@@ -184,6 +184,7 @@ fn bad_retries() {
         &file("retries: { attempts: 0, on: [404], budget: { share: 120% }, backoff: { max: 1h } }", ""),
         "f:6:26: expected a whole number from 1 to 10, found `0`
 f:6:34: expected one of `connect_failure`, `refused_stream`, `reset`, `timeout`, `429`, `500`, `502`, `503`, `504`, found `404`
+    hint: did you mean `504`?
 f:6:57: expected a share from 0% to 100%, found `120%`
 f:6:81: expected a duration from 0s to 10s, found `1h`",
     );

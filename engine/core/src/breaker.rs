@@ -130,8 +130,8 @@ struct Word {
     taken: u8,
     /// Probes that went well.
     good: u8,
-    /// Closed: failures in a row. Open: the tick at which probes may pass. Half-open: that at which the probes under way
-    /// count no more, since a call may take forever.
+    /// Closed: failures in a row. Open: the tick at which probes may pass. Half-open: that at which the youngest of the probes
+    /// under way counts no more, since a call may take forever.
     value: u64,
 }
 
@@ -211,7 +211,7 @@ impl Breaker {
                     Word { taken: 1, ..word.next(State::HalfOpen, lapses) }
                 }
                 State::HalfOpen if word.taken + word.good < settings.probes.min(PROBES_MAX) => {
-                    Word { taken: word.taken + 1, ..word }
+                    Word { taken: word.taken + 1, value: lapses.max(word.value), ..word }
                 }
                 State::HalfOpen if word.taken > 0 && tick < word.value => return Err(0),
                 // Whatever became of the probes, the service is not left alone because of them.

@@ -70,14 +70,14 @@ pub enum Failure {
     /// The rate limit cannot be judged, and its policy says that then nothing passes.
     #[error("rate limiter not available")]
     LimiterUnavailable,
+    /// The service is left alone because it fails; with the seconds for `Retry-After`.
+    #[error("circuit breaker open")]
+    CircuitOpen(u32),
     /// A panic that was caught.
     #[error("internal error")]
     Internal,
 
     // The service's.
-    /// A circuit breaker is open; with the seconds for `Retry-After`.
-    #[error("circuit breaker of the service open")]
-    CircuitOpen(u32),
     #[error("service without endpoints")]
     NoEndpoint,
     #[error("connections to the service at their limit")]
@@ -151,11 +151,12 @@ impl Failure {
             | Self::Invalid
             | Self::UnsupportedContent
             | Self::ClientGone => Fault::Client,
-            Self::Overloaded | Self::AuthenticationUnavailable | Self::LimiterUnavailable | Self::Internal => {
-                Fault::Gateway
-            }
-            Self::CircuitOpen(_)
-            | Self::NoEndpoint
+            Self::Overloaded
+            | Self::AuthenticationUnavailable
+            | Self::LimiterUnavailable
+            | Self::CircuitOpen(_)
+            | Self::Internal => Fault::Gateway,
+            Self::NoEndpoint
             | Self::ConnectionCap
             | Self::ConnectFailed
             | Self::ConnectTimeout
@@ -436,7 +437,6 @@ mod tests {
     use crate::stats::STATUSES;
 
     const ALL: [Failure; 38] = [
-        Failure::CircuitOpen(7),
         Failure::Malformed("Missing Host header"),
         Failure::BadPath(PathError::AboveRoot),
         Failure::UnsupportedVersion,
@@ -474,6 +474,7 @@ mod tests {
         Failure::BadAnswer,
         Failure::AnswerHeadTooLarge,
         Failure::AnswerIncomplete,
+        Failure::CircuitOpen(7),
     ];
 
     #[test]
@@ -481,7 +482,7 @@ mod tests {
         let statuses: Vec<_> = ALL.iter().map(|failure| failure.status()).collect();
         let expected = [
             400, 400, 505, 501, 501, 414, 431, 413, 417, 408, 408, 404, 405, 401, 401, 403, 429, 429, 400, 415, 499,
-            503, 503, 503, 500, 502, 503, 502, 504, 502, 502, 502, 504, 504, 502, 502, 502,
+            503, 503, 503, 500, 502, 503, 502, 504, 502, 502, 502, 504, 504, 502, 502, 502, 503,
         ];
         assert_eq!(statuses, expected);
     }

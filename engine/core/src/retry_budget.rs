@@ -94,7 +94,8 @@ impl RetryBudget {
             (of, count) if of >= slice => Some(pack(of, count.saturating_add(1))),
             _ => Some(pack(slice, 1)),
         };
-        let taken = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).map_or(slice, |old| unpack(old).0.max(slice));
+        let taken =
+            word.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).map_or(slice, |old| unpack(old).0.max(slice));
         if used() <= allowed {
             return true;
         }

@@ -178,12 +178,7 @@ impl Exchange {
         }
     }
 
-    fn try_prepare<'a>(
-        &mut self,
-        conn: &'a Connection,
-        head: &[u8],
-        out: &mut Vec<u8>,
-    ) -> Result<Step<'a>, Failure> {
+    fn try_prepare<'a>(&mut self, conn: &'a Connection, head: &[u8], out: &mut Vec<u8>) -> Result<Step<'a>, Failure> {
         let listener = &*conn.listener;
         let mut storage = HeadStorage::new();
         let request = RequestHead::parse(head, listener.limits.headers, &mut storage).map_err(failure_of)?;

@@ -76,7 +76,8 @@ impl Spanned<CircuitBreakerSection> {
             probes: section.half_open_probes.0 as u8,
         };
         if settings.error_share.is_none() && settings.consecutive_failures.is_none() && settings.slow.is_none() {
-            let hint = "leave `circuit_breaker` out, or say one of `error_share`, `consecutive_failures` and `slow_call`";
+            let hint =
+                "leave `circuit_breaker` out, or say one of `error_share`, `consecutive_failures` and `slow_call`";
             cx.error(span, "nothing opens this breaker", hint);
         }
         let failing = match section.count {

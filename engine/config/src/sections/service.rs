@@ -168,7 +168,8 @@ fn http2(
 pub(crate) fn check_fallbacks(services: &[Spanned<Service>], cx: &mut Cx) {
     for service in services {
         let Some(fallback) = fallback_of(&service.value) else { continue };
-        let Some(other) = services.iter().find(|other| cx.names.services.get(&other.value.name.0) == Some(&fallback.value.0))
+        let Some(other) =
+            services.iter().find(|other| cx.names.services.get(&other.value.name.0) == Some(&fallback.value.0))
         else {
             continue;
         };

@@ -72,7 +72,8 @@ fn what_is_older_than_the_window_does_not_count() {
 fn failures_in_a_row_open_it_and_a_good_call_begins_anew() {
     let settings = BreakerSettings { consecutive_failures: Some(3), error_share: None, ..SETTINGS };
     let breaker = Breaker::new(1);
-    for outcome in [Outcome::Bad, Outcome::Bad, Outcome::Good, Outcome::Bad, Outcome::Bad, Outcome::Slow, Outcome::Bad] {
+    for outcome in [Outcome::Bad, Outcome::Bad, Outcome::Good, Outcome::Bad, Outcome::Bad, Outcome::Slow, Outcome::Bad]
+    {
         assert_eq!(call(&breaker, &settings, outcome, 0), None);
     }
     assert_eq!(call(&breaker, &settings, Outcome::Bad, 0), None);
@@ -161,7 +162,8 @@ fn other_settings_act_on_the_state_that_there_is() {
 fn retry_after_is_rounded_up_and_spread() {
     assert_eq!(retry_after_secs(0, 0), 1);
     assert_eq!(retry_after_secs(1_000_001, 0), 2);
-    let spread: std::collections::BTreeSet<u32> = (0..100).map(|random| retry_after_secs(30 * SECOND, random)).collect();
+    let spread: std::collections::BTreeSet<u32> =
+        (0..100).map(|random| retry_after_secs(30 * SECOND, random)).collect();
     assert_eq!((spread.first(), spread.last()), (Some(&30), Some(&34)));
 }
 
@@ -242,7 +244,10 @@ fn simulate(seed: u64) -> [u64; 3] {
                     assert_ne!(before, State::Closed, "{at}: closed, and a call did not pass");
                     assert_eq!(breaker.state(), before, "{at}");
                     if before == State::Open {
-                        assert!(now < open_until && (1..=TICK_US).contains(&(now + left - open_until + 1)), "{at}: {left}");
+                        assert!(
+                            now < open_until && (1..=TICK_US).contains(&(now + left - open_until + 1)),
+                            "{at}: {left}"
+                        );
                     } else {
                         assert_eq!(left, 0, "{at}");
                         let mine = probes(&pending, round, now) as u64;

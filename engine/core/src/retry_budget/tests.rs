@@ -92,9 +92,10 @@ fn threads_together_do_not_take_more() {
 
 #[test]
 fn a_backoff_grows_to_its_bound() {
-    let longest = |retry| backoff_us(25_000, 250_000, retry, 0).max((0..2_000).map(|random| {
-        backoff_us(25_000, 250_000, retry, random * 7_919)
-    }).max().unwrap());
+    let longest = |retry| {
+        backoff_us(25_000, 250_000, retry, 0)
+            .max((0..2_000).map(|random| backoff_us(25_000, 250_000, retry, random * 7_919)).max().unwrap())
+    };
     assert!((24_000..=25_000).contains(&longest(0)) && (49_000..=50_000).contains(&longest(1)));
     assert!((240_000..=250_000).contains(&longest(9)) && (240_000..=250_000).contains(&longest(u32::MAX)));
     assert_eq!(backoff_us(0, 0, 5, u64::MAX), 0);
