@@ -238,6 +238,26 @@ fn a_route_with_limits() {
     assert_get_is_cheap(&gateway, "/", 100);
 }
 
+/// A service with breakers, and with retries that nothing asks for.
+fn resilient(endpoint: &str) -> String {
+    format!(
+        "services: [{{ name: app, endpoints: \"{endpoint}\", circuit_breaker: {{ per: both, slow_call: 10s }}, retries: {{}} }}]\n\
+         routes: [{{ service: app }}]\n"
+    )
+}
+
+#[test]
+fn a_service_with_breakers_and_retries() {
+    let backend = sized(100);
+    assert_get_is_cheap(&Gateway::start(&resilient(backend.endpoint())), "/", 100);
+}
+
+#[test]
+fn system_calls_with_breakers_and_retries() {
+    let backend = sized(100);
+    assert_calls(&traced(&resilient(backend.endpoint())), GET, PROXIED_CALLS_MAX);
+}
+
 #[test]
 fn an_answer_of_the_gateway_itself() {
     let gateway = Gateway::start("routes: [{ match: { path: /health }, respond: { json: { status: healthy } } }]\n");

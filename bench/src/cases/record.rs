@@ -29,6 +29,8 @@ pub const LINE: Line<'static> = Line {
     concurrency_limit: None,
     tls: TlsFacts::NONE,
     grpc_status: None,
+    attempts: 1,
+    circuit_breaker: None,
     tunnel: None,
 };
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use crate::decode::{Cx, Decode, Names, Spanned};
 use crate::error::{Errors, Sink, Span};
 use crate::sections::{
-    AcmeOf, Compiler, File, LimitsSection, Listener, Lookup, Redis, Resolver, count_names, hide_password, system_lookup,
+    AcmeOf, Compiler, File, LimitsSection, Listener, Lookup, Redis, Resolver, check_fallbacks, count_names,
+    hide_password, system_lookup,
 };
 use crate::tls::Entry;
 use crate::tree::{self, Node, Value};
@@ -110,6 +111,7 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
     let routes = routes.into_iter().filter_map(|route| compiler.route(route, cx)).map(Arc::new).collect();
     let routers = compiler.finish();
 
+    check_fallbacks(&file.services.0, cx);
     let mut resolver = Resolver::new(lookup);
     let services = file.services.0.into_iter();
     let services: Vec<_> = services.map(|service| Arc::new(service.value.compile(&mut resolver, cx))).collect();

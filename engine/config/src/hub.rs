@@ -18,6 +18,7 @@ use ringway_core::stats::{
 
 use crate::acme;
 use crate::discovered::{Discovered, DiscoveryStats};
+use crate::resilience::Resilience;
 use crate::snapshot::{Discovery, Endpoint, KeySources, Snapshot};
 
 /// The name that requests without a route are counted under.
@@ -37,6 +38,8 @@ pub struct Published {
     pub targets: Vec<Arc<[Endpoint]>>,
     /// By service, then by endpoint, as in `targets`.
     pub endpoints: Vec<Vec<Arc<EndpointStats>>>,
+    /// Breakers and retry budgets, by service.
+    pub resilience: Vec<Resilience>,
     /// What the authenticators know now: it outlives reloads, by name, as long as its keys come from the same place.
     pub live: Vec<Arc<Live>>,
     pub authenticators: Vec<Arc<AuthenticatorStats>>,
@@ -230,6 +233,7 @@ impl Published {
                     targets.iter().map(of_endpoint).collect()
                 })
                 .collect(),
+            resilience: Resilience::join(&snapshot, &targets, workers, old),
             targets,
             live: snapshot
                 .authenticators

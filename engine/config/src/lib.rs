@@ -7,6 +7,7 @@
 
 pub mod acme;
 pub mod hub;
+pub mod resilience;
 pub mod snapshot;
 
 mod compile;
@@ -16,6 +17,7 @@ mod emit;
 mod error;
 mod expand;
 mod load;
+mod percent;
 mod scalar;
 mod schema;
 mod sections;

@@ -14,11 +14,13 @@ use ringway_core::filter::Policy;
 use ringway_core::limit::{self, ConcurrencySpec, Rule, Scope};
 use ringway_core::path::PathPolicy;
 use ringway_core::proxy_protocol::{Version, Versions};
+use ringway_core::retry_budget::BudgetSettings;
 use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
 use rustls::pki_types::ServerName;
 
 use crate::acme::Acme;
+use crate::resilience::{CircuitBreaker, Retries};
 
 /// One whole configuration. References between parts are indices that the compiler of the file has checked.
 #[derive(Debug)]
@@ -388,6 +390,17 @@ pub struct Forward {
     pub host: HostRewrite,
     pub timeouts: RouteTimeouts,
     pub upgrades: Upgrades,
+    pub retries: RouteRetries,
+}
+
+/// Which failed tries of a route's requests are followed by another one.
+#[derive(Debug)]
+pub enum RouteRetries {
+    /// As the service has it.
+    OfService,
+    /// None.
+    Off,
+    Own(Retries),
 }
 
 /// Which protocols a connection may change to, if the service agrees (RFC 9110 section 7.8).
@@ -460,6 +473,11 @@ pub struct Service {
     /// Send a request again, once, on a fresh connection when a pooled one turns out to have been closed before
     /// a byte of an answer came, if that is safe (RFC 9110 section 9.2.2, RFC 9112 section 9.3.1).
     pub retry_stale: bool,
+    /// `None`: it is asked whatever becomes of it.
+    pub circuit_breaker: Option<CircuitBreaker>,
+    /// `None`: a request that failed is not tried again.
+    pub retries: Option<Retries>,
+    pub retry_budget: BudgetSettings,
     /// `None`: in the clear.
     pub tls: Option<ServiceTls>,
     /// Each connection begins with a PROXY header, and is not kept.

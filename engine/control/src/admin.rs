@@ -24,7 +24,7 @@ use tokio::sync::Semaphore;
 use crate::acme;
 use crate::exposition::Format;
 use crate::redis::RedisStats;
-use crate::{metrics, process::unix_ms};
+use crate::{metrics, process::unix_ms, services};
 
 /// Connections at the same time; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 64;
@@ -44,6 +44,7 @@ Ringway admin
 /ready    200 while requests are welcome, 503 while starting and draining
 /metrics  Prometheus text; OpenMetrics where Accept asks for it
 /config   the running configuration, secrets redacted
+/services  where requests go: services, their endpoints, circuit breakers
 /certificates  of the listeners: names, how long they hold, the next order by ACME
 ";
 
@@ -143,7 +144,7 @@ async fn serve(stream: TcpStream, admin: Arc<Admin>) {
 
 impl Admin {
     fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Response<Full<Bytes>> {
-        if !["/", "/health", "/ready", "/metrics", "/config", "/certificates"].contains(&path) {
+        if !["/", "/health", "/ready", "/metrics", "/config", "/services", "/certificates"].contains(&path) {
             return text(StatusCode::NOT_FOUND, "no such page; / lists them\n".into());
         }
         if method != Method::GET && method != Method::HEAD {
@@ -155,6 +156,7 @@ impl Admin {
             "/health" => self.health(),
             "/ready" => self.ready(),
             "/metrics" => self.metrics(headers),
+            "/services" => json(StatusCode::OK, &services::page(&self.hub)),
             "/certificates" => json(StatusCode::OK, &acme::page(&self.hub.published())),
             "/config" => {
                 let yaml = self.hub.published().snapshot.redacted.clone();

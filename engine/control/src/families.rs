@@ -88,6 +88,16 @@ families! {
         "From a request sent to a service to the head of its answer."
     STALE_RETRIES = Counter "gateway_backend_stale_retries_total" "" ["service"]
         "Requests sent again on a fresh connection because the pooled one had just been closed."
+    RETRIES = Counter "gateway_retries_total" "" ["service", "outcome"]
+        "Tries after a request's first one: success, or failure (no answer, or one to be tried again)."
+    RETRIES_DENIED = Counter "gateway_retries_denied_total" "" ["service", "reason"]
+        "Failed tries that were to be followed by another one, but budget (used up) or breaker (open) forbade it."
+    BREAKER_STATE = Gauge "gateway_circuit_breaker_state" "" ["service", "endpoint"]
+        "State of a circuit breaker: 0 closed, 1 half-open, 2 open; endpoint \"\" is the service's own."
+    BREAKER_TRANSITIONS = Counter "gateway_circuit_breaker_transitions_total" "" ["service", "endpoint", "to"]
+        "Changes of a circuit breaker's state: to closed, half_open, open."
+    BREAKER_REJECTED = Counter "gateway_circuit_breaker_rejected_total" "" ["service"]
+        "Requests that did not go to a service because its circuit breaker, or those of all its endpoints, were open."
     GRPC_REQUESTS = Counter "gateway_grpc_requests_total" "" ["service", "grpc_status"]
         "gRPC calls that came to a service, by grpc-status, the gateway's own included."
     ENDPOINT_IN_FLIGHT = Gauge "gateway_endpoint_in_flight" "" ["service", "endpoint"]

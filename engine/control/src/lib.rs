@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod process;
 pub mod redis;
 pub mod reload;
+mod services;
 pub mod watch;
 
 #[cfg(test)]

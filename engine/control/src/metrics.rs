@@ -7,10 +7,13 @@ use std::time::SystemTime;
 
 use ringway_config::Hub;
 use ringway_config::hub::Published;
+use ringway_config::snapshot::{Action, Route, RouteRetries};
 use ringway_core::auth::{Kind, Stats};
+use ringway_core::breaker::{Breaker, State};
 use ringway_core::limit::{Concurrency, Limiter, Mode};
 use ringway_core::stats::{
-    Counter, EndpointCell, Histogram, LimitStats, REFUSED_CLIENTS_MAX, RouteStats, TunnelCounters, WorkerCell,
+    Counter, EndpointCell, Histogram, LimitStats, REFUSED_CLIENTS_MAX, RouteStats, ServiceCell, TunnelCounters,
+    WorkerCell,
 };
 
 use crate::exposition::{Buckets, Exposition, Family, Format};
@@ -319,6 +322,8 @@ fn services(out: &mut Exposition, published: &Published) {
         samples.count(&[&service.service], retries);
     }
 
+    resilience(out, published);
+
     let mut samples = out.family(&f::GRPC_REQUESTS);
     for service in &published.services {
         let mut calls = BTreeMap::new();
@@ -327,6 +332,59 @@ fn services(out: &mut Exposition, published: &Published) {
         }
         for (status, count) in calls {
             samples.count(&[&service.service, &status.to_string()], count);
+        }
+    }
+}
+
+/// Without samples of services that have no breaker, or do not try again.
+fn resilience(out: &mut Exposition, published: &Published) {
+    type Column = (&'static str, CounterOf<ServiceCell>);
+    let families: [(&'static Family, [Column; 2]); 2] = [
+        (&f::RETRIES, [("success", |cell| &cell.retries_succeeded), ("failure", |cell| &cell.retries_failed)]),
+        (
+            &f::RETRIES_DENIED,
+            [("budget", |cell| &cell.retries_denied_by_budget), ("breaker", |cell| &cell.retries_denied_by_breaker)],
+        ),
+    ];
+    let retried = |service: usize| {
+        let of_route = |route: &Arc<Route>| match &route.action {
+            Action::Forward(forward) => forward.service == service && matches!(forward.retries, RouteRetries::Own(_)),
+            _ => false,
+        };
+        let known = published.snapshot.services.get(service);
+        known.is_some_and(|known| known.retries.is_some()) || published.snapshot.routes.iter().any(of_route)
+    };
+    for (family, columns) in families {
+        let mut samples = out.family(family);
+        for (_, stats) in published.services.iter().enumerate().filter(|(index, _)| retried(*index)) {
+            for (label, counter) in columns {
+                let count = stats.workers.iter().map(|cell| counter(cell).get()).sum();
+                samples.count(&[&stats.service, label], count);
+            }
+        }
+    }
+    let services = published.snapshot.services.iter().zip(&published.targets).zip(&published.resilience);
+    let breakers: Vec<(&str, &str, &Breaker)> = services
+        .flat_map(|((service, targets), known)| {
+            let own = known.breaker.iter().map(|breaker| (&*service.name, "", &**breaker));
+            let endpoints = targets.iter().zip(&known.endpoint_breakers);
+            own.chain(endpoints.map(|(endpoint, breaker)| (&*service.name, &*endpoint.label, &**breaker)))
+        })
+        .collect();
+    let mut samples = out.family(&f::BREAKER_STATE);
+    for (service, endpoint, breaker) in &breakers {
+        samples.count(&[service, endpoint], breaker.state() as u64);
+    }
+    let mut samples = out.family(&f::BREAKER_TRANSITIONS);
+    for (service, endpoint, breaker) in &breakers {
+        for to in State::ALL {
+            samples.count(&[service, endpoint, to.label()], breaker.transitions(to));
+        }
+    }
+    let mut samples = out.family(&f::BREAKER_REJECTED);
+    for (stats, service) in published.services.iter().zip(&published.snapshot.services) {
+        if service.circuit_breaker.is_some() {
+            samples.count(&[&stats.service], stats.workers.iter().map(|cell| cell.breaker_rejected.get()).sum());
         }
     }
 }

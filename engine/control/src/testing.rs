@@ -34,6 +34,9 @@ pub(crate) fn snapshot() -> Snapshot {
         proxy_protocol: None,
         retry_stale: true,
         discovery: None,
+        circuit_breaker: None,
+        retries: None,
+        retry_budget: ringway_config::resilience::Resilience::BUDGET,
         tls: None,
     };
     Snapshot {

@@ -73,6 +73,9 @@ pub enum Failure {
     /// The rate limit cannot be judged, and its policy says that then nothing passes.
     #[error("rate limiter not available")]
     LimiterUnavailable,
+    /// The service is left alone because it fails; with the seconds for `Retry-After`.
+    #[error("circuit breaker open")]
+    CircuitOpen(u32),
     /// A panic that was caught.
     #[error("internal error")]
     Internal,
@@ -152,9 +155,11 @@ impl Failure {
             | Self::Invalid
             | Self::UnsupportedContent
             | Self::ClientGone => Fault::Client,
-            Self::Overloaded | Self::AuthenticationUnavailable | Self::LimiterUnavailable | Self::Internal => {
-                Fault::Gateway
-            }
+            Self::Overloaded
+            | Self::AuthenticationUnavailable
+            | Self::LimiterUnavailable
+            | Self::CircuitOpen(_)
+            | Self::Internal => Fault::Gateway,
             Self::NoEndpoint
             | Self::ConnectionCap
             | Self::ConnectFailed
@@ -201,6 +206,7 @@ impl Failure {
             | Self::ClientGone
             | Self::Overloaded
             | Self::Internal
+            | Self::CircuitOpen(_)
             | Self::NoEndpoint
             | Self::RequestTimeout
             | Self::AnswerHeadTooLarge
@@ -235,7 +241,11 @@ impl Failure {
             | Self::BadAnswer
             | Self::AnswerHeadTooLarge
             | Self::AnswerIncomplete => 502,
-            Self::Overloaded | Self::ConnectionCap | Self::AuthenticationUnavailable | Self::LimiterUnavailable => 503,
+            Self::Overloaded
+            | Self::CircuitOpen(_)
+            | Self::ConnectionCap
+            | Self::AuthenticationUnavailable
+            | Self::LimiterUnavailable => 503,
             Self::ConnectTimeout | Self::AnswerTimeout | Self::RequestTimeout => 504,
             Self::UnsupportedVersion => 505,
         }
@@ -274,9 +284,11 @@ impl Failure {
             Self::WrongMethod => "Method not allowed",
             Self::ClientGone => "Client closed request",
             Self::Internal => "Internal server error",
-            Self::Overloaded | Self::ConnectionCap | Self::AuthenticationUnavailable | Self::LimiterUnavailable => {
-                "Service temporarily unavailable"
-            }
+            Self::Overloaded
+            | Self::CircuitOpen(_)
+            | Self::ConnectionCap
+            | Self::AuthenticationUnavailable
+            | Self::LimiterUnavailable => "Service temporarily unavailable",
             Self::NoEndpoint
             | Self::ConnectFailed
             | Self::Untrusted
@@ -292,6 +304,7 @@ impl Failure {
     /// The value of `Retry-After`, which every 503 has, and a 429 where only the end of another request can tell.
     pub const fn retry_after_secs(self) -> Option<u32> {
         match (self, self.status()) {
+            (Self::CircuitOpen(seconds), _) => Some(seconds),
             (Self::ConcurrencyLimited, _) | (_, 503) => Some(1),
             _ => None,
         }
@@ -328,6 +341,7 @@ impl Failure {
             | Self::LimiterUnavailable
             | Self::NoRoute
             | Self::WrongMethod
+            | Self::CircuitOpen(_)
             | Self::NoEndpoint
             | Self::ConnectionCap
             | Self::ConnectFailed
@@ -369,7 +383,7 @@ impl Failure {
             | Self::Invalid
             | Self::UnsupportedContent => Some("http_request_denied"),
             Self::Internal => Some("proxy_internal_error"),
-            Self::NoEndpoint => Some("destination_unavailable"),
+            Self::CircuitOpen(_) | Self::NoEndpoint => Some("destination_unavailable"),
             Self::ConnectionCap => Some("connection_limit_reached"),
             Self::ConnectFailed => Some("connection_refused"),
             Self::ConnectTimeout => Some("connection_timeout"),
@@ -419,6 +433,7 @@ impl Failure {
             | Self::LimiterUnavailable
             | Self::ClientGone
             | Self::Overloaded
+            | Self::CircuitOpen(_)
             | Self::Internal => None,
         }
     }
@@ -430,7 +445,7 @@ mod tests {
     use crate::answer;
     use crate::stats::STATUSES;
 
-    const ALL: [Failure; 38] = [
+    const ALL: [Failure; 39] = [
         Failure::Malformed("Missing Host header"),
         Failure::BadPath(PathError::AboveRoot),
         Failure::UnsupportedVersion,
@@ -469,6 +484,7 @@ mod tests {
         Failure::BadAnswer,
         Failure::AnswerHeadTooLarge,
         Failure::AnswerIncomplete,
+        Failure::CircuitOpen(7),
     ];
 
     #[test]
@@ -476,7 +492,7 @@ mod tests {
         let statuses: Vec<_> = ALL.iter().map(|failure| failure.status()).collect();
         let expected = [
             400, 400, 505, 501, 501, 501, 414, 431, 413, 417, 408, 408, 404, 405, 401, 401, 403, 429, 429, 400, 415,
-            499, 503, 503, 503, 500, 502, 503, 502, 504, 502, 502, 502, 504, 504, 502, 502, 502,
+            499, 503, 503, 503, 500, 502, 503, 502, 504, 502, 502, 502, 504, 504, 502, 502, 502, 503,
         ];
         assert_eq!(statuses, expected);
     }

@@ -43,6 +43,10 @@ pub struct Line<'a> {
     pub tls: TlsFacts<'a>,
     /// How a gRPC call ended; not written for other requests.
     pub grpc_status: Option<u8>,
+    /// Tries at the service; not written where there was one at most.
+    pub attempts: u8,
+    /// What was answered while a circuit breaker was open: `open` (a refusal) or `fallback`; not written else.
+    pub circuit_breaker: Option<&'static str>,
     /// What became of the connection after an upgrade; not written where there was none.
     pub tunnel: Option<Tunnel<'a>>,
 }
@@ -122,6 +126,15 @@ impl Formatter {
         if let Some(status) = line.grpc_status {
             out.extend_from_slice(b",\"grpcStatus\":");
             write_integer(status.into(), out);
+        }
+        if line.attempts > 1 {
+            out.extend_from_slice(b",\"attempts\":");
+            write_integer(line.attempts.into(), out);
+        }
+        if let Some(breaker) = line.circuit_breaker {
+            out.extend_from_slice(b",\"circuitBreaker\":\"");
+            out.extend_from_slice(breaker.as_bytes());
+            out.push(b'"');
         }
         if let Some(tunnel) = &line.tunnel {
             out.extend_from_slice(b",\"upgrade\":\"");
@@ -233,6 +246,8 @@ mod tests {
         concurrency_limit: None,
         tls: TlsFacts::NONE,
         grpc_status: None,
+        attempts: 1,
+        circuit_breaker: None,
         tunnel: None,
     };
 
@@ -271,6 +286,8 @@ mod tests {
         assert!(written(&refused).ends_with(&format!("{end}\n")));
         let call = Line { grpc_status: Some(14), ..line };
         assert!(written(&call).ends_with("\"backendLatencyMs\":null,\"grpcStatus\":14}\n"));
+        let tried = Line { attempts: 3, circuit_breaker: Some("fallback"), ..line };
+        assert!(written(&tried).ends_with("null,\"attempts\":3,\"circuitBreaker\":\"fallback\"}\n"));
         let tunnel = Tunnel { protocol: b"websocket", open_us: 60_000_500, bytes_in: 7, bytes_out: 9 };
         let end = r#""upgrade":"websocket","tunnelMs":60000.5,"tunnelBytesIn":7,"tunnelBytesOut":9}"#;
         assert!(written(&Line { tunnel: Some(tunnel), ..line }).ends_with(&format!(",{end}\n")));
@@ -350,6 +367,8 @@ mod tests {
                     certificate: Some(&certificate),
                 },
                 grpc_status: Some(u8::MAX),
+                attempts: u8::MAX,
+                circuit_breaker: Some("fallback"),
                 tunnel: Some(Tunnel { protocol: &long, open_us: u64::MAX, bytes_in: u64::MAX, bytes_out: u64::MAX }),
             };
             let text = written(&line);
@@ -373,7 +392,7 @@ mod tests {
                 client_ip: &client_ip, user_agent: user_agent.as_deref(), user_id: user_id.as_deref(),
                 rate_limit_remaining, backend_service: backend_service.as_deref(),
                 backend_latency_us: Some(backend_latency_us), http_version: None, concurrency_limit: None,
-                tls: TlsFacts::NONE, grpc_status: None, tunnel: None,
+                tls: TlsFacts::NONE, grpc_status: None, attempts: 1, circuit_breaker: None, tunnel: None,
             });
             prop_assert!(text.len() <= LINE_BYTES_MAX);
             prop_assert_eq!(text.find('\n'), Some(text.len() - 1));

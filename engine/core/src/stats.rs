@@ -235,6 +235,14 @@ pub struct ServiceCell {
     pub latency: Histogram,
     /// Sent again on a fresh connection because the pooled one had just been closed.
     pub stale_retries: Counter,
+    /// Tries after the first one, by whether their answer was one to keep.
+    pub retries_succeeded: Counter,
+    pub retries_failed: Counter,
+    /// Failed tries that were to be followed by another one: the budget was used up, or a breaker is open.
+    pub retries_denied_by_budget: Counter,
+    pub retries_denied_by_breaker: Counter,
+    /// Requests that found a breaker open.
+    pub breaker_rejected: Counter,
     calls: [Counter; Status::COUNT],
 }
 

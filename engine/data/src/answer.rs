@@ -71,6 +71,9 @@ pub(crate) async fn relay(
         out.clear();
         let head = buffer.data().get(..length).unwrap_or_default();
         let shape = write_answer_head(attempt, exchange, head, out)?;
+        if !shape.interim {
+            attempt.passage.answered(exchange.status, head, attempt.took_us());
+        }
         buffer.consume(length);
         if !shape.interim {
             break shape;

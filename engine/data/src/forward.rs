@@ -4,13 +4,15 @@ use std::cell::Cell;
 use std::pin::pin;
 use std::task::Poll;
 
+use ringway_config::resilience::RetryOn;
 use ringway_config::snapshot::{Action, Forward, Route, RouteTimeouts};
-use ringway_core::failure::Failure;
+use ringway_core::failure::{Failure, Fault};
 use ringway_core::filter::Permit;
 use ringway_core::http::{BodyDecoder, CHUNK_HEAD_MAX, Framing, TRAILERS_BYTES_MAX, write_chunk_head, write_trailers};
 use ringway_core::stats::BackendError;
 
 use crate::answer::{Relayed, relay};
+use crate::breaker::Passage;
 use crate::buffer::Buffer;
 use crate::clock::us;
 use crate::connection::Connection;
@@ -20,6 +22,7 @@ use crate::io::{Blocks, write_service};
 use crate::link::Link;
 use crate::outbound::{Broken, Outbound};
 use crate::request::Exchange;
+use crate::retry::{self, Tries};
 use crate::tunnel::Opened;
 use crate::upstream::Upstream;
 
@@ -34,6 +37,22 @@ pub(crate) struct Attempt<'a> {
     pub(crate) sent: Cell<bool>,
     /// Some of the body has gone to the service and is no longer at hand.
     uploaded: Cell<bool>,
+    /// An answer is being passed on, for which the request's head has made room.
+    relaying: Cell<bool>,
+    /// When the current try was sent, on the core's clock.
+    begun: Cell<u64>,
+    /// The current try's way to its endpoint.
+    pub(crate) passage: Passage<'a>,
+    tries: Tries<'a>,
+}
+
+/// What follows a broken try.
+enum After {
+    /// The same again, on a fresh connection.
+    Same,
+    /// Another try, which is planned.
+    Another,
+    Over(Failure),
 }
 
 /// Sends the request whose head is in `head` and relays the answer.
@@ -49,10 +68,10 @@ pub(crate) async fn forward(
     used: &mut usize,
     body: &mut BodyDecoder,
     head: &mut Vec<u8>,
-    (service, endpoint): (usize, usize),
+    passage: Passage<'_>,
     _permit: Permit,
 ) -> Result<Option<Buffer>, Failure> {
-    let outbound = Outbound::new(conn, service, endpoint)?;
+    let outbound = Outbound::new(conn, passage.service, passage.endpoint)?;
     let head_length = *used;
     if conn.client.stream().is_some() && !body.is_done() {
         // A short body often comes in one go with its head. What is left of the room holds a trailer section.
@@ -73,58 +92,78 @@ pub(crate) async fn forward(
     write_body(conn, route, exchange.framing, data, body, head)?;
     *used += decoded.consumed;
     let timeouts = timeouts(conn, exchange);
-    let attempt = Attempt {
+    let is_whole = body.is_done();
+    let tries = Tries::begin(conn, exchange, (passage.service, outbound.service), is_whole, timeouts.request);
+    let mut attempt = Attempt {
         outbound,
         request: inbox.data().get(..head_length).unwrap_or_default(),
         answered: Cell::new(false),
         sent: Cell::new(false),
         uploaded: Cell::new(false),
+        relaying: Cell::new(false),
+        begun: Cell::new(0),
+        passage,
+        tries,
     };
+    exchange.attempts = 1;
     if let Some(request) = timeouts.request {
         conn.timers.set(Slot::Request, exchange.started + us(request));
     }
 
-    let may_retry = attempt.outbound.service.retry_stale && body.is_done() && exchange.is_idempotent;
+    let stale = attempt.outbound.service.retry_stale && is_whole && exchange.is_idempotent;
+    let per_try = timeouts.per_try.into_iter().chain(attempt.tries.policy.and_then(|policy| policy.per_try)).min();
     let (mut fresh, mut was_refused) = (false, false);
     loop {
-        if let Some(per_try) = timeouts.per_try {
+        if let Some(per_try) = per_try {
             attempt.outbound.try_until.set(conn.worker.clock.lately() + us(per_try));
         }
-        let (upstream, reused) = attempt.outbound.acquire(fresh).await?;
-        match attempt.run(exchange, upstream, body, decoded.data.len() as u64, head).await {
-            Ok(rest) => {
-                conn.timers.clear(Slot::Request);
-                return Ok(rest);
-            }
-            Err(Broken::Failed(failure)) => {
-                conn.timers.service(None, 0);
-                conn.timers.clear(Slot::Request);
-                return Err(failure);
-            }
-            Err(broken) => {
-                conn.timers.service(None, 0);
-                let again = match broken {
-                    Broken::Refused => !std::mem::replace(&mut was_refused, true) && !attempt.uploaded.get(),
-                    _ => reused && may_retry,
-                };
-                if !again {
-                    conn.timers.clear(Slot::Request);
-                    return Err(Failure::ConnectionBroken);
+        let (broken, reused) = match attempt.outbound.acquire(fresh).await {
+            Ok((upstream, reused)) => {
+                match attempt.run(exchange, upstream, body, decoded.data.len() as u64, head).await {
+                    Ok(rest) => {
+                        conn.timers.clear(Slot::Request);
+                        attempt.count_last(exchange);
+                        return Ok(rest);
+                    }
+                    Err(broken) => (broken, reused),
                 }
+            }
+            Err(failure) => (Broken::Failed(failure), false),
+        };
+        conn.timers.service(None, 0);
+        match attempt.after(exchange, broken, reused && stale, &mut was_refused) {
+            After::Same => {
                 attempt.outbound.cell.stale_retries.add(1);
                 fresh = true;
+            }
+            After::Another if let Some((passage, wait)) = attempt.tries.next() => {
+                if wait > 0 {
+                    Box::pin(retry::pause(wait)).await;
+                }
+                retry::rename_host(conn, exchange, &passage, head);
+                attempt.go_on(exchange, passage)?;
+                fresh = false;
+            }
+            After::Another => return Err(Failure::Internal),
+            After::Over(failure) => {
+                conn.timers.clear(Slot::Request);
+                return Err(failure);
             }
         }
     }
 }
 
 pub(crate) fn timeouts(conn: &Connection, exchange: &Exchange) -> RouteTimeouts {
-    let of_route = match conn.route(exchange).map(|route| &route.action) {
-        Some(Action::Forward(Forward { timeouts, .. })) => *timeouts,
-        _ => RouteTimeouts { request: None, per_try: None },
-    };
+    let of_route = route_timeouts(conn, exchange);
     let of_call = exchange.call.and_then(|call| call.timeout);
     RouteTimeouts { request: of_route.request.into_iter().chain(of_call).min(), ..of_route }
+}
+
+fn route_timeouts(conn: &Connection, exchange: &Exchange) -> RouteTimeouts {
+    match conn.route(exchange).map(|route| &route.action) {
+        Some(Action::Forward(Forward { timeouts, .. })) => *timeouts,
+        _ => RouteTimeouts { request: None, per_try: None },
+    }
 }
 
 pub(crate) fn check_size(received: u64, exchange: &Exchange) -> Result<(), Failure> {
@@ -165,7 +204,7 @@ fn write_body(
     Ok(())
 }
 
-impl Attempt<'_> {
+impl<'a> Attempt<'a> {
     /// One try on one connection.
     async fn run(
         &self,
@@ -176,14 +215,22 @@ impl Attempt<'_> {
         head: &mut Vec<u8>,
     ) -> Result<Option<Buffer>, Broken> {
         let conn = self.outbound.conn;
-        let begun = conn.worker.clock.lately();
+        self.begun.set(conn.worker.clock.lately());
         let written = self.outbound.send(&upstream, head).await?;
 
         if body.is_done() || !written {
             self.sent.set(body.is_done());
             self.outbound.arm_answer();
-            let relayed = self.answer(exchange, &mut upstream, head, begun).await?;
-            self.settle(exchange, upstream, relayed, body.is_done() && written);
+            match self.answer(exchange, &mut upstream, head).await {
+                Ok(relayed) => self.settle(exchange, upstream, relayed, body.is_done() && written),
+                Err(broken) => {
+                    if let (Broken::Again { reusable: true }, true) = (&broken, written) {
+                        conn.timers.service(None, 0);
+                        upstream.give_back(conn.worker.clock.lately());
+                    }
+                    return Err(broken);
+                }
+            }
             return Ok(None);
         }
 
@@ -194,7 +241,7 @@ impl Attempt<'_> {
         let mut rest = None;
         let relayed = {
             let mut upload = pin!(self.upload(&facts, body, &link));
-            let mut relay = pin!(self.answer(exchange, &mut upstream, head, begun));
+            let mut relay = pin!(self.answer(exchange, &mut upstream, head));
             let mut uploading = true;
             std::future::poll_fn(|cx| {
                 if uploading && let Poll::Ready(uploaded) = upload.as_mut().poll(cx) {
@@ -228,17 +275,108 @@ impl Attempt<'_> {
         }
     }
 
-    /// Waits for the answer and relays it.
+    /// Waits for the answer and relays it, unless it is one to try again.
     async fn answer(
         &self,
         exchange: &mut Exchange,
         upstream: &mut Upstream,
         head: &mut Vec<u8>,
-        begun: u64,
     ) -> Result<Relayed, Broken> {
-        let (buffer, length) = self.outbound.read_answer(upstream, None).await?;
-        exchange.service_us = Some(self.outbound.conn.worker.clock.now().saturating_sub(begun));
+        let (mut buffer, length) = self.outbound.read_answer(upstream, None).await?;
+        let took = self.outbound.conn.worker.clock.now().saturating_sub(self.begun.get());
+        exchange.service_us = Some(took);
+        if self.tries.policy.is_some() {
+            self.consider(exchange, &mut buffer, length)?;
+        }
+        self.relaying.set(true);
         Ok(relay(self, exchange, upstream, buffer, length, head).await?)
+    }
+
+    /// How long the service took to begin its answer.
+    pub(crate) fn took_us(&self) -> u64 {
+        self.outbound.conn.worker.clock.lately().saturating_sub(self.begun.get())
+    }
+
+    /// Ends with [`Broken::Again`] where the answer is one to try again, and there is another try.
+    fn consider(&self, exchange: &Exchange, buffer: &mut Buffer, length: usize) -> Result<(), Broken> {
+        let head = buffer.data().get(..length).unwrap_or_default();
+        let status = retry::status_of(head);
+        if !self.tries.is_bad(status) {
+            return Ok(());
+        }
+        self.passage.answered(status, head, self.took_us());
+        let on = RetryOn::Status(status);
+        match self.tries.plan(&self.passage, self.outbound.conn, on, self.outbound.cell) {
+            true => Err(Broken::Again { reusable: retry::is_whole(buffer, length, exchange.is_head) }),
+            false => Ok(()),
+        }
+    }
+
+    /// Tells the breakers of a try that is broken, and says what follows it. `stale`: its connection may just have been
+    /// closed, which says nothing.
+    fn after(&self, exchange: &Exchange, broken: Broken, stale: bool, was_refused: &mut bool) -> After {
+        let is_same = match broken {
+            Broken::Refused => !std::mem::replace(was_refused, true) && !self.uploaded.get(),
+            Broken::Unanswered => stale,
+            _ => false,
+        };
+        if is_same {
+            return After::Same;
+        }
+        if exchange.attempts > 1 {
+            self.outbound.cell.retries_failed.add(1);
+        }
+        if let Broken::Again { .. } = broken {
+            return After::Another;
+        }
+        let on = retry::reason_of(&broken);
+        let failure = Failure::from(broken);
+        if self.is_of_service(exchange, failure) {
+            self.passage.failed();
+        }
+        let is_at_hand = !self.relaying.get() && !self.uploaded.get();
+        let plans = |on| self.tries.plan(&self.passage, self.outbound.conn, on, self.outbound.cell);
+        match on.filter(|_| is_at_hand) {
+            Some(on) if plans(on) => {
+                failure.backend_error().inspect(|error| self.outbound.cell.record_error(*error));
+                After::Another
+            }
+            _ => After::Over(failure),
+        }
+    }
+
+    /// Whether a failure says something of the service: not what the client or the gateway's own bounds have caused.
+    fn is_of_service(&self, exchange: &Exchange, failure: Failure) -> bool {
+        match failure {
+            // A client of gRPC may give its call as little time as it likes.
+            Failure::RequestTimeout => {
+                let of_call = exchange.call.as_ref().and_then(|call| call.timeout);
+                let of_route = route_timeouts(self.outbound.conn, exchange).request;
+                self.sent.get() && of_route.is_some_and(|route| of_call.is_none_or(|call| route <= call))
+            }
+            Failure::ConnectionCap | Failure::NoEndpoint => false,
+            failure => failure.fault() == Fault::Service,
+        }
+    }
+
+    /// From here on to another endpoint.
+    fn go_on(&mut self, exchange: &mut Exchange, passage: Passage<'a>) -> Result<(), Failure> {
+        self.outbound = Outbound::new(self.outbound.conn, passage.service, passage.endpoint)?;
+        self.passage = passage;
+        self.sent.set(false);
+        exchange.attempts += 1;
+        exchange.service_us = None;
+        Ok(())
+    }
+
+    /// Counts what became of the last retry, if there was one.
+    fn count_last(&self, exchange: &Exchange) {
+        let cell = self.outbound.cell;
+        match exchange.attempts {
+            0 | 1 => {}
+            _ if self.tries.is_bad(exchange.status) => cell.retries_failed.add(1),
+            _ => cell.retries_succeeded.add(1),
+        }
     }
 
     /// After the answer: the connection is kept, where both sides of the exchange are whole.
@@ -255,6 +393,7 @@ impl Attempt<'_> {
             Relayed::Upgraded(first) => exchange.opened = Some(Box::new(Opened::new(upstream, first))),
             Relayed::BrokenOff => {
                 self.outbound.cell.record_error(BackendError::Body);
+                self.passage.broke_off();
                 self.break_off(exchange);
             }
         }

@@ -42,6 +42,11 @@ pub(crate) enum Broken {
     /// The service has said that it has not looked at the request: it may be sent again, whatever it is (RFC 9113 section
     /// 8.7).
     Refused,
+    /// It is an answer to try again, and that is planned.
+    Again {
+        /// The answer has come whole.
+        reusable: bool,
+    },
     Failed(Failure),
 }
 
@@ -54,7 +59,7 @@ impl From<Failure> for Broken {
 impl From<Broken> for Failure {
     fn from(broken: Broken) -> Self {
         match broken {
-            Broken::Unanswered | Broken::Refused => Self::ConnectionBroken,
+            Broken::Unanswered | Broken::Refused | Broken::Again { .. } => Self::ConnectionBroken,
             Broken::Failed(failure) => failure,
         }
     }

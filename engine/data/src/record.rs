@@ -134,6 +134,8 @@ pub(crate) fn log(worker: &Worker, exchange: &Exchange, head: &[u8], rest: &Rest
         concurrency_limit: rest.full,
         tls: rest.secured.facts(),
         grpc_status: rest.grpc.map(Status::code),
+        attempts: exchange.attempts,
+        circuit_breaker: exchange.cut.label(),
         tunnel: rest.tunnel,
     };
     formatter.write(&line, lines);

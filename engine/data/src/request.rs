@@ -21,6 +21,7 @@ use ringway_core::trace::{NewTrace, valid_b3, valid_b3_id, valid_traceparent};
 
 use crate::acme;
 use crate::auth_service::{Known, Question};
+use crate::breaker::{Cut, Passage, Way, find_way};
 use crate::call::{self, Call};
 use crate::connection::Connection;
 use crate::gate;
@@ -92,6 +93,10 @@ pub(crate) struct Exchange {
     pub(crate) service_us: Option<u64>,
     /// What the client was told; 0 while nothing was.
     pub(crate) status: u16,
+    /// Tries at a service.
+    pub(crate) attempts: u8,
+    /// A breaker was open.
+    pub(crate) cut: Cut,
     /// The answer broke off: the client's connection ends with a reset, so that nobody takes it for whole.
     pub(crate) broken_off: bool,
     /// It is a gRPC call.
@@ -101,11 +106,10 @@ pub(crate) struct Exchange {
 }
 
 /// What is to be done.
-pub(crate) enum Step {
-    /// The head for the service is written; this endpoint was chosen.
+pub(crate) enum Step<'a> {
+    /// The head for the service is written, for the endpoint that was chosen.
     Forward {
-        service: usize,
-        endpoint: usize,
+        passage: Passage<'a>,
         permit: Permit,
     },
     /// The gate has to know this first.
@@ -145,6 +149,8 @@ impl Exchange {
             service: None,
             service_us: None,
             status: 0,
+            attempts: 0,
+            cut: Cut::No,
             broken_off: false,
             call: None,
             opened: None,
@@ -165,14 +171,14 @@ impl Exchange {
     }
 
     /// Judges the head. `out` gets what [`Step`] says.
-    pub(crate) fn prepare(&mut self, conn: &Connection, head: &[u8], out: &mut Vec<u8>) -> Step {
+    pub(crate) fn prepare<'a>(&mut self, conn: &'a Connection, head: &[u8], out: &mut Vec<u8>) -> Step<'a> {
         match self.try_prepare(conn, head, out) {
             Ok(step) => step,
             Err(failure) => Step::Fail(failure),
         }
     }
 
-    fn try_prepare(&mut self, conn: &Connection, head: &[u8], out: &mut Vec<u8>) -> Result<Step, Failure> {
+    fn try_prepare<'a>(&mut self, conn: &'a Connection, head: &[u8], out: &mut Vec<u8>) -> Result<Step<'a>, Failure> {
         let listener = &*conn.listener;
         let mut storage = HeadStorage::new();
         let request = RequestHead::parse(head, listener.limits.headers, &mut storage).map_err(failure_of)?;
@@ -291,24 +297,34 @@ impl Exchange {
                 Ok(Step::Answer)
             }
             Action::Forward(forward) => {
-                let service = conn.view.services.get(forward.service).ok_or(Failure::Internal)?;
                 self.service = Some(forward.service);
+                let passage = match find_way(conn, self, forward.service)? {
+                    Way::Open(passage) => passage,
+                    // See above.
+                    Way::Answer(_) if self.is_http2 && request.has(Name::Upgrade) => {
+                        return Err(Failure::UnsupportedMethod);
+                    }
+                    Way::Answer(answer) => {
+                        respond::fixed(conn, self, route, answer, &vars, out);
+                        return Ok(Step::Answer);
+                    }
+                };
+                let service = conn.view.services.get(passage.service).ok_or(Failure::Internal)?;
                 if request.has(Name::Upgrade) {
                     // Over HTTP/2 there are names for what is carried, and this is the one in use (RFC 8441 section 5).
                     let over_http2 = service.service.pool.http2.is_some();
                     let may_carry = |protocol: &[u8]| !over_http2 || protocol.eq_ignore_ascii_case(WEBSOCKET);
                     self.find_upgrade(&request, head, |name| may_carry(name) && forward.upgrades.allows(name))?;
                 }
-                let endpoint = service.pick(&conn.worker).ok_or(Failure::NoEndpoint)?;
                 let host = match &forward.host {
                     HostRewrite::Keep if !request.authority.is_empty() => request.authority,
                     HostRewrite::Fixed(host) => host.as_bytes(),
-                    _ => service.endpoint_host(endpoint),
+                    _ => service.endpoint_host(passage.endpoint),
                 };
                 let vars = Vars { service: &service.service.name, ..vars };
                 let to = Destination { listener, route, forward, host, trusted };
                 write_head(conn, self, head, &request, &to, &vars, out);
-                Ok(Step::Forward { service: forward.service, endpoint, permit })
+                Ok(Step::Forward { passage, permit })
             }
         }
     }

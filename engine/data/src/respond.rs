@@ -190,7 +190,7 @@ pub(crate) fn to_https(
     authority: &[u8],
     (path, query): (&[u8], Option<&[u8]>),
     out: &mut Vec<u8>,
-) -> Result<Step, Failure> {
+) -> Result<Step<'static>, Failure> {
     begin_bare(conn, exchange, redirect.status, out);
     out.extend_from_slice(b"Location: ");
     if !write_location(authority, redirect.port, path, query, out) {

@@ -174,13 +174,10 @@ async fn exchange(conn: &mut Connection, inbox: &mut Buffer, head_length: usize,
         Step::Answer => None,
         Step::Wait(_) => Some(Failure::Internal),
         Step::Fail(failure) => Some(failure),
-        Step::Forward { service, endpoint, permit } => {
+        Step::Forward { passage, permit } => {
             let held = hold(conn, &mut exchange, inbox, &mut used, &mut body, out, &mut spare).await;
             let forwarded = match held {
-                Ok(()) => {
-                    let to = (service, endpoint);
-                    forward(conn, &mut exchange, inbox, &mut used, &mut body, out, to, permit).await
-                }
+                Ok(()) => forward(conn, &mut exchange, inbox, &mut used, &mut body, out, passage, permit).await,
                 Err(failure) => Err(failure),
             };
             match forwarded {

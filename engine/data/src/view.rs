@@ -143,6 +143,31 @@ impl ServiceView {
         self.balancer.borrow_mut().pick(worker.random(), None, in_flight)
     }
 
+    /// The endpoint for a try: one that `lets_pass` lets it, and none of `tried` (a bit each; the last for all from there
+    /// on) where there is another. A first try is the balancer's to place, unless it may not go there.
+    pub(crate) fn pick_where(
+        &self,
+        worker: &Worker,
+        tried: u64,
+        mut lets_pass: impl FnMut(usize) -> bool,
+    ) -> Option<usize> {
+        let mut refused = None;
+        // What is tried again is no request more: if it took its turn, the next one would always meet the same endpoint.
+        if tried == 0 {
+            let picked = self.pick(worker)?;
+            if lets_pass(picked) {
+                return Some(picked);
+            }
+            refused = Some(picked);
+        }
+        let is_tried = |endpoint: usize| tried & 1 << endpoint.min(63) != 0;
+        let count = self.pools.len();
+        let start = (worker.random() % count.max(1) as u64) as usize;
+        let others = || (0..count).map(|step| (start + step) % count).filter(|endpoint| Some(*endpoint) != refused);
+        let found = others().find(|endpoint| !is_tried(*endpoint) && lets_pass(*endpoint));
+        found.or_else(|| others().find(|endpoint| is_tried(*endpoint) && lets_pass(*endpoint)))
+    }
+
     /// The endpoint's address as a `Host`.
     pub(crate) fn endpoint_host(&self, endpoint: usize) -> &[u8] {
         match self.pools.get(endpoint).map(|pool| &*pool.endpoint.label) {

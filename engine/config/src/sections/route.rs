@@ -17,6 +17,7 @@ use super::deprecation::DeprecationSection;
 use super::headers::HeaderSection;
 use super::ip::IpSection;
 use super::matching::MatchSection;
+use super::retries::RouteRetries;
 use super::security_headers::SecurityHeadersChoice;
 use super::validate::ValidateSection;
 use crate::decode::{Cx, Decode, OneOrMore, Spanned};
@@ -69,6 +70,8 @@ shape! {
         upgrades: Option<OrOff<Spanned<OneOrMore<Protocol>>>>,
         /// How long a request may take.
         timeouts: Option<Spanned<RouteTimeouts>>,
+        /// Another try for requests that failed. Without it: as the service has it. `off`: none.
+        retries: Option<OrOff<Spanned<RouteRetries>>>,
         /// Limits of a request.
         limits: RouteLimits = "{}",
         /// Which client addresses may ask; 403 for others. Without it: `defaults.ip`.
@@ -379,6 +382,7 @@ fn action(route: Route, span: Span, parameters: &[String], cx: &mut Cx) -> Optio
         ("request_headers", route.request_headers.as_ref().map(|section| section.span)),
         ("timeouts", route.timeouts.as_ref().map(|section| section.span)),
         ("upgrades", route.upgrades.as_ref().and_then(|list| list.0.as_ref()).map(|list| list.span)),
+        ("retries", route.retries.as_ref().and_then(|retries| retries.0.as_ref()).map(|retries| retries.span)),
     ] {
         if let Some(span) = span {
             cx.error(span, format!("`{key}` has no effect in a route without a `service`"), None);
@@ -413,7 +417,14 @@ fn forward(route: Route, service: ServiceRef, parameters: &[String], cx: &mut Cx
         Some(written) => written.0.into_iter().flat_map(|list| list.value.0).map(|name| name.0.into()).collect(),
     };
     let upgrades = snapshot::Upgrades { protocols, idle };
-    Some(snapshot::Forward { service: service.0, rewrite: rewrite?, host, timeouts, upgrades })
+    let retries = match route.retries {
+        None => snapshot::RouteRetries::OfService,
+        Some(written) => match written.0 {
+            None => snapshot::RouteRetries::Off,
+            Some(own) => snapshot::RouteRetries::Own(own.value.compile()),
+        },
+    };
+    Some(snapshot::Forward { service: service.0, rewrite: rewrite?, host, timeouts, upgrades, retries })
 }
 
 const WEBSOCKET: &str = "websocket";

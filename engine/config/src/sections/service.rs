@@ -5,13 +5,17 @@ use std::sync::Arc;
 
 use ringway_core::proxy_protocol::Version;
 
+use super::circuit_breaker::CircuitBreakerSection;
 use super::discovery::DiscoverySection;
 pub use super::endpoint::Lookup;
 use super::endpoint::{Address, Endpoint};
 pub(crate) use super::endpoint::{Resolver, system_lookup};
+use super::retries::RetriesSection;
+use super::route::ServiceRef;
 use super::service_tls::{Compiled, ServiceTlsSection};
 use crate::decode::{Cx, Decode, OneOrMore, Spanned};
 use crate::error::Span;
+use crate::resilience::Resilience;
 use crate::scalar::{Int, Name, OrOff, choice};
 use crate::shape::shape;
 use crate::snapshot::{self, Balance};
@@ -47,6 +51,10 @@ shape! {
         /// Send a request again, once, on a fresh connection when a pooled one turns out to have been closed before
         /// any answer came, if that is safe (RFC 9110 section 9.2.2).
         retry_stale: bool = "true",
+        /// Another try for requests that failed.
+        retries: Option<RetriesSection>,
+        /// Leaves the service alone for a while when it fails too often.
+        circuit_breaker: Option<Spanned<CircuitBreakerSection>>,
         /// Tell the service the client's address with the PROXY protocol, `v1` or `v2`. Each request then has a connection of
         /// its own, which is not kept.
         proxy_protocol: Option<Version>,
@@ -122,6 +130,7 @@ impl Service {
                 (Vec::new(), None)
             }
         };
+        let (retries, budget) = self.retries.map(RetriesSection::compile).unzip();
         snapshot::Service {
             name: Arc::from(self.name.value.0),
             endpoints,
@@ -142,6 +151,9 @@ impl Service {
                 head_bytes: self.head.0 as usize,
             },
             retry_stale: self.retry_stale,
+            circuit_breaker: self.circuit_breaker.map(|breaker| breaker.compile(cx)),
+            retries,
+            retry_budget: budget.unwrap_or(Resilience::BUDGET),
             tls: tls.map(|tls| tls.service),
             proxy_protocol: self.proxy_protocol,
         }
@@ -167,6 +179,28 @@ fn http2(
         connections: section.connections.0 as usize,
         max_concurrent_streams: section.max_concurrent_streams.0 as usize,
     })
+}
+
+/// A service falls back to another one, which then answers by itself: no chain, and no circle.
+pub(crate) fn check_fallbacks(services: &[Spanned<Service>], cx: &mut Cx) {
+    for service in services {
+        let Some(fallback) = fallback_of(&service.value) else { continue };
+        let Some(other) =
+            services.iter().find(|other| cx.names.services.get(&other.value.name.value.0) == Some(&fallback.value.0))
+        else {
+            continue;
+        };
+        if std::ptr::eq(service, other) {
+            cx.error(fallback.span, "a service cannot stand in for itself", "name another one");
+        } else if fallback_of(&other.value).is_some() {
+            let message = format!("`{}` falls back to a third service itself", other.value.name.value.0);
+            cx.error(fallback.span, message, "one service may stand in for another");
+        }
+    }
+}
+
+fn fallback_of(service: &Service) -> Option<&Spanned<ServiceRef>> {
+    service.circuit_breaker.as_ref()?.value.fallback.as_ref()?.value.service.as_ref()
 }
 
 /// Resolves the endpoints. One that is written twice is an error; an address that two names share is kept once.

@@ -1,0 +1,183 @@
+//! Whether a failed try is followed by another one, and where that goes.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use ringway_config::resilience::{Retries, RetryOn};
+use ringway_config::snapshot::{Action, HostRewrite, RouteRetries, Service};
+use ringway_core::failure::Failure;
+use ringway_core::http::{BodyDecoder, HeadStorage, ResponseHead};
+use ringway_core::retry_budget::backoff_us;
+use ringway_core::stats::ServiceCell;
+use ringway_io::Ticker;
+
+use crate::breaker::{Passage, Shut};
+use crate::buffer::Buffer;
+use crate::clock::us;
+use crate::connection::Connection;
+use crate::outbound::Broken;
+use crate::request::Exchange;
+
+/// What is known of a request's tries.
+pub(crate) struct Tries<'a> {
+    /// `None`: there is one try.
+    pub(crate) policy: Option<&'a Retries>,
+    /// The whole request is at hand, and does no harm twice (RFC 9110 section 9.2.2).
+    is_repeatable: bool,
+    /// When it must be answered, on the core's clock.
+    until: u64,
+    /// Tries that have failed.
+    failed: Cell<u8>,
+    /// The endpoints of those, a bit each; the last one is for all from there on.
+    endpoints: Cell<u64>,
+    /// Where the next one goes, and how long it waits before, in microseconds.
+    next: Cell<Option<(Passage<'a>, u64)>>,
+}
+
+impl<'a> Tries<'a> {
+    /// Counts the request in the budget of its service.
+    pub(crate) fn begin(
+        conn: &'a Connection,
+        exchange: &Exchange,
+        (index, service): (usize, &'a Service),
+        is_whole: bool,
+        deadline: Option<Duration>,
+    ) -> Self {
+        let policy = match conn.route(exchange).map(|route| &route.action) {
+            Some(Action::Forward(forward)) => match &forward.retries {
+                RouteRetries::OfService => service.retries.as_ref(),
+                RouteRetries::Off => None,
+                RouteRetries::Own(own) => Some(own),
+            },
+            _ => None,
+        };
+        if let (Some(_), Some(known)) = (policy, conn.view.published.resilience.get(index)) {
+            known.budget.request(conn.worker.id, conn.worker.clock.lately());
+        }
+        Self {
+            policy,
+            is_repeatable: is_whole && exchange.is_idempotent,
+            until: deadline.map_or(u64::MAX, |deadline| exchange.started + us(deadline)),
+            failed: Cell::new(0),
+            endpoints: Cell::new(0),
+            next: Cell::new(None),
+        }
+    }
+
+    /// Whether an answer of this status is one to try again.
+    #[inline]
+    pub(crate) fn is_bad(&self, status: u16) -> bool {
+        status >= 400 && self.policy.is_some_and(|policy| policy.has(RetryOn::Status(status)))
+    }
+
+    /// Whether there is another try after this one has failed, to be taken with [`Tries::next`]. What the breakers think of
+    /// this one they know already.
+    pub(crate) fn plan(&self, failed: &Passage<'a>, conn: &'a Connection, on: RetryOn, cell: &ServiceCell) -> bool {
+        let Some(policy) = self.policy else { return false };
+        let nothing_done = matches!(on, RetryOn::ConnectFailure | RetryOn::RefusedStream);
+        if self.failed.get() >= policy.attempts || !policy.has(on) || !(nothing_done || self.is_repeatable) {
+            return false;
+        }
+        let worker = &conn.worker;
+        let [base, max] = [policy.backoff_base, policy.backoff_max].map(us);
+        let wait = backoff_us(base, max, self.failed.get().into(), worker.random());
+        let now = worker.clock.now();
+        if now + wait >= self.until {
+            return false;
+        }
+        let endpoints = self.endpoints.get() | 1 << failed.endpoint.min(63);
+        let passage = match Passage::open(conn, failed.service, endpoints) {
+            Ok(passage) => passage,
+            Err(Shut::Open(_)) => {
+                cell.retries_denied_by_breaker.add(1);
+                return false;
+            }
+            Err(Shut::NoEndpoint) => return false,
+        };
+        let known = conn.view.published.resilience.get(failed.service);
+        let settings = conn.view.services.get(failed.service).map(|view| view.service.retry_budget);
+        let (Some(known), Some(settings)) = (known, settings) else { return false };
+        if !known.budget.take(&settings, now) {
+            cell.retries_denied_by_budget.add(1);
+            return false;
+        }
+        self.endpoints.set(endpoints);
+        self.failed.set(self.failed.get() + 1);
+        self.next.set(Some((passage, wait)));
+        true
+    }
+
+    pub(crate) fn next(&self) -> Option<(Passage<'a>, u64)> {
+        self.next.take()
+    }
+}
+
+/// What a broken try means for another one.
+pub(crate) fn reason_of(broken: &Broken) -> Option<RetryOn> {
+    match broken {
+        Broken::Unanswered => Some(RetryOn::Reset),
+        Broken::Refused => Some(RetryOn::RefusedStream),
+        Broken::Again { .. } => None,
+        Broken::Failed(failure) => match failure {
+            Failure::ConnectFailed | Failure::ConnectTimeout | Failure::Untrusted | Failure::TlsFailed => {
+                Some(RetryOn::ConnectFailure)
+            }
+            Failure::ConnectionBroken => Some(RetryOn::Reset),
+            Failure::AnswerTimeout => Some(RetryOn::Timeout),
+            _ => None,
+        },
+    }
+}
+
+/// The status in an answer's head, as it is.
+#[inline]
+pub(crate) fn status_of(head: &[u8]) -> u16 {
+    let digits = head.get(9..12).unwrap_or_default();
+    let status = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
+    status.unwrap_or_default()
+}
+
+/// Whether an answer that nobody wants has come whole, so that its connection may be used again.
+pub(crate) fn is_whole(buffer: &mut Buffer, head_length: usize, to_head: bool) -> bool {
+    let head = buffer.data().get(..head_length).unwrap_or_default();
+    let mut storage = HeadStorage::new();
+    let Ok(answer) = ResponseHead::parse(head, to_head, &mut storage) else { return false };
+    let (mut body, lives) = (BodyDecoder::new(answer.framing), answer.keep_alive);
+    buffer.consume(head_length);
+    let length = buffer.len();
+    lives && body.decode(buffer.data_mut()).is_ok_and(|decoded| decoded.done && decoded.consumed == length)
+}
+
+/// Waits before a retry.
+pub(crate) async fn pause(wait_us: u64) {
+    if let Ok(ticker) = Ticker::idle() {
+        // Without a timer there is no wait.
+        let _ = ticker.sleep(Duration::from_micros(wait_us)).await;
+    }
+}
+
+/// Names another endpoint in the `Host` of a head that the gateway has written, where the route wants that.
+pub(crate) fn rename_host(conn: &Connection, exchange: &Exchange, to: &Passage<'_>, head: &mut Vec<u8>) {
+    const FIELD: &[u8] = b"\r\nHost: ";
+    let Some(Action::Forward(forward)) = conn.route(exchange).map(|route| &route.action) else { return };
+    let Some(view) = conn.view.services.get(to.service) else { return };
+    if !matches!(forward.host, HostRewrite::Endpoint) {
+        return;
+    }
+    // It is the first field, and no target has a line feed.
+    let Some(begin) = memchr::memmem::find(head, FIELD).map(|at| at + FIELD.len()) else { return };
+    let Some(length) = head.get(begin..).and_then(|rest| memchr::memchr(b'\r', rest)) else { return };
+    head.splice(begin..begin + length, view.endpoint_host(to.endpoint).iter().copied());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_of_a_head() {
+        assert_eq!(status_of(b"HTTP/1.1 503 Service Unavailable\r\n\r\n"), 503);
+        assert_eq!(status_of(b"HTTP/1.0 99"), 0);
+        assert_eq!(status_of(b"HTTP/1.1 5\xff3 \r\n"), 0);
+    }
+}
