@@ -39,8 +39,9 @@ pub(crate) struct Attempt<'a> {
     uploaded: Cell<bool>,
     /// An answer is being passed on, for which the request's head has made room.
     relaying: Cell<bool>,
-    /// When the current try was sent, on the core's clock.
+    /// When the current try was begun, and when it was sent, on the core's clock.
     begun: Cell<u64>,
+    sent_at: Cell<u64>,
     /// The current try's way to its endpoint.
     pub(crate) passage: Passage<'a>,
     tries: Tries<'a>,
@@ -102,6 +103,7 @@ pub(crate) async fn forward(
         uploaded: Cell::new(false),
         relaying: Cell::new(false),
         begun: Cell::new(0),
+        sent_at: Cell::new(0),
         passage,
         tries,
     };
@@ -220,6 +222,7 @@ impl<'a> Attempt<'a> {
 
         if body.is_done() || !written {
             self.sent.set(body.is_done());
+            self.sent_at.set(self.begun.get());
             self.outbound.arm_answer();
             match self.answer(exchange, &mut upstream, head).await {
                 Ok(relayed) => self.settle(exchange, upstream, relayed, body.is_done() && written),
@@ -292,9 +295,12 @@ impl<'a> Attempt<'a> {
         Ok(relay(self, exchange, upstream, buffer, length, head).await?)
     }
 
-    /// How long the service took to begin its answer.
+    /// How long the service took to begin its answer, once it had the whole request.
     pub(crate) fn took_us(&self) -> u64 {
-        self.outbound.conn.worker.clock.lately().saturating_sub(self.begun.get())
+        match self.sent.get() {
+            true => self.outbound.conn.worker.clock.lately().saturating_sub(self.sent_at.get()),
+            false => 0,
+        }
     }
 
     /// Ends with [`Broken::Again`] where the answer is one to try again, and there is another try.
@@ -451,6 +457,7 @@ impl<'a> Attempt<'a> {
         }
         conn.worker.give_head(out);
         self.sent.set(true);
+        self.sent_at.set(clock.lately());
         if !self.answered.get() {
             self.outbound.arm_answer();
         }

@@ -302,7 +302,8 @@ impl Exchange {
                     Way::Open(passage) => passage,
                     // See above.
                     Way::Answer(_) if self.is_http2 && request.has(Name::Upgrade) => {
-                        return Err(Failure::UnsupportedMethod);
+                        self.cut = Cut::Refused;
+                        return Err(Failure::CircuitOpen(1));
                     }
                     Way::Answer(answer) => {
                         respond::fixed(conn, self, route, answer, &vars, out);
