@@ -26,8 +26,8 @@ use crate::deadline::{End, Signal, Slot, Timers};
 use crate::stream::Piece;
 use crate::tls::{HTTP2, shake_hands_with_service};
 use crate::upstream::{EndpointPool, Upstream};
+use crate::upstream_answer::Ended;
 use crate::upstream_pipe::{Carrier, Pipe};
-use crate::upstream_stream::Ended;
 use crate::worker::Worker;
 
 /// The window of a stream. That of the connection holds those of all its streams, so that slow ones leave the others theirs.

@@ -21,30 +21,30 @@ use tungstenite::protocol::{Role, WebSocketConfig};
 use tungstenite::{Message, WebSocket};
 
 /// A server of HTTP/2 on a thread of its own, which a test's handler answers for.
-pub struct Service {
-    pub endpoint: String,
-    pub shared: Arc<Shared>,
+pub(crate) struct Service {
+    pub(crate) endpoint: String,
+    pub(crate) shared: Arc<Shared>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
 }
 
 #[derive(Default)]
-pub struct Shared {
-    pub connections: AtomicUsize,
+pub(crate) struct Shared {
+    pub(crate) connections: AtomicUsize,
     /// Requests in handlers' hands.
-    pub open: AtomicUsize,
-    pub requests: Mutex<Vec<request::Parts>>,
+    pub(crate) open: AtomicUsize,
+    pub(crate) requests: Mutex<Vec<request::Parts>>,
     /// Reasons of the resets that handlers have seen.
-    pub resets: Mutex<Vec<Reason>>,
+    pub(crate) resets: Mutex<Vec<Reason>>,
     /// Bytes of tunnels that `h2` has taken.
-    pub sent: AtomicUsize,
+    pub(crate) sent: AtomicUsize,
 }
 
 /// A request in a handler's hands.
-pub struct Call {
-    pub request: request::Parts,
-    pub body: RecvStream,
-    pub respond: SendResponse<Bytes>,
-    pub shared: Arc<Shared>,
+pub(crate) struct Call {
+    pub(crate) request: request::Parts,
+    pub(crate) body: RecvStream,
+    pub(crate) respond: SendResponse<Bytes>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 type Served = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -52,11 +52,13 @@ type Handler = Arc<dyn Fn(Call) -> Served + Send + Sync>;
 
 impl Service {
     /// One that takes extended CONNECTs.
-    pub fn start<F: Future<Output = ()> + Send + 'static>(handler: impl Fn(Call) -> F + Send + Sync + 'static) -> Self {
+    pub(crate) fn start<F: Future<Output = ()> + Send + 'static>(
+        handler: impl Fn(Call) -> F + Send + Sync + 'static,
+    ) -> Self {
         Self::with(true, None, handler)
     }
 
-    pub fn with<F: Future<Output = ()> + Send + 'static>(
+    pub(crate) fn with<F: Future<Output = ()> + Send + 'static>(
         takes_tunnels: bool,
         tls: Option<TlsAcceptor>,
         handler: impl Fn(Call) -> F + Send + Sync + 'static,
@@ -94,7 +96,7 @@ impl Service {
     }
 
     /// A library's server behind each stream, that sends messages back.
-    pub fn library(tls: Option<TlsAcceptor>) -> Self {
+    pub(crate) fn library(tls: Option<TlsAcceptor>) -> Self {
         Self::with(true, tls, |call| async move {
             let protocols = call.request.headers.get("sec-websocket-protocol").cloned();
             let mut head = Response::builder().header("x-service", "2");
@@ -109,25 +111,25 @@ impl Service {
 
     /// A gateway before it; `service` and `route` say more of them.
     #[track_caller]
-    pub fn gateway(&self, service: &str, route: &str) -> Gateway {
+    pub(crate) fn gateway(&self, service: &str, route: &str) -> Gateway {
         let service = format!("protocol: http2, {service}");
         Setup { service: &service, route, ..Setup::default() }.start(&self.endpoint)
     }
 
     #[track_caller]
-    pub fn request(&self, index: usize) -> request::Parts {
+    pub(crate) fn request(&self, index: usize) -> request::Parts {
         self.shared.requests.lock().expect("a list")[index].clone()
     }
 
-    pub fn requests(&self) -> usize {
+    pub(crate) fn requests(&self) -> usize {
         self.shared.requests.lock().expect("a list").len()
     }
 
-    pub fn resets(&self) -> Vec<Reason> {
+    pub(crate) fn resets(&self) -> Vec<Reason> {
         self.shared.resets.lock().expect("a list").clone()
     }
 
-    pub fn open(&self) -> usize {
+    pub(crate) fn open(&self) -> usize {
         self.shared.open.load(Ordering::Acquire)
     }
 }
@@ -166,26 +168,26 @@ async fn serve(
 }
 
 impl Call {
-    pub fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &str {
         self.request.uri.path()
     }
 
-    pub fn begin(&mut self, head: http::response::Builder) -> SendStream<Bytes> {
+    pub(crate) fn begin(&mut self, head: http::response::Builder) -> SendStream<Bytes> {
         self.respond.send_response(head.body(()).expect("a head"), false).expect("a stream")
     }
 
     /// Agrees, unless the stream is gone already.
-    pub fn agree(&mut self) -> Option<SendStream<Bytes>> {
+    pub(crate) fn agree(&mut self) -> Option<SendStream<Bytes>> {
         self.respond.send_response(Response::new(()), false).ok()
     }
 
     /// What the gateway resets the stream with.
-    pub fn note_reset(&self, reason: Result<Reason, h2::Error>) {
+    pub(crate) fn note_reset(&self, reason: Result<Reason, h2::Error>) {
         self.shared.resets.lock().expect("a list").push(reason.unwrap_or(Reason::INTERNAL_ERROR));
     }
 
     /// So many bytes; `None` where they do not come.
-    pub async fn read_exact(&mut self, length: usize) -> Option<Vec<u8>> {
+    pub(crate) async fn read_exact(&mut self, length: usize) -> Option<Vec<u8>> {
         let mut read = Vec::new();
         while read.len() < length {
             read.extend_from_slice(&self.read_some().await?);
@@ -193,7 +195,7 @@ impl Call {
         Some(read)
     }
 
-    pub async fn read_some(&mut self) -> Option<Bytes> {
+    pub(crate) async fn read_some(&mut self) -> Option<Bytes> {
         loop {
             let data = self.body.data().await?.ok()?;
             let _ = self.body.flow_control().release_capacity(data.len());
@@ -205,7 +207,7 @@ impl Call {
     }
 
     /// Sends back what comes, up to its end.
-    pub async fn echo(mut self) {
+    pub(crate) async fn echo(mut self) {
         let Some(mut stream) = self.agree() else { return };
         while let Some(data) = self.read_some().await {
             if send_all(&mut stream, data, &self.shared.sent).await.is_err() {
@@ -224,7 +226,11 @@ impl Call {
 }
 
 /// Sends all of it as the window opens.
-pub async fn send_all(stream: &mut SendStream<Bytes>, mut data: Bytes, sent: &AtomicUsize) -> Result<(), h2::Error> {
+pub(crate) async fn send_all(
+    stream: &mut SendStream<Bytes>,
+    mut data: Bytes,
+    sent: &AtomicUsize,
+) -> Result<(), h2::Error> {
     while !data.is_empty() {
         stream.reserve_capacity(data.len());
         let room = poll_fn(|cx| stream.poll_capacity(cx)).await.unwrap_or(Err(Reason::CANCEL.into()))?;
@@ -267,12 +273,12 @@ fn on_a_thread(task: impl Future<Output = ()> + Send + 'static) {
     });
 }
 
-pub fn no_limits() -> WebSocketConfig {
+pub(crate) fn no_limits() -> WebSocketConfig {
     WebSocketConfig::default().max_message_size(None).max_frame_size(None)
 }
 
 /// What a library's server does here.
-pub fn send_back<S: std::io::Read + std::io::Write>(mut socket: WebSocket<S>) {
+pub(crate) fn send_back<S: std::io::Read + std::io::Write>(mut socket: WebSocket<S>) {
     while let Ok(message) = socket.read() {
         if (message.is_text() || message.is_binary()) && socket.send(message).is_err() {
             return;
@@ -281,7 +287,7 @@ pub fn send_back<S: std::io::Read + std::io::Write>(mut socket: WebSocket<S>) {
 }
 
 /// A library's client over a stream of a connection of its own, and the answer's head; else its status.
-pub fn client(
+pub(crate) fn client(
     address: SocketAddr,
     tls: Option<Arc<rustls::ClientConfig>>,
     request: request::Builder,
@@ -330,7 +336,7 @@ async fn run(socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, reque
 }
 
 /// What a library's client makes sure of.
-pub fn messages_of_every_kind<S: std::io::Read + std::io::Write>(socket: &mut WebSocket<S>) {
+pub(crate) fn messages_of_every_kind<S: std::io::Read + std::io::Write>(socket: &mut WebSocket<S>) {
     use tungstenite::protocol::frame::Frame;
     use tungstenite::protocol::frame::coding::{Data, OpCode};
 

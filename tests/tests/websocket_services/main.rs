@@ -471,6 +471,25 @@ fn a_tunnel_that_the_gateway_ends_says_so_to_both_sides() {
     }
 }
 
+#[test]
+fn an_idle_tunnel_holds_little() {
+    const TUNNELS: usize = 900;
+    let service = Service::start(|call| async move { call.echo().await });
+    let gateway = service.gateway("", "");
+    // What the first ones leave behind is not theirs alone.
+    drop((0..50).map(|_| open(&gateway, "/")).collect::<Vec<_>>());
+    gateway.expect_idle();
+    let before = gateway.rss_bytes();
+    let mut tunnels: Vec<Client> = (0..TUNNELS).map(|_| open(&gateway, "/")).collect();
+    for tunnel in &mut tunnels {
+        assert_eq!(tunnel.send(HI).read_exact(8), HI);
+    }
+    settles_at(0.0, || gateway.metric("gateway_buffers_in_use{worker=\"0\"}"));
+    let each = gateway.rss_bytes().saturating_sub(before) / TUNNELS as u64;
+    println!("an idle tunnel: {each} bytes, on {} connections", service.shared.connections.load(Ordering::Acquire));
+    assert!(each < 12 * 1024, "{each} bytes for each idle tunnel");
+}
+
 /// What a gateway may hold for one slow reader.
 const SLOW_BYTES_MAX: u64 = 3 << 20;
 
