@@ -53,7 +53,7 @@ impl ServiceStream {
         let signal = Rc::new(Signal::default());
         trunk.enter(&signal);
         Rc::new(Self {
-            unsent: Unsent::new(&signal, Rc::default()),
+            unsent: Unsent::new(&signal, Rc::clone(&trunk.shown)),
             signal,
             trunk,
             worker: Rc::clone(worker),
