@@ -108,8 +108,11 @@ fn library() -> Backend {
     })
 }
 
+/// A client's side of TLS that asks for a protocol.
+type Tls<'a> = &'a dyn Fn(&str) -> Arc<ClientConfig>;
+
 /// What the clients of a gateway go through: a library's over HTTP/1.1 and HTTP/2, over TLS where there is a way to it.
-fn messages_of_both_clients(gateway: &Gateway, tls: Option<&dyn Fn(&str) -> Arc<ClientConfig>>, service: &str) {
+fn messages_of_both_clients(gateway: &Gateway, tls: Option<Tls<'_>>, service: &str) {
     let scheme = if tls.is_some() { "wss" } else { "ws" };
     let uri = format!("{scheme}://localhost/chat?x=1").parse().expect("a URI");
     let request = ClientRequestBuilder::new(uri).with_sub_protocol("v2.chat").with_sub_protocol("v1");
