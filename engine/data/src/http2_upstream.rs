@@ -23,11 +23,11 @@ use ringway_core::stats::{ServiceHandshake, ServiceStats};
 
 use crate::clock::us;
 use crate::deadline::{End, Signal, Slot, Timers};
-use crate::stream::Piece;
+use crate::stream::{Piece, Shown};
 use crate::tls::{HTTP2, shake_hands_with_service};
 use crate::upstream::{EndpointPool, Upstream};
+use crate::upstream_answer::Ended;
 use crate::upstream_pipe::{Carrier, Pipe};
-use crate::upstream_stream::Ended;
 use crate::worker::Worker;
 
 /// The window of a stream. That of the connection holds those of all its streams, so that slow ones leave the others theirs.
@@ -62,6 +62,8 @@ pub(crate) struct Trunk {
     idle_since: Cell<u64>,
     /// When something last came, on the core's clock.
     heard: Cell<u64>,
+    /// The block that `h2` reads from.
+    pub(crate) shown: Rc<Shown>,
     pool: Rc<EndpointPool>,
 }
 
@@ -115,6 +117,7 @@ impl Trunk {
             born: now,
             idle_since: Cell::new(now),
             heard: Cell::new(now),
+            shown: Rc::default(),
             pool: Rc::clone(pool),
         });
         trunks.push(Rc::clone(&trunk));
@@ -322,6 +325,7 @@ async fn run(trunk: Rc<Trunk>, worker: Rc<Worker>, timeouts: ServiceTimeouts, st
     trunk.close(failure);
     trunk.pool.trunks.borrow_mut().retain(|known| !Rc::ptr_eq(known, &trunk));
     trunk.ending.borrow_mut().clear();
+    trunk.shown.take();
     trunk.lives.set(false);
     if trunk.streams.get() == 0 {
         trunk.pool.cell().idle.sub(1);
@@ -383,7 +387,7 @@ async fn live(
     let (upstream, first) = Box::pin(connect(trunk, worker, timers, timeouts, stats)).await?;
     timers.service(None, 0);
     let link = upstream.link.clone();
-    let pipe = Rc::new(RefCell::new(Pipe::new(worker, upstream, first, trunk.streams_max)));
+    let pipe = Rc::new(RefCell::new(Pipe::new(worker, upstream, first, trunk.streams_max, Rc::clone(&trunk.shown))));
     let shaken = settings(trunk.streams_max, timeouts.head_bytes).handshake(Carrier(Rc::clone(&pipe))).await;
     let (send, h2) = shaken.map_err(|_| Failure::ConnectFailed)?;
     trunk.open(send);

@@ -44,6 +44,7 @@ mod tls;
 mod tunnel;
 mod tunnel_relay;
 mod upstream;
+mod upstream_answer;
 mod upstream_pipe;
 mod upstream_request;
 mod upstream_stream;

@@ -1,7 +1,7 @@
 //! The service's end: what requests are sent to and answers are read from, whatever carries it.
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::rc::Rc;
 
 use ringway_io::Sock;
@@ -105,6 +105,15 @@ impl Link {
             Carrier::Plain(sock) => sock.send(bytes, false),
             Carrier::Tls(sock, tls) => tls.send(sock, bytes),
             Carrier::Stream(stream) => stream.send(bytes),
+        }
+    }
+
+    /// As [`Link::send`], of parts one behind the other.
+    pub(crate) fn send_parts(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        match &self.carrier {
+            Carrier::Plain(sock) => sock.send_parts(parts),
+            Carrier::Tls(sock, tls) => tls.send_parts(sock, parts),
+            Carrier::Stream(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 

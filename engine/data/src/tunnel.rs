@@ -41,6 +41,7 @@ impl Drop for InFlight {
 
 impl Opened {
     pub(crate) fn new(upstream: Upstream, first: Buffer) -> Self {
+        upstream.link.stream().inspect(|stream| stream.become_tunnel());
         let pool = Rc::clone(&upstream.pool);
         pool.cell().in_flight.add(1);
         Self { upstream, first, in_flight: InFlight(pool) }

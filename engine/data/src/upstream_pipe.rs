@@ -1,6 +1,7 @@
 //! The bytes of a connection of HTTP/2 to a service, between the crate `h2` and the socket.
 //!
-//! `h2` writes frames piece by piece: they are gathered, and leave in one send when every stream has had its turn.
+//! `h2` writes frames piece by piece: they are gathered, and leave in one send when every stream has had its turn. Large pieces
+//! of blocks are not copied meanwhile: the block is held.
 
 use std::cell::RefCell;
 use std::io;
@@ -13,11 +14,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::gathered::Gathered;
 use crate::head_meter::HeadMeter;
+use crate::stream::Shown;
 use crate::upstream::Upstream;
 use crate::worker::Worker;
 
 /// What the streams of a connection may write before it has to leave.
 const GATHERED_BYTES_MAX: usize = 256 * 1024;
+/// A shorter piece is copied: it is not worth a block.
+const HELD_BYTES_MIN: usize = 4 * 1024;
 
 pub(crate) struct Pipe {
     worker: Rc<Worker>,
@@ -27,6 +31,8 @@ pub(crate) struct Pipe {
     heads: HeadMeter,
     /// The core's while there is something in it; else it holds nothing.
     gathered: Gathered,
+    /// The block that `h2` reads from.
+    shown: Rc<Shown>,
     /// More is to be read when the service has sent more; until then nobody looks.
     pub(crate) wants_read: bool,
     /// `h2` waits for room to write.
@@ -36,14 +42,21 @@ pub(crate) struct Pipe {
 }
 
 impl Pipe {
-    /// `first`: what was read already.
-    pub(crate) fn new(worker: &Rc<Worker>, upstream: Upstream, first: Vec<u8>, streams_max: usize) -> Self {
+    /// `first`: what was read already; `shown`: where the pieces of this connection say which block they are of.
+    pub(crate) fn new(
+        worker: &Rc<Worker>,
+        upstream: Upstream,
+        first: Vec<u8>,
+        streams_max: usize,
+        shown: Rc<Shown>,
+    ) -> Self {
         Self {
             worker: Rc::clone(worker),
             upstream,
             first: Bytes::from(first),
             heads: HeadMeter::new(streams_max),
             gathered: Gathered::default(),
+            shown,
             wants_read: false,
             wants_room: false,
             heard: false,
@@ -55,13 +68,25 @@ impl Pipe {
         if self.gathered.is_empty() {
             return Ok(true);
         }
-        let link = &self.upstream.link;
-        // Copies, of which there is one part.
-        let all_sent = self.gathered.send(|parts| parts.first().map_or(Ok(0), |part| link.send(part)))?;
-        if all_sent {
-            self.worker.give_gathered(std::mem::take(&mut self.gathered));
+        self.shown.take();
+        if !self.gathered.send(|parts| self.upstream.link.send_parts(parts))? {
+            return Ok(false);
         }
-        Ok(all_sent)
+        self.worker.give_gathered(std::mem::take(&mut self.gathered));
+        Ok(true)
+    }
+
+    fn gather(&mut self, part: &[u8]) {
+        if self.gathered.is_empty() {
+            self.gathered = self.worker.take_gathered();
+        }
+        if part.len() >= HELD_BYTES_MIN
+            && let Some(block) = self.shown.take()
+            && let Some(range) = block.range_of(part)
+        {
+            return self.gathered.hold(block, range);
+        }
+        self.gathered.copy(part);
     }
 
     /// Whether `h2` has been given the service's SETTINGS.
@@ -106,10 +131,7 @@ impl AsyncWrite for Carrier {
             pipe.wants_room = true;
             return Poll::Pending;
         }
-        if pipe.gathered.is_empty() {
-            pipe.gathered = pipe.worker.take_gathered();
-        }
-        pipe.gathered.copy(bytes);
+        pipe.gather(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
 

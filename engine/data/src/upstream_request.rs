@@ -40,12 +40,10 @@ pub(crate) fn request(head: &[u8], parsed: &RequestHead<'_, '_>, scheme: Scheme)
 
 /// The request for a WebSocket as an extended CONNECT (RFC 8441 section 4), and what answers its key, which stays here
 /// (section 5): the stream is proof enough of who answers.
-pub(crate) fn websocket(mut request: Request<()>, parsed: &RequestHead<'_, '_>) -> io::Result<Websocket> {
-    let protocol = parsed.value(Name::Upgrade).unwrap_or_default();
-    let protocol = std::str::from_utf8(protocol).map_err(broken)?;
+pub(crate) fn websocket(mut request: Request<()>) -> io::Result<Websocket> {
     let key = request.headers_mut().remove(SEC_WEBSOCKET_KEY).ok_or_else(|| broken("no key"))?;
     *request.method_mut() = Method::CONNECT;
-    request.extensions_mut().insert(Protocol::from(protocol));
+    request.extensions_mut().insert(Protocol::from_static("websocket"));
     Ok(Websocket { request, accept: websocket::accept_of(key.as_bytes()) })
 }
 

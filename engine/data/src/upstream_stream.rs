@@ -5,65 +5,26 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
-use h2::client::ResponseFuture;
-use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT};
-use http::{HeaderMap, Response, StatusCode};
+use h2::{Reason, SendStream};
+use http::HeaderMap;
 use ringway_core::failure::Failure;
-use ringway_core::grpc::is_grpc;
-use ringway_core::http::websocket::ACCEPT_CHARS;
-use ringway_core::http::{
-    BodyDecoder, CHUNK_HEAD_MAX, Framing, HEADERS_MAX, HeadStorage, Name, RequestHead, write_chunk_head,
-};
+use ringway_core::http::{BodyDecoder, Framing, HEADERS_MAX, HeadStorage, Name, RequestHead};
 
 use crate::buffer::Buffer;
 use crate::deadline::Signal;
 use crate::http2_upstream::Trunk;
 use crate::outbound::Broken;
 use crate::stream::{Piece, Unsent};
+use crate::upstream_answer::{Answer, Ended, Expected, Told};
 use crate::upstream_request::{Websocket, broken, fields, request, websocket};
 use crate::worker::Worker;
 
 /// Pieces of a request's body that may wait for the service's window: a block as the serve path fills it, and what does not
 /// fit into another block with its framing.
 const UNSENT_MAX: usize = 2;
-/// Room that a piece of a chunked body needs besides its data.
-const CHUNK_FRAMING: usize = CHUNK_HEAD_MAX + 2;
-/// What is framed beside where there is less room than that.
-const ASIDE_BYTES_MAX: usize = 1024;
-
-/// Why a stream has no answer, or not all of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// The service has not looked at the request and will not (RFC 9113 section 8.7): it may be sent again, whatever it is.
-    Refused,
-    /// The connection was lost.
-    Lost,
-    /// The service has reset the stream.
-    Reset,
-    /// What the service sent is no answer.
-    Malformed,
-    /// The service does not take an extended CONNECT: nothing was sent.
-    NoTunnels,
-}
-
-impl From<&h2::Error> for Ended {
-    fn from(error: &h2::Error) -> Self {
-        let is_refused = error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM);
-        match (error.is_remote(), error.is_io()) {
-            (true, _) if is_refused => Self::Refused,
-            (true, _) => Self::Reset,
-            (_, true) => Self::Lost,
-            _ => Self::Malformed,
-        }
-    }
-}
-
 /// How far the request is.
 enum Asked {
     Nothing,
@@ -71,42 +32,6 @@ enum Asked {
     /// An extended CONNECT, whose bytes have no end but the stream's; whether that was sent.
     Tunnel(SendStream<Piece>, bool),
     All,
-}
-
-/// What a request's answer can be.
-#[derive(Clone, Copy)]
-enum Expected {
-    Message,
-    /// A head alone, to HEAD.
-    Head,
-    /// A tunnel, where it is 2xx. What proves to the serve path that it is what was asked for.
-    Tunnel([u8; ACCEPT_CHARS]),
-}
-
-/// How far the answer is.
-enum Told {
-    Nothing,
-    Awaited(ResponseFuture, Expected),
-    Body(RecvStream),
-    Trailers(RecvStream),
-    All,
-    Ended(Ended),
-}
-
-/// The answer in the form of HTTP/1.1.
-struct Answer {
-    told: Told,
-    /// The body has no length, or may have trailers: it is told in chunks.
-    chunked: bool,
-    /// What is still to come of a body with a length.
-    left: u64,
-    /// Heads and trailers on their way to the serve path, and how much of them has gone.
-    text: Vec<u8>,
-    gone: usize,
-    data: Bytes,
-    /// Bytes that the serve path took with the last read: their window is given back when it asks for more, since they have
-    /// gone on to the client then.
-    taken: usize,
 }
 
 pub(crate) struct ServiceStream {
@@ -127,18 +52,15 @@ impl ServiceStream {
     pub(crate) fn new(trunk: Rc<Trunk>, worker: &Rc<Worker>) -> Rc<Self> {
         let signal = Rc::new(Signal::default());
         trunk.enter(&signal);
-        let text = worker.take_head();
-        let answer =
-            Answer { told: Told::Nothing, chunked: false, left: 0, text, gone: 0, data: Bytes::new(), taken: 0 };
         Rc::new(Self {
-            unsent: Unsent::new(&signal, Rc::default()),
+            unsent: Unsent::new(&signal, Rc::clone(&trunk.shown)),
             signal,
             trunk,
             worker: Rc::clone(worker),
             since: Cell::new(u64::MAX),
             asked: RefCell::new(Asked::Nothing),
             awaits_settings: Cell::new(false),
-            answer: RefCell::new(answer),
+            answer: RefCell::new(Answer::new(worker.take_head())),
         })
     }
 
@@ -230,7 +152,7 @@ impl ServiceStream {
                 }
                 Poll::Ready(true) => {}
             }
-            let Websocket { request, accept } = websocket(request, &parsed)?;
+            let Websocket { request, accept } = websocket(request)?;
             (request, Expected::Tunnel(accept), None)
         } else {
             let expected = if parsed.method == "HEAD" { Expected::Head } else { Expected::Message };
@@ -264,6 +186,11 @@ impl ServiceStream {
         }
         block.received(taken);
         block
+    }
+
+    /// The head has gone on: a tunnel holds no room for another.
+    pub(crate) fn become_tunnel(&self) {
+        self.answer.borrow_mut().take_text().into_iter().for_each(|text| self.worker.give_head(text));
     }
 
     /// Sends a tunnel's next block; [`ServiceStream::poll_sent`] tells when it has left.
@@ -352,184 +279,15 @@ impl Drop for ServiceStream {
     fn drop(&mut self) {
         // What is left of the stream ends with a reset (CANCEL), which `h2` sends once nobody has a hold of it.
         let answer = self.answer.get_mut();
-        self.worker.give_head(std::mem::take(&mut answer.text));
+        answer.take_text().into_iter().for_each(|text| self.worker.give_head(text));
         answer.release();
         let told = std::mem::replace(&mut answer.told, Told::All);
-        let is_whole = !answer.chunked && answer.left == 0 && answer.data.is_empty();
-        if let (Told::Body(body), true, Asked::All) = (told, is_whole, &*self.asked.get_mut())
+        if let (Told::Body(body), true, Asked::All) = (told, answer.is_whole(), &*self.asked.get_mut())
             && !body.is_end_stream()
         {
             self.trunk.await_end(body);
         }
         *self.asked.get_mut() = Asked::All;
         self.trunk.leave(self.worker.clock.lately());
-    }
-}
-
-impl Answer {
-    fn has_something(&self) -> bool {
-        self.gone < self.text.len() || !self.data.is_empty()
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while !self.has_something() {
-            self.told = match &mut self.told {
-                Told::Nothing => return Poll::Pending,
-                Told::All | Told::Ended(_) => return Poll::Ready(()),
-                Told::Awaited(awaited, expected) => {
-                    let expected = *expected;
-                    let answered = match awaited.poll_informational(cx) {
-                        Poll::Ready(Some(Ok(interim))) => {
-                            self.begin(&interim, false);
-                            continue;
-                        }
-                        Poll::Ready(Some(Err(error))) => Err(error),
-                        Poll::Ready(None) => ready!(Pin::new(awaited).poll(cx)),
-                        Poll::Pending => return Poll::Pending,
-                    };
-                    match answered {
-                        Ok(answer) => {
-                            let (parts, body) = answer.into_parts();
-                            self.head(&Response::from_parts(parts, ()), body, expected)
-                        }
-                        Err(error) => Told::Ended(Ended::from(&error)),
-                    }
-                }
-                Told::Body(body) => match ready!(body.poll_data(cx)) {
-                    Some(Ok(data)) => {
-                        self.left = self.left.saturating_sub(data.len() as u64);
-                        self.data = data;
-                        continue;
-                    }
-                    Some(Err(error)) => Told::Ended(Ended::from(&error)),
-                    None => match std::mem::replace(&mut self.told, Told::All) {
-                        Told::Body(body) if self.chunked => Told::Trailers(body),
-                        _ => Told::All,
-                    },
-                },
-                Told::Trailers(body) => match ready!(body.poll_trailers(cx)) {
-                    Ok(trailers) => {
-                        self.begin_text(b"0\r\n");
-                        trailers.iter().flatten().for_each(|(name, value)| put_field(name, value, &mut self.text));
-                        self.text.extend_from_slice(b"\r\n");
-                        Told::All
-                    }
-                    Err(error) => Told::Ended(Ended::from(&error)),
-                },
-            };
-        }
-        Poll::Ready(())
-    }
-
-    /// Tells the answer's head.
-    fn head(&mut self, answer: &Response<()>, body: RecvStream, expected: Expected) -> Told {
-        let is_empty = matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let has_body = match expected {
-            Expected::Tunnel(accept) if answer.status().is_success() => {
-                self.begin_tunnel(answer, &accept);
-                return Told::Body(body);
-            }
-            Expected::Head => false,
-            Expected::Message | Expected::Tunnel(_) => !is_empty,
-        };
-        // The status of a gRPC call stands in trailers, which a body with a length cannot have.
-        let is_call = answer.headers().get(CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes()));
-        self.chunked = has_body && (is_call || !answer.headers().contains_key(CONTENT_LENGTH));
-        let length = answer.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        self.left = length.unwrap_or_default();
-        self.begin(answer, self.chunked);
-        match has_body {
-            true => Told::Body(body),
-            false => Told::All,
-        }
-    }
-
-    fn begin(&mut self, answer: &Response<()>, chunked: bool) {
-        self.begin_text(b"HTTP/1.1 ");
-        self.text.extend_from_slice(answer.status().as_str().as_bytes());
-        self.text.push(b' ');
-        self.text.extend_from_slice(answer.status().canonical_reason().unwrap_or_default().as_bytes());
-        self.text.extend_from_slice(b"\r\n");
-        for (name, value) in answer.headers().iter().filter(|(name, _)| !chunked || **name != CONTENT_LENGTH) {
-            put_field(name, value, &mut self.text);
-        }
-        self.text.extend_from_slice(if chunked { b"Transfer-Encoding: chunked\r\n\r\n" } else { b"\r\n" });
-    }
-
-    /// Tells of a tunnel what a service of HTTP/1.1 tells of one. A length of it means nothing (RFC 9110 section 9.3.6).
-    fn begin_tunnel(&mut self, answer: &Response<()>, accept: &[u8; ACCEPT_CHARS]) {
-        self.begin_text(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n");
-        self.text.extend_from_slice(b"Sec-WebSocket-Accept: ");
-        self.text.extend_from_slice(accept);
-        self.text.extend_from_slice(b"\r\n");
-        let is_kept = |name: &HeaderName| *name != CONTENT_LENGTH && *name != SEC_WEBSOCKET_ACCEPT;
-        for (name, value) in answer.headers().iter().filter(|(name, _)| is_kept(name)) {
-            put_field(name, value, &mut self.text);
-        }
-        self.text.extend_from_slice(b"\r\n");
-    }
-
-    fn begin_text(&mut self, start: &[u8]) {
-        self.text.clear();
-        self.gone = 0;
-        self.text.extend_from_slice(start);
-    }
-
-    /// Moves what there is into `room`, as much as fits; how many bytes of the room that took.
-    fn fill(&mut self, room: &mut [u8]) -> usize {
-        if self.gone == self.text.len() && !self.data.is_empty() {
-            let framing = if self.chunked { CHUNK_FRAMING } else { 0 };
-            if room.len() > framing {
-                let data = self.data.split_to(self.data.len().min(room.len() - framing));
-                self.taken += data.len();
-                return frame(&data, self.chunked, room);
-            }
-            if room.is_empty() {
-                return 0;
-            }
-            let data = self.data.split_to(self.data.len().min(ASIDE_BYTES_MAX));
-            self.taken += data.len();
-            self.text.resize(data.len() + framing, 0);
-            let length = frame(&data, self.chunked, &mut self.text);
-            self.text.truncate(length);
-            self.gone = 0;
-        }
-        let text = self.text.get(self.gone..).unwrap_or_default();
-        let length = text.len().min(room.len());
-        if let (Some(room), Some(text)) = (room.get_mut(..length), text.get(..length)) {
-            room.copy_from_slice(text);
-        }
-        self.gone += length;
-        length
-    }
-
-    /// Gives back the window of what has gone on.
-    fn release(&mut self) {
-        let taken = std::mem::take(&mut self.taken);
-        if let (1.., Told::Body(body) | Told::Trailers(body)) = (taken, &mut self.told) {
-            // It fails where the stream has ended, which is told elsewhere.
-            let _ = body.flow_control().release_capacity(taken);
-        }
-    }
-}
-
-/// Writes a piece of a body, as a chunk where it is to be one; how many bytes that took. The room is large enough.
-fn frame(data: &[u8], chunked: bool, room: &mut [u8]) -> usize {
-    let mut head = [0; CHUNK_HEAD_MAX];
-    let length = if chunked { write_chunk_head(data.len(), &mut head) } else { 0 };
-    let head = head.get(CHUNK_HEAD_MAX - length..).unwrap_or_default();
-    let mut filled = 0;
-    for part in [head, data, if chunked { b"\r\n" } else { b"" }] {
-        if let Some(place) = room.get_mut(filled..filled + part.len()) {
-            place.copy_from_slice(part);
-            filled += part.len();
-        }
-    }
-    filled
-}
-
-fn put_field(name: &HeaderName, value: &HeaderValue, out: &mut Vec<u8>) {
-    for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-        out.extend_from_slice(part);
     }
 }

@@ -108,8 +108,11 @@ fn library() -> Backend {
     })
 }
 
+/// A client's side of TLS that asks for a protocol.
+type Tls<'a> = &'a dyn Fn(&str) -> Arc<ClientConfig>;
+
 /// What the clients of a gateway go through: a library's over HTTP/1.1 and HTTP/2, over TLS where there is a way to it.
-fn messages_of_both_clients(gateway: &Gateway, tls: Option<&dyn Fn(&str) -> Arc<ClientConfig>>, service: &str) {
+fn messages_of_both_clients(gateway: &Gateway, tls: Option<Tls<'_>>, service: &str) {
     let scheme = if tls.is_some() { "wss" } else { "ws" };
     let uri = format!("{scheme}://localhost/chat?x=1").parse().expect("a URI");
     let request = ClientRequestBuilder::new(uri).with_sub_protocol("v2.chat").with_sub_protocol("v1");
@@ -471,8 +474,27 @@ fn a_tunnel_that_the_gateway_ends_says_so_to_both_sides() {
     }
 }
 
+#[test]
+fn an_idle_tunnel_holds_little() {
+    const TUNNELS: usize = 900;
+    let service = Service::start(|call| async move { call.echo().await });
+    let gateway = service.gateway("", "");
+    // What the first ones leave behind is not theirs alone.
+    drop((0..50).map(|_| open(&gateway, "/")).collect::<Vec<_>>());
+    gateway.expect_idle();
+    let before = gateway.rss_bytes();
+    let mut tunnels: Vec<Client> = (0..TUNNELS).map(|_| open(&gateway, "/")).collect();
+    for tunnel in &mut tunnels {
+        assert_eq!(tunnel.send(HI).read_exact(8), HI);
+    }
+    settles_at(0.0, || gateway.metric("gateway_buffers_in_use{worker=\"0\"}"));
+    let each = gateway.rss_bytes().saturating_sub(before) / TUNNELS as u64;
+    println!("an idle tunnel: {each} bytes, on {} connections", service.shared.connections.load(Ordering::Acquire));
+    assert!(each < 12 * 1024, "{each} bytes for each idle tunnel");
+}
+
 /// What a gateway may hold for one slow reader.
-const SLOW_BYTES_MAX: u64 = 3 << 20;
+const SLOW_BYTES_MAX: u64 = 1 << 20;
 
 #[test]
 fn a_client_that_does_not_read_slows_the_service_down_and_nobody_else() {
