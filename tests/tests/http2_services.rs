@@ -455,6 +455,20 @@ fn a_refused_stream_is_sent_once_more_whatever_it_is() {
 }
 
 #[test]
+fn a_stream_that_is_refused_again_is_for_the_retries() {
+    let service = Service::start(|mut call| async move {
+        match call.index {
+            0 | 1 => call.respond.send_reset(Reason::REFUSED_STREAM),
+            _ => call.answer(Response::builder(), "ok"),
+        }
+    });
+    let gateway = service.gateway("retries: { attempts: 1, on: refused_stream }");
+    let answer = gateway.connect().ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody");
+    assert_eq!((answer.status(), service.requests()), (200, 3));
+    assert_eq!(gateway.metric("gateway_retries_total{service=\"app\",outcome=\"success\"}"), 1.0);
+}
+
+#[test]
 fn a_stream_that_the_service_resets_is_not_sent_again() {
     let service = Service::start(|mut call| async move { call.respond.send_reset(Reason::INTERNAL_ERROR) });
     let gateway = service.gateway("");

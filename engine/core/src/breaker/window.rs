@@ -60,7 +60,7 @@ impl Slice {
 
 /// (place, stamp) of a slice.
 fn place(slice: u64) -> (usize, u16) {
-    ((slice % SLICES) as usize, (slice / SLICES & STAMP_MASK) as u16)
+    ((slice % SLICES) as usize, ((slice / SLICES) & STAMP_MASK) as u16)
 }
 
 fn slice_at(window_us: u64, now_us: u64) -> u64 {
