@@ -73,7 +73,7 @@ fn the_addresses_of_a_name_are_followed() {
     let _backends = [Backend::on(first, answer("one")), Backend::on(second, answer("two"))];
     let server = NameServer::start();
     let [one, two] = [1, 2].map(|last| Record::A(Ipv4Addr::new(127, 0, 0, last)));
-    server.set("app.test", &[one.clone()]);
+    server.set("app.test", std::slice::from_ref(&one));
     let dns = format!("dns: {{ name: app.test, port: {port}, servers: [\"{}\"] }}, interval: 1s", server.address());
     let gateway = Gateway::start(&config(&dns));
     // From the first request on: the start waits for the first answer.

@@ -5,7 +5,6 @@ mod file;
 
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -65,14 +64,12 @@ impl Finders {
     }
 }
 
-fn find(found: Found) -> impl Future<Output = ()> + Send {
-    async move {
-        match found.of.source.clone() {
-            DiscoverySource::Dns { name, records, port, servers } => {
-                dns::find(found, &name, records, port, &servers).await;
-            }
-            DiscoverySource::File(path) => file::find(found, &path).await,
+async fn find(found: Found) {
+    match found.of.source.clone() {
+        DiscoverySource::Dns { name, records, port, servers } => {
+            dns::find(found, &name, records, port, &servers).await;
         }
+        DiscoverySource::File(path) => file::find(found, &path).await,
     }
 }
 
