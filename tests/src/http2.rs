@@ -155,6 +155,29 @@ impl Http2 {
         }
     }
 
+    /// So many bytes of a stream's DATA frames, or some more.
+    #[track_caller]
+    pub fn read_data(&mut self, stream: u32, bytes: usize) -> Vec<u8> {
+        let mut data = Vec::new();
+        while data.len() < bytes {
+            data.extend(self.next_of(DATA, stream).payload);
+        }
+        data
+    }
+
+    /// HEADERS of an extended CONNECT (RFC 8441).
+    pub fn connect_bytes(stream: u32, protocol: &str, path: &str, more: &[(&str, &str)]) -> Vec<u8> {
+        let head = [
+            (":method", "CONNECT"),
+            (":protocol", protocol),
+            (":scheme", "http"),
+            (":path", path),
+            (":authority", "a.test"),
+            ("sec-websocket-version", "13"),
+        ];
+        Self::bytes(HEADERS, END_HEADERS, stream, &[fields(&head), fields(more)].concat())
+    }
+
     /// The status of this stream's answer.
     #[track_caller]
     pub fn status(&mut self, stream: u32) -> u16 {

@@ -17,6 +17,7 @@ mod random;
 pub mod redis;
 mod strace;
 pub mod tls;
+pub mod websocket;
 mod wire;
 
 pub use backend::{Backend, Conn};

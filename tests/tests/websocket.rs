@@ -4,6 +4,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ringway_tests::websocket::*;
 use ringway_tests::{Backend, Client, Conn, End, Gateway, Head, PATIENCE, Setup, eventually, settles_at};
 use tungstenite::handshake::derive_accept_key;
 use tungstenite::handshake::server::{Request, Response};
@@ -12,20 +13,8 @@ use tungstenite::protocol::frame::Frame;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 use tungstenite::{Message, WebSocket};
 
-const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-/// What the gateway says to a client and to a service when it ends a tunnel; that to a service is masked.
-const GOING_AWAY: [u8; 4] = [0x88, 2, 0x03, 0xe9];
-/// "Hi" in a text frame of a client, masked with zeros, and of a service.
-const HI: [u8; 8] = [0x81, 0x82, 0, 0, 0, 0, b'H', b'i'];
+/// [`HI`] in a frame of a service.
 const HI_BACK: [u8; 4] = [0x81, 2, b'H', b'i'];
-
-/// A request for a WebSocket, with more fields, each with its line end.
-fn handshake(path: &str, more: &str) -> String {
-    format!(
-        "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n{more}\r\n"
-    )
-}
 
 fn agreement(more: &str) -> String {
     format!(
@@ -41,15 +30,6 @@ fn agree(conn: &mut Conn) -> Head {
     let head = conn.next_request_head().expect("a request");
     conn.send(agreement(""));
     head
-}
-
-/// A client that has its tunnel.
-#[track_caller]
-fn open(gateway: &Gateway, path: &str) -> Client {
-    let mut client = gateway.connect();
-    let answer = client.send(handshake(path, "")).read_head();
-    assert_eq!(answer.status(), 101, "{answer:?}");
-    client
 }
 
 /// Sends back what comes, in tunnels; answers other requests with 200.
@@ -548,50 +528,13 @@ fn a_slow_reader_slows_the_other_side_down_and_costs_a_block() {
 
 #[test]
 fn an_idle_tunnel_holds_no_block() {
-    const TUNNELS: usize = 900;
     let backend = echo();
-    let gateway = Gateway::to(backend.endpoint());
-    // What the first ones leave behind is not theirs alone.
-    drop((0..50).map(|_| open(&gateway, "/")).collect::<Vec<_>>());
-    gateway.expect_idle();
-    let before = gateway.rss_bytes();
-    let mut tunnels: Vec<Client> = (0..TUNNELS).map(|_| open(&gateway, "/")).collect();
-    for tunnel in &mut tunnels {
-        assert_eq!(tunnel.send(HI).read_exact(8), HI);
-    }
-    settles_at(0.0, || gateway.metric("gateway_buffers_in_use{worker=\"0\"}"));
-    let each = gateway.rss_bytes().saturating_sub(before) / TUNNELS as u64;
-    println!("an idle tunnel: {each} bytes");
+    let each = idle_tunnel_bytes(&Gateway::to(backend.endpoint()));
     assert!(each < 8 * 1024, "{each} bytes for each idle tunnel");
 }
 
-/// One connection that ends at a random point, in a random way.
-fn come_and_go(gateway: &Gateway, random: &mut fastrand::Rng) {
-    let mut client = gateway.connect();
-    // What the service does of its own accord.
-    let path = ["/", "/", "/", "/close", "/reset", "/refuse", "/stall"][random.usize(..7)];
-    let head = handshake(path, "");
-    let point = random.u32(..6);
-    let sent = if point == 0 { random.usize(..head.len()) } else { head.len() };
-    let _ = client.try_send(&head.as_bytes()[..sent]);
-    if point >= 2 && path != "/stall" {
-        let Ok(answer) = client.next_head() else { return };
-        if answer.status() == 101 && path == "/" && point >= 3 {
-            let bytes = vec![0x5a; random.usize(1..60_000)];
-            let _ = client.try_send(&bytes);
-            if point >= 4 {
-                assert_eq!(client.read_exact(bytes.len()), bytes);
-            }
-            if point == 5 {
-                client.half_close();
-                client.expect_closed();
-            }
-        }
-    }
-    if random.bool() {
-        client.reset();
-    }
-}
+/// What the service does of its own accord.
+const PATHS: [&str; 7] = ["/", "/", "/", "/close", "/reset", "/refuse", "/stall"];
 
 #[test]
 fn ten_thousand_connections_come_and_go_and_nothing_stays() {
@@ -626,7 +569,7 @@ fn ten_thousand_connections_come_and_go_and_nothing_stays() {
         thread::scope(|scope| {
             for index in 0..THREADS {
                 let (gateway, mut random) = (&gateway, fastrand::Rng::with_seed(seed ^ index as u64));
-                scope.spawn(move || (0..each).for_each(|_| come_and_go(gateway, &mut random)));
+                scope.spawn(move || (0..each).for_each(|_| come_and_go(gateway, &mut random, &PATHS, "/stall")));
             }
         });
         gateway.expect_idle();

@@ -3,43 +3,20 @@
 use std::time::Duration;
 
 use ringway_tests::http2::*;
+use ringway_tests::websocket::GOING_AWAY;
 use ringway_tests::{Backend, Conn, End, Gateway, Head, PATIENCE, Setup, eventually, settles_at};
 use tungstenite::handshake::derive_accept_key;
 
 const ENABLE_CONNECT_PROTOCOL: u16 = 8;
-const GOING_AWAY: [u8; 4] = [0x88, 2, 0x03, 0xe9];
-
-/// HEADERS of an extended CONNECT.
-fn connect_bytes(stream: u32, protocol: &str, path: &str, more: &[(&str, &str)]) -> Vec<u8> {
-    let head = [
-        (":method", "CONNECT"),
-        (":protocol", protocol),
-        (":scheme", "http"),
-        (":path", path),
-        (":authority", "a.test"),
-        ("sec-websocket-version", "13"),
-    ];
-    Http2::bytes(HEADERS, END_HEADERS, stream, &[fields(&head), fields(more)].concat())
-}
 
 /// A client that has its tunnel, on stream 1, and may be sent a megabyte.
 #[track_caller]
 fn open(gateway: &Gateway, path: &str) -> Http2 {
     let mut client = Http2::connect_with(gateway.address(), &[(SETTINGS_INITIAL_WINDOW_SIZE, 1 << 20)]);
     client.frame(WINDOW_UPDATE, 0, 0, &(1u32 << 20).to_be_bytes());
-    client.send(connect_bytes(1, "websocket", path, &[]));
+    client.send(Http2::connect_bytes(1, "websocket", path, &[]));
     assert_eq!(client.status(1), 200);
     client
-}
-
-/// So many bytes of a stream's DATA frames.
-#[track_caller]
-fn read_data(client: &mut Http2, stream: u32, bytes: usize) -> Vec<u8> {
-    let mut data = Vec::new();
-    while data.len() < bytes {
-        data.extend(client.next_of(DATA, stream).payload);
-    }
-    data
 }
 
 #[track_caller]
@@ -70,12 +47,12 @@ fn a_stream_becomes_a_tunnel_beside_others() {
     let gateway = Setup::default().start(backend.endpoint());
     let mut client = open(&gateway, "/chat?x=1");
     client.frame(DATA, 0, 1, b"hello");
-    assert_eq!(read_data(&mut client, 1, 5), b"hello");
+    assert_eq!(client.read_data(1, 5), b"hello");
     // Another one, and its key is not the client's.
-    client.send(connect_bytes(3, "websocket", "/2", &[("sec-websocket-key", "mine"), ("cookie", "a=1")]));
+    client.send(Http2::connect_bytes(3, "websocket", "/2", &[("sec-websocket-key", "mine"), ("cookie", "a=1")]));
     assert_eq!(client.status(3), 200);
     client.frame(DATA, 0, 3, b"there");
-    assert_eq!(read_data(&mut client, 3, 5), b"there");
+    assert_eq!(client.read_data(3, 5), b"there");
     settles_at([1.0, 2.0, 0.0], || {
         ["gateway_active_connections", "gateway_active_tunnels", "gateway_active_requests"]
             .map(|name| gateway.metric(name))
@@ -100,7 +77,7 @@ fn a_stream_becomes_a_tunnel_beside_others() {
     assert_eq!((&line["upgrade"], &line["path"]), (&"websocket".into(), &"/chat".into()));
     assert_eq!((&line["tunnelBytesIn"], &line["tunnelBytesOut"]), (&8.into(), &8.into()));
     client.frame(DATA, 0, 3, b"still");
-    assert_eq!(read_data(&mut client, 3, 5), b"still");
+    assert_eq!(client.read_data(3, 5), b"still");
 }
 
 #[test]
@@ -111,7 +88,7 @@ fn it_is_offered_and_the_answer_has_no_proof_for_the_client_to_check() {
     let settings = client.next_of(SETTINGS, 0).payload;
     let wanted = [ENABLE_CONNECT_PROTOCOL.to_be_bytes().to_vec(), 1u32.to_be_bytes().to_vec()].concat();
     assert!(settings.chunks(6).any(|setting| setting == wanted), "{settings:?}");
-    client.send(connect_bytes(1, "websocket", "/", &[]));
+    client.send(Http2::connect_bytes(1, "websocket", "/", &[]));
     let answer = client.next_of(HEADERS, 1);
     assert_eq!((answer.status(), answer.flags & END_STREAM), (200, 0));
     assert_eq!(backend.requests().len(), 1);
@@ -134,7 +111,7 @@ fn a_stream_that_is_reset_takes_the_service_with_it_and_the_other_way_round() {
     let mut client = open(&gateway, "/");
     client.frame(RST_STREAM, 0, 1, &CANCEL.to_be_bytes());
     backend.expect_all_closed();
-    client.send(connect_bytes(3, "websocket", "/", &[]));
+    client.send(Http2::connect_bytes(3, "websocket", "/", &[]));
     assert_eq!(client.status(3), 200);
     client.frame(DATA, 0, 3, b"x");
     assert_eq!(client.next_of(RST_STREAM, 3).error(), CANCEL);
@@ -174,7 +151,7 @@ fn what_is_no_tunnel_is_never_told_to_be_one() {
     ));
     let asks = |protocol: &str, path: &str, more: &[(&str, &str)]| {
         let mut client = Http2::connect(gateway.address());
-        client.send(connect_bytes(1, protocol, path, more));
+        client.send(Http2::connect_bytes(1, protocol, path, more));
         client.status(1)
     };
     assert_eq!(asks("websocket", "/denied", &[]), 403);
@@ -190,7 +167,7 @@ fn what_is_no_tunnel_is_never_told_to_be_one() {
     // No line of a head comes in through the name of a protocol.
     let requests = backend.requests().len();
     let mut client = Http2::connect(gateway.address());
-    client.send(connect_bytes(1, "a\r\nX-Evil: 1", "/", &[]));
+    client.send(Http2::connect_bytes(1, "a\r\nX-Evil: 1", "/", &[]));
     assert_eq!(client.next_of(RST_STREAM, 1).error(), PROTOCOL_ERROR);
     // Plain CONNECT is refused.
     let head = fields(&[(":method", "CONNECT"), (":authority", "a.test:80")]);
@@ -208,14 +185,14 @@ fn much_goes_both_ways_within_the_windows_and_small_frames_are_no_abuse() {
     for round in 0..40u8 {
         let bytes: Vec<u8> = (0..16_000).map(|n| (n >> 3) as u8 ^ round).collect();
         client.frame(DATA, 0, 1, &bytes);
-        assert!(read_data(&mut client, 1, bytes.len()) == bytes);
+        assert!(client.read_data(1, bytes.len()) == bytes);
         for stream in [0, 1] {
             client.frame(WINDOW_UPDATE, 0, stream, &16_000u32.to_be_bytes());
         }
     }
     for _ in 0..20 {
         client.send((0..500).flat_map(|_| Http2::bytes(DATA, 0, 1, b"x")).collect::<Vec<u8>>());
-        assert_eq!(read_data(&mut client, 1, 500), [b'x'; 500]);
+        assert_eq!(client.read_data(1, 500), [b'x'; 500]);
     }
     assert_eq!(gateway.metric("gateway_http2_abuse_total{kind=\"flood\"}"), 0.0);
 }
@@ -230,10 +207,10 @@ fn a_client_that_opens_no_window_slows_the_service_down() {
     });
     let gateway = Setup::default().start(backend.endpoint());
     let mut client = Http2::connect(gateway.address());
-    client.send(connect_bytes(1, "websocket", "/", &[]));
+    client.send(Http2::connect_bytes(1, "websocket", "/", &[]));
     assert_eq!(client.status(1), 200);
     let before = gateway.rss_bytes();
-    assert_eq!(read_data(&mut client, 1, 65_535).len(), 65_535);
+    assert_eq!(client.read_data(1, 65_535).len(), 65_535);
     assert!(client.stays_silent(Duration::from_millis(500)));
     let grown = gateway.rss_bytes().saturating_sub(before);
     assert!(grown < 8 << 20, "{grown} bytes");
@@ -249,7 +226,7 @@ fn a_tunnel_that_the_gateway_ends_says_so_within_the_stream() {
     };
     let gateway = setup.start(backend.endpoint());
     let mut client = open(&gateway, "/");
-    assert_eq!(read_data(&mut client, 1, 4), GOING_AWAY);
+    assert_eq!(client.read_data(1, 4), GOING_AWAY);
     backend.expect_all_closed();
 
     let setup = Setup { route: "", ..setup };
@@ -258,8 +235,8 @@ fn a_tunnel_that_the_gateway_ends_says_so_within_the_stream() {
     gateway.terminate();
     eventually(PATIENCE, || gateway.admin("/ready").1.contains("draining"));
     client.frame(DATA, 0, 1, &[0x89, 0]);
-    assert_eq!(read_data(&mut client, 1, 2), [0x89, 0]);
-    assert_eq!(read_data(&mut client, 1, 4), GOING_AWAY);
+    assert_eq!(client.read_data(1, 2), [0x89, 0]);
+    assert_eq!(client.read_data(1, 4), GOING_AWAY);
     drop(client);
     assert!(gateway.wait_exit(PATIENCE).success(), "{}", gateway.stderr());
 }

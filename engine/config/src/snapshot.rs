@@ -1,5 +1,7 @@
 //! The runtime shape of a configuration: checked, resolved, immutable. The data plane reads nothing else.
 
+mod service;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,14 +15,16 @@ use ringway_core::auth::{ClaimHeader, HttpUrl, Live, Looking, Source};
 use ringway_core::filter::Policy;
 use ringway_core::limit::{self, ConcurrencySpec, Rule, Scope};
 use ringway_core::path::PathPolicy;
-use ringway_core::proxy_protocol::{Version, Versions};
-use ringway_core::retry_budget::BudgetSettings;
+use ringway_core::proxy_protocol::Versions;
 use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
-use rustls::pki_types::ServerName;
 
+pub use self::service::{
+    Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, Pool, Records, Service, ServiceHttp2,
+    ServiceTimeouts, ServiceTls,
+};
 use crate::acme::Acme;
-use crate::resilience::{CircuitBreaker, Retries};
+use crate::resilience::Retries;
 
 /// One whole configuration. References between parts are indices that the compiler of the file has checked.
 #[derive(Debug)]
@@ -458,156 +462,6 @@ pub struct Respond {
     /// Empty where there is no body.
     pub content_type: Arc<str>,
     pub body: Arc<[u8]>,
-}
-
-#[derive(Debug)]
-pub struct Service {
-    pub name: Arc<str>,
-    /// Those that are written; [`Published::targets`](crate::hub::Published::targets) are those that requests go to.
-    pub endpoints: Vec<Endpoint>,
-    /// Where they are found otherwise.
-    pub discovery: Option<Discovery>,
-    pub balance: Balance,
-    pub pool: Pool,
-    pub timeouts: ServiceTimeouts,
-    /// Send a request again, once, on a fresh connection when a pooled one turns out to have been closed before
-    /// a byte of an answer came, if that is safe (RFC 9110 section 9.2.2, RFC 9112 section 9.3.1).
-    pub retry_stale: bool,
-    /// `None`: it is asked whatever becomes of it.
-    pub circuit_breaker: Option<CircuitBreaker>,
-    /// `None`: a request that failed is not tried again.
-    pub retries: Option<Retries>,
-    pub retry_budget: BudgetSettings,
-    /// `None`: in the clear.
-    pub tls: Option<ServiceTls>,
-    /// Each connection begins with a PROXY header, and is not kept.
-    pub proxy_protocol: Option<Version>,
-}
-
-/// TLS to a service, as far as it is the same for its endpoints.
-#[derive(Debug)]
-pub struct ServiceTls {
-    /// What it was read from, and is watched for changes.
-    pub files: Vec<PathBuf>,
-    /// The gateway's own.
-    pub certificate: Option<Arc<crate::tls::Pair>>,
-    /// Whether the service's certificate is looked at.
-    pub is_verified: bool,
-}
-
-/// Where a service's endpoints are found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Discovery {
-    pub source: DiscoverySource,
-    /// Between two looks.
-    pub interval: Duration,
-    /// How long there must have been none before that is believed.
-    pub grace: Duration,
-    /// How they are secured; `None`: in the clear.
-    pub tls: Option<EndpointTls>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DiscoverySource {
-    Dns {
-        name: Arc<str>,
-        records: Records,
-        /// Of addresses.
-        port: u16,
-        /// Empty: those of the system.
-        servers: Vec<SocketAddr>,
-    },
-    File(PathBuf),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Records {
-    /// A and AAAA.
-    Addresses,
-    /// RFC 2782.
-    Srv,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// As written: `127.0.0.1:8080`, `unix:/run/app.sock`. Names it in metrics and logs.
-    pub label: Arc<str>,
-    pub address: EndpointAddress,
-    /// 1 or more.
-    pub weight: u32,
-    /// `None`: in the clear.
-    pub tls: Option<EndpointTls>,
-}
-
-/// How an endpoint is secured.
-#[derive(Clone)]
-pub struct EndpointTls {
-    /// The same one for the same settings, reloads included.
-    pub client: Arc<rustls::ClientConfig>,
-    /// What its certificate must be for.
-    pub name: ServerName<'static>,
-}
-
-impl PartialEq for EndpointTls {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.client, &other.client) && self.name == other.name
-    }
-}
-
-impl Eq for EndpointTls {}
-
-impl fmt::Debug for EndpointTls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EndpointTls").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum EndpointAddress {
-    Tcp(SocketAddr),
-    Unix(PathBuf),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Balance {
-    /// Weighted, smooth.
-    RoundRobin,
-    /// Of two chosen at random by weight, the one with fewer requests in flight per weight.
-    LeastLoaded,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pool {
-    /// Idle connections kept per endpoint and worker.
-    pub idle_per_endpoint: usize,
-    /// Open connections per endpoint, all workers together; 503 above. `None`: no limit.
-    pub connections_per_endpoint: Option<usize>,
-    /// An idle connection is closed after this time.
-    pub idle: Duration,
-    /// A connection is not used again after this age. `None`: no limit.
-    pub max_age: Option<Duration>,
-    /// The service speaks HTTP/2; `None`: HTTP/1.1.
-    pub http2: Option<ServiceHttp2>,
-}
-
-/// How a service is spoken to in HTTP/2.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ServiceHttp2 {
-    /// Connections per endpoint and worker; 503 when they all have as many streams as they may.
-    pub connections: usize,
-    /// Requests at a time on one connection, fewer where the service says so.
-    pub max_concurrent_streams: usize,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ServiceTimeouts {
-    pub connect: Duration,
-    /// From the request sent to the answer's head; 504 above.
-    pub answer: Duration,
-    /// Between two reads of the answer's body, and between two writes of the request's.
-    pub idle: Duration,
-    /// Bytes of an answer's head; 502 above.
-    pub head_bytes: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

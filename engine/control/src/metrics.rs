@@ -1,5 +1,7 @@
 //! The counters of all workers, merged into one exposition. Runs when somebody asks, off every request's path.
 
+mod services;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,13 +9,10 @@ use std::time::SystemTime;
 
 use ringway_config::Hub;
 use ringway_config::hub::Published;
-use ringway_config::snapshot::{Action, Route, RouteRetries};
 use ringway_core::auth::{Kind, Stats};
-use ringway_core::breaker::{Breaker, State};
 use ringway_core::limit::{Concurrency, Limiter, Mode};
 use ringway_core::stats::{
-    Counter, EndpointCell, Histogram, LimitStats, REFUSED_CLIENTS_MAX, RouteStats, ServiceCell, TunnelCounters,
-    WorkerCell,
+    Counter, Histogram, LimitStats, REFUSED_CLIENTS_MAX, RouteStats, TunnelCounters, WorkerCell,
 };
 
 use crate::exposition::{Buckets, Exposition, Family, Format};
@@ -40,9 +39,9 @@ pub fn render(hub: &Hub, redis: &RedisStats, started: SystemTime, format: Format
     authenticators(&mut out, &published);
     rate_limits(&mut out, &published);
     concurrency_limits(&mut out, &published);
-    services(&mut out, &published);
-    endpoints(&mut out, &published);
-    discovery(&mut out, hub, &published);
+    services::calls(&mut out, &published);
+    services::endpoints(&mut out, &published);
+    services::discovery(&mut out, hub, &published);
     workers(&mut out, hub);
     configuration(&mut out, hub, &published);
     of_redis(&mut out, redis);
@@ -281,151 +280,6 @@ fn exceeded(out: &mut Exposition, family: &'static Family, limits: &[Arc<LimitSt
         if others > 0 {
             samples.count(&[&stats.policy, "other"], others);
         }
-    }
-}
-
-fn services(out: &mut Exposition, published: &Published) {
-    let mut samples = out.family(&f::BACKEND_ERRORS);
-    for service in &published.services {
-        let mut kinds = BTreeMap::new();
-        for (kind, count) in service.workers.iter().flat_map(|cell| cell.errors()) {
-            *kinds.entry(kind).or_insert(0) += count;
-        }
-        for (kind, count) in kinds {
-            samples.count(&[&service.service, kind], count);
-        }
-    }
-
-    let mut samples = out.family(&f::BACKEND_HANDSHAKES);
-    for (stats, service) in published.services.iter().zip(&published.snapshot.services) {
-        if service.tls.is_none() {
-            continue;
-        }
-        let mut results = BTreeMap::new();
-        for (result, count) in stats.workers.iter().flat_map(|cell| cell.handshakes()) {
-            *results.entry(result).or_insert(0) += count;
-        }
-        for (result, count) in results {
-            samples.count(&[&stats.service, result], count);
-        }
-    }
-
-    let mut samples = out.family(&f::BACKEND_DURATION);
-    for service in &published.services {
-        let (buckets, sum_us) = merge(service.workers.iter().map(|cell| &cell.latency));
-        samples.histogram(&[&service.service], &buckets, sum_us);
-    }
-
-    let mut samples = out.family(&f::STALE_RETRIES);
-    for service in &published.services {
-        let retries = service.workers.iter().map(|cell| cell.stale_retries.get()).sum();
-        samples.count(&[&service.service], retries);
-    }
-
-    resilience(out, published);
-
-    let mut samples = out.family(&f::GRPC_REQUESTS);
-    for service in &published.services {
-        let mut calls = BTreeMap::new();
-        for (status, count) in service.workers.iter().flat_map(|cell| cell.calls()).filter(|(_, count)| *count > 0) {
-            *calls.entry(status).or_insert(0) += count;
-        }
-        for (status, count) in calls {
-            samples.count(&[&service.service, &status.to_string()], count);
-        }
-    }
-}
-
-/// Without samples of services that have no breaker, or do not try again.
-fn resilience(out: &mut Exposition, published: &Published) {
-    type Column = (&'static str, CounterOf<ServiceCell>);
-    let families: [(&'static Family, [Column; 2]); 2] = [
-        (&f::RETRIES, [("success", |cell| &cell.retries_succeeded), ("failure", |cell| &cell.retries_failed)]),
-        (
-            &f::RETRIES_DENIED,
-            [("budget", |cell| &cell.retries_denied_by_budget), ("breaker", |cell| &cell.retries_denied_by_breaker)],
-        ),
-    ];
-    let retried = |service: usize| {
-        let of_route = |route: &Arc<Route>| match &route.action {
-            Action::Forward(forward) => forward.service == service && matches!(forward.retries, RouteRetries::Own(_)),
-            _ => false,
-        };
-        let known = published.snapshot.services.get(service);
-        known.is_some_and(|known| known.retries.is_some()) || published.snapshot.routes.iter().any(of_route)
-    };
-    for (family, columns) in families {
-        let mut samples = out.family(family);
-        for (_, stats) in published.services.iter().enumerate().filter(|(index, _)| retried(*index)) {
-            for (label, counter) in columns {
-                let count = stats.workers.iter().map(|cell| counter(cell).get()).sum();
-                samples.count(&[&stats.service, label], count);
-            }
-        }
-    }
-    let services = published.snapshot.services.iter().zip(&published.targets).zip(&published.resilience);
-    let breakers: Vec<(&str, &str, &Breaker)> = services
-        .flat_map(|((service, targets), known)| {
-            let own = known.breaker.iter().map(|breaker| (&*service.name, "", &**breaker));
-            let endpoints = targets.iter().zip(&known.endpoint_breakers);
-            own.chain(endpoints.map(|(endpoint, breaker)| (&*service.name, &*endpoint.label, &**breaker)))
-        })
-        .collect();
-    let mut samples = out.family(&f::BREAKER_STATE);
-    for (service, endpoint, breaker) in &breakers {
-        samples.count(&[service, endpoint], breaker.state() as u64);
-    }
-    let mut samples = out.family(&f::BREAKER_TRANSITIONS);
-    for (service, endpoint, breaker) in &breakers {
-        for to in State::ALL {
-            samples.count(&[service, endpoint, to.label()], breaker.transitions(to));
-        }
-    }
-    let mut samples = out.family(&f::BREAKER_REJECTED);
-    for (stats, service) in published.services.iter().zip(&published.snapshot.services) {
-        if service.circuit_breaker.is_some() {
-            samples.count(&[&stats.service], stats.workers.iter().map(|cell| cell.breaker_rejected.get()).sum());
-        }
-    }
-}
-
-fn endpoints(out: &mut Exposition, published: &Published) {
-    let columns: [(&'static Family, CounterOf<EndpointCell>); 6] = [
-        (&f::ENDPOINT_IN_FLIGHT, |cell| &cell.in_flight),
-        (&f::ENDPOINT_IDLE, |cell| &cell.idle),
-        (&f::ENDPOINT_OPEN, |cell| &cell.open),
-        (&f::ENDPOINT_REQUESTS, |cell| &cell.requests),
-        (&f::ENDPOINT_CONNECTS, |cell| &cell.connects),
-        (&f::ENDPOINT_REUSES, |cell| &cell.reuses),
-    ];
-    for (family, counter) in columns {
-        let mut samples = out.family(family);
-        for endpoint in published.endpoints.iter().flatten() {
-            let sum = endpoint.workers.iter().map(|cell| counter(cell).get()).sum();
-            samples.count(&[&endpoint.service, &endpoint.endpoint], sum);
-        }
-    }
-}
-
-/// Without samples of services whose endpoints are written.
-fn discovery(out: &mut Exposition, hub: &Hub, published: &Published) {
-    let services = published.snapshot.services.iter().zip(&published.targets);
-    let found: Vec<_> = services
-        .filter_map(|(service, targets)| Some((&*service.name, targets.len(), hub.discovery_stats(&service.name)?)))
-        .collect();
-    let mut samples = out.family(&f::DISCOVERY_LOOKUPS);
-    for (service, _, stats) in &found {
-        for (result, count) in [("found", &stats.found), ("empty", &stats.empty), ("failure", &stats.failed)] {
-            samples.count(&[service, result], count.load(Ordering::Relaxed));
-        }
-    }
-    let mut samples = out.family(&f::DISCOVERY_CHANGES);
-    for (service, _, stats) in &found {
-        samples.count(&[service], stats.changes.load(Ordering::Relaxed));
-    }
-    let mut samples = out.family(&f::DISCOVERY_ENDPOINTS);
-    for (service, endpoints, _) in &found {
-        samples.count(&[service], *endpoints as u64);
     }
 }
 

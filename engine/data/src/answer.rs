@@ -15,8 +15,9 @@ use crate::deadline::Slot;
 use crate::forward::Attempt;
 use crate::gate;
 use crate::io::{Blocks, Gone, wait_sent, write_client};
-use crate::request::{Exchange, WEBSOCKET, write_upgrade};
+use crate::request::{Exchange, WEBSOCKET};
 use crate::respond::{write_answer_ops, write_connection, write_number};
+use crate::service_head::write_upgrade;
 use crate::stream::Stream;
 use crate::upstream::Upstream;
 

@@ -6,9 +6,66 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use crate::buffer::{BLOCK_BYTES, Buffer};
+use crate::stream::Shown;
+use crate::worker::Worker;
 
+/// What the streams of a connection may write before it has to leave.
+const GATHERED_BYTES_MAX: usize = 256 * 1024;
+/// A shorter piece is copied: it is not worth a block.
+const HELD_BYTES_MIN: usize = 4 * 1024;
 /// Parts of one send.
 const PARTS_MAX: usize = 32;
+
+/// What the crate `h2` has written of a connection and has not left.
+pub(crate) struct Outbox {
+    worker: Rc<Worker>,
+    /// The core's while there is something in it; else it holds nothing.
+    gathered: Gathered,
+    /// The block that `h2` reads from.
+    shown: Rc<Shown>,
+}
+
+impl Outbox {
+    /// `shown`: where the pieces of the connection say which block they are of.
+    pub(crate) fn new(worker: &Rc<Worker>, shown: Rc<Shown>) -> Self {
+        Self { worker: Rc::clone(worker), gathered: Gathered::default(), shown }
+    }
+
+    pub(crate) fn shown(&self) -> Rc<Shown> {
+        Rc::clone(&self.shown)
+    }
+
+    /// Whether it has to leave before more is put in.
+    pub(crate) fn is_full(&self) -> bool {
+        self.gathered.held_bytes() > GATHERED_BYTES_MAX
+    }
+
+    pub(crate) fn put(&mut self, part: &[u8]) {
+        if self.gathered.is_empty() {
+            self.gathered = self.worker.take_gathered();
+        }
+        if part.len() >= HELD_BYTES_MIN
+            && let Some(block) = self.shown.take()
+            && let Some(range) = block.range_of(part)
+        {
+            return self.gathered.hold(block, range);
+        }
+        self.gathered.copy(part);
+    }
+
+    /// Sends it as far as there is room; whether all of it has left.
+    pub(crate) fn flush(&mut self, send: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<bool> {
+        self.shown.take();
+        if self.gathered.is_empty() {
+            return Ok(true);
+        }
+        if !self.gathered.send(send)? {
+            return Ok(false);
+        }
+        self.worker.give_gathered(std::mem::take(&mut self.gathered));
+        Ok(true)
+    }
+}
 
 /// Parts in the order of their writing. Empty it holds no memory but its room, which belongs to the core.
 #[derive(Default)]
@@ -93,13 +150,6 @@ impl Gathered {
             self.blocks -= blocks;
             self.parts.pop_front();
         }
-    }
-
-    /// Forgets what has not left.
-    pub(crate) fn clear(&mut self) {
-        self.copied.clear();
-        self.parts.clear();
-        (self.sent, self.blocks) = (0, 0);
     }
 }
 

@@ -36,6 +36,7 @@ mod respond;
 mod retry;
 mod runtime;
 mod serve;
+mod service_head;
 mod stream;
 mod subrequest;
 #[cfg(test)]

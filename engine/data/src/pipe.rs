@@ -14,14 +14,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::buffer::Buffer;
 use crate::client::Client;
-use crate::gathered::Gathered;
+use crate::gathered::Outbox;
 use crate::stream::Shown;
 use crate::worker::Worker;
 
-/// What the streams of a connection may write before it has to leave.
-const GATHERED_BYTES_MAX: usize = 256 * 1024;
-/// A shorter piece is copied: it is not worth a block.
-const HELD_BYTES_MIN: usize = 4 * 1024;
 /// What a connection reads first; what comes behind it needs another read.
 const READ_BYTES: usize = 2 * 1024;
 /// What a connection may read before others have their turn.
@@ -35,10 +31,7 @@ pub(crate) struct Pipe {
     pub(crate) excess: Option<Excess>,
     /// What came before the version was known.
     first: Option<Buffer>,
-    /// The core's while there is something in it; else it holds nothing.
-    gathered: Gathered,
-    /// The block that `h2` reads from.
-    shown: Rc<Shown>,
+    outbox: Outbox,
     /// The last read has filled its room.
     reads_on: bool,
     /// More is to be read when the client is readable again; until then nobody looks.
@@ -58,8 +51,7 @@ impl Pipe {
             meter: Meter::new(resets, worker.clock.lately()),
             excess: None,
             first: Some(first),
-            gathered: Gathered::default(),
-            shown: Rc::default(),
+            outbox: Outbox::new(worker, Rc::default()),
             reads_on: false,
             wants_read: true,
             wants_room: false,
@@ -74,33 +66,12 @@ impl Pipe {
 
     /// Sends what was gathered as far as there is room; whether all of it has left.
     pub(crate) fn flush(&mut self) -> io::Result<bool> {
-        if self.gathered.is_empty() {
-            return Ok(true);
-        }
-        self.shown.take();
-        if !self.gathered.send(|parts| self.client.send_parts(parts))? {
-            return Ok(false);
-        }
-        self.worker.give_gathered(std::mem::take(&mut self.gathered));
-        Ok(true)
-    }
-
-    fn gather(&mut self, part: &[u8]) {
-        if self.gathered.is_empty() {
-            self.gathered = self.worker.take_gathered();
-        }
-        if part.len() >= HELD_BYTES_MIN
-            && let Some(block) = self.shown.take()
-            && let Some(range) = block.range_of(part)
-        {
-            return self.gathered.hold(block, range);
-        }
-        self.gathered.copy(part);
+        self.outbox.flush(|parts| self.client.send_parts(parts))
     }
 
     /// Where the pieces of this connection say which block they are of.
     pub(crate) fn shown(&self) -> Rc<Shown> {
-        Rc::clone(&self.shown)
+        self.outbox.shown()
     }
 
     fn receive(&mut self, room: &mut ReadBuf<'_>) -> io::Result<bool> {
@@ -164,7 +135,7 @@ impl AsyncWrite for Carrier {
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let pipe = &mut *self.0.borrow_mut();
-        if pipe.gathered.held_bytes() > GATHERED_BYTES_MAX && !pipe.flush()? {
+        if pipe.outbox.is_full() && !pipe.flush()? {
             pipe.wants_room = true;
             return Poll::Pending;
         }
@@ -174,7 +145,7 @@ impl AsyncWrite for Carrier {
             if let Err(excess) = pipe.meter.send(part, pipe.worker.clock.lately()) {
                 pipe.excess = Some(excess);
             }
-            pipe.gather(part);
+            pipe.outbox.put(part);
         }
         Poll::Ready(Ok(length))
     }

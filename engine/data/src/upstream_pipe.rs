@@ -12,27 +12,18 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::gathered::Gathered;
+use crate::gathered::Outbox;
 use crate::head_meter::HeadMeter;
 use crate::stream::Shown;
 use crate::upstream::Upstream;
 use crate::worker::Worker;
 
-/// What the streams of a connection may write before it has to leave.
-const GATHERED_BYTES_MAX: usize = 256 * 1024;
-/// A shorter piece is copied: it is not worth a block.
-const HELD_BYTES_MIN: usize = 4 * 1024;
-
 pub(crate) struct Pipe {
-    worker: Rc<Worker>,
     upstream: Upstream,
     /// What had come before `h2` asked.
     first: Bytes,
     heads: HeadMeter,
-    /// The core's while there is something in it; else it holds nothing.
-    gathered: Gathered,
-    /// The block that `h2` reads from.
-    shown: Rc<Shown>,
+    outbox: Outbox,
     /// More is to be read when the service has sent more; until then nobody looks.
     pub(crate) wants_read: bool,
     /// `h2` waits for room to write.
@@ -51,12 +42,10 @@ impl Pipe {
         shown: Rc<Shown>,
     ) -> Self {
         Self {
-            worker: Rc::clone(worker),
             upstream,
             first: Bytes::from(first),
             heads: HeadMeter::new(streams_max),
-            gathered: Gathered::default(),
-            shown,
+            outbox: Outbox::new(worker, shown),
             wants_read: false,
             wants_room: false,
             heard: false,
@@ -65,28 +54,7 @@ impl Pipe {
 
     /// Sends what was gathered as far as there is room; whether all of it has left.
     pub(crate) fn flush(&mut self) -> io::Result<bool> {
-        if self.gathered.is_empty() {
-            return Ok(true);
-        }
-        self.shown.take();
-        if !self.gathered.send(|parts| self.upstream.link.send_parts(parts))? {
-            return Ok(false);
-        }
-        self.worker.give_gathered(std::mem::take(&mut self.gathered));
-        Ok(true)
-    }
-
-    fn gather(&mut self, part: &[u8]) {
-        if self.gathered.is_empty() {
-            self.gathered = self.worker.take_gathered();
-        }
-        if part.len() >= HELD_BYTES_MIN
-            && let Some(block) = self.shown.take()
-            && let Some(range) = block.range_of(part)
-        {
-            return self.gathered.hold(block, range);
-        }
-        self.gathered.copy(part);
+        self.outbox.flush(|parts| self.upstream.link.send_parts(parts))
     }
 
     /// Whether `h2` has been given the service's SETTINGS.
@@ -127,11 +95,11 @@ impl AsyncRead for Carrier {
 impl AsyncWrite for Carrier {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let pipe = &mut *self.0.borrow_mut();
-        if pipe.gathered.held_bytes() > GATHERED_BYTES_MAX && !pipe.flush()? {
+        if pipe.outbox.is_full() && !pipe.flush()? {
             pipe.wants_room = true;
             return Poll::Pending;
         }
-        pipe.gather(bytes);
+        pipe.outbox.put(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
 

@@ -204,10 +204,10 @@ impl Worker {
         self.gathered.borrow_mut().pop().unwrap_or_default()
     }
 
-    pub(crate) fn give_gathered(&self, mut gathered: Gathered) {
+    /// Of which all has left.
+    pub(crate) fn give_gathered(&self, gathered: Gathered) {
         let mut kept = self.gathered.borrow_mut();
         if kept.len() < GATHERED_MAX {
-            gathered.clear();
             kept.push(gathered);
         }
     }

@@ -15,6 +15,7 @@ use h2::Reason;
 use http::{Method, Response, Version};
 use jsonwebtoken::{EncodingKey, Header};
 use ringway_tests::http2::*;
+use ringway_tests::websocket::*;
 use ringway_tests::{Backend, Client, End, Gateway, PATIENCE, Setup, eventually, settles_at};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -22,59 +23,13 @@ use tokio_rustls::TlsAcceptor;
 use tungstenite::ClientRequestBuilder;
 use tungstenite::handshake::derive_accept_key;
 
-const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-/// What the gateway says to a client and to a service when it ends a tunnel; that to a service is masked.
-const GOING_AWAY: [u8; 4] = [0x88, 2, 0x03, 0xe9];
-/// "Hi" in a text frame of a client, masked with zeros.
-const HI: [u8; 8] = [0x81, 0x82, 0, 0, 0, 0, b'H', b'i'];
-
-/// A request of HTTP/1.1 for a WebSocket, with more fields, each with its line end.
-fn handshake(path: &str, more: &str) -> String {
-    format!(
-        "GET {path} HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n{more}\r\n"
-    )
-}
-
-/// The same of HTTP/2, on a stream.
-fn connect_bytes(stream: u32, protocol: &str, path: &str, more: &[(&str, &str)]) -> Vec<u8> {
-    let head = [
-        (":method", "CONNECT"),
-        (":protocol", protocol),
-        (":scheme", "http"),
-        (":path", path),
-        (":authority", "a.test"),
-        ("sec-websocket-version", "13"),
-    ];
-    Http2::bytes(HEADERS, END_HEADERS, stream, &[fields(&head), fields(more)].concat())
-}
-
-/// A client of HTTP/1.1 that has its tunnel.
-#[track_caller]
-fn open(gateway: &Gateway, path: &str) -> Client {
-    let mut client = gateway.connect();
-    let answer = client.send(handshake(path, "")).read_head();
-    assert_eq!(answer.status(), 101, "{answer:?}");
-    client
-}
-
 /// One of HTTP/2, on stream 1.
 #[track_caller]
 fn open2(gateway: &Gateway, path: &str) -> Http2 {
     let mut client = Http2::connect(gateway.address());
-    client.send(connect_bytes(1, "websocket", path, &[]));
+    client.send(Http2::connect_bytes(1, "websocket", path, &[]));
     assert_eq!(client.status(1), 200);
     client
-}
-
-/// So many bytes of a stream's DATA frames.
-#[track_caller]
-fn read_data(client: &mut Http2, stream: u32, bytes: usize) -> Vec<u8> {
-    let mut data = Vec::new();
-    while data.len() < bytes {
-        data.extend(client.next_of(DATA, stream).payload);
-    }
-    data
 }
 
 /// The status of a request for a WebSocket, of HTTP/1.1 and of HTTP/2.
@@ -269,7 +224,7 @@ fn a_service_that_does_not_offer_it_is_not_asked() {
     let answer = client.ask("GET / HTTP/1.1\r\nHost: a.test\r\nConnection: upgrade\r\nUpgrade: foo\r\n\r\n");
     assert_eq!((answer.status(), service.request(0).method), (200, Method::GET));
     let mut client = Http2::connect(gateway.address());
-    client.send(connect_bytes(1, "foo", "/", &[]));
+    client.send(Http2::connect_bytes(1, "foo", "/", &[]));
     assert_eq!(client.status(1), 501);
     assert_eq!(service.requests(), 1);
 }
@@ -330,9 +285,9 @@ fn other_answers_are_answers_like_any() {
         assert_eq!((answer.status(), answer.text().as_str(), answer.get("x-own")), (status, "no tunnel", Some("1")));
     }
     let mut client = Http2::connect(gateway.address());
-    client.send(connect_bytes(1, "websocket", "/no", &[]));
+    client.send(Http2::connect_bytes(1, "websocket", "/no", &[]));
     assert_eq!(client.status(1), 403);
-    assert_eq!(read_data(&mut client, 1, 9), b"no tunnel");
+    assert_eq!(client.read_data(1, 9), b"no tunnel");
     settles_at(vec![Reason::CANCEL; 3], || service.resets());
     assert_eq!(gateway.metric("gateway_active_tunnels"), 0.0);
 }
@@ -372,7 +327,7 @@ fn either_side_may_end_before_the_other() {
 
     let mut client = open2(&gateway, "/client");
     client.frame(DATA, END_STREAM, 1, b"all of mine");
-    assert_eq!(read_data(&mut client, 1, 8), b"and mine");
+    assert_eq!(client.read_data(1, 8), b"and mine");
     assert_eq!(client.next_of(DATA, 1).flags & END_STREAM, END_STREAM);
     settles_at([0.0, 0.0], || ["gateway_active_tunnels", "gateway_active_requests"].map(|name| gateway.metric(name)));
     settles_at(0, || service.open());
@@ -400,7 +355,7 @@ fn a_side_that_is_gone_takes_the_other_with_it() {
     settles_at(vec![Reason::CANCEL; 3], || service.resets());
 
     open(&gateway, "/goes").send("x").expect_reset();
-    client.send(connect_bytes(3, "websocket", "/goes", &[]));
+    client.send(Http2::connect_bytes(3, "websocket", "/goes", &[]));
     assert_eq!(client.status(3), 200);
     client.frame(DATA, 0, 3, b"x");
     assert_eq!(client.next_of(RST_STREAM, 3).error(), CANCEL);
@@ -443,7 +398,7 @@ fn a_tunnel_that_the_gateway_ends_says_so_to_both_sides() {
         let begun = Instant::now();
         if is_http2 {
             let mut client = open2(&gateway, "/");
-            assert_eq!(read_data(&mut client, 1, 4), GOING_AWAY);
+            assert_eq!(client.read_data(1, 4), GOING_AWAY);
         } else {
             assert_eq!(open(&gateway, "/").read_to_end(), (GOING_AWAY.to_vec(), End::Closed));
         }
@@ -460,8 +415,8 @@ fn a_tunnel_that_the_gateway_ends_says_so_to_both_sides() {
             gateway.terminate();
             eventually(PATIENCE, || gateway.admin("/ready").1.contains("draining"));
             client.frame(DATA, 0, 1, &HI);
-            assert_eq!(read_data(&mut client, 1, 8), HI);
-            assert_eq!(read_data(&mut client, 1, 4), GOING_AWAY);
+            assert_eq!(client.read_data(1, 8), HI);
+            assert_eq!(client.read_data(1, 4), GOING_AWAY);
         } else {
             let mut client = open(&gateway, "/");
             gateway.terminate();
@@ -476,20 +431,8 @@ fn a_tunnel_that_the_gateway_ends_says_so_to_both_sides() {
 
 #[test]
 fn an_idle_tunnel_holds_little() {
-    const TUNNELS: usize = 900;
     let service = Service::start(|call| async move { call.echo().await });
-    let gateway = service.gateway("", "");
-    // What the first ones leave behind is not theirs alone.
-    drop((0..50).map(|_| open(&gateway, "/")).collect::<Vec<_>>());
-    gateway.expect_idle();
-    let before = gateway.rss_bytes();
-    let mut tunnels: Vec<Client> = (0..TUNNELS).map(|_| open(&gateway, "/")).collect();
-    for tunnel in &mut tunnels {
-        assert_eq!(tunnel.send(HI).read_exact(8), HI);
-    }
-    settles_at(0.0, || gateway.metric("gateway_buffers_in_use{worker=\"0\"}"));
-    let each = gateway.rss_bytes().saturating_sub(before) / TUNNELS as u64;
-    println!("an idle tunnel: {each} bytes, on {} connections", service.shared.connections.load(Ordering::Acquire));
+    let each = idle_tunnel_bytes(&service.gateway("", ""));
     assert!(each < 12 * 1024, "{each} bytes for each idle tunnel");
 }
 

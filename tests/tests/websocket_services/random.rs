@@ -8,9 +8,10 @@ use fastrand::Rng;
 use h2::Reason;
 use http::Response;
 use ringway_tests::http2::*;
+use ringway_tests::websocket::{KEY, come_and_go};
 use ringway_tests::{Gateway, PATIENCE, eventually, settles_at, ten_thousand};
 
-use super::{Call, KEY, Service, connect_bytes, handshake, send_all};
+use super::{Call, Service, send_all};
 
 /// What the service does of its own accord.
 const PATHS: [&str; 8] = ["/", "/", "/", "/end", "/reset", "/gone", "/no", "/silent"];
@@ -40,38 +41,12 @@ async fn answer(mut call: Call) {
     }
 }
 
-/// One connection of HTTP/1.1 that ends at a random point, in a random way.
-fn http1(gateway: &Gateway, rng: &mut Rng) {
-    let mut client = gateway.connect();
-    let path = PATHS[rng.usize(..PATHS.len())];
-    let (head, point) = (handshake(path, ""), rng.u32(..6));
-    let sent = if point == 0 { rng.usize(..head.len()) } else { head.len() };
-    let _ = client.try_send(&head.as_bytes()[..sent]);
-    if point >= 2 && path != "/silent" {
-        let Ok(answer) = client.next_head() else { return };
-        if answer.status() == 101 && path == "/" && point >= 3 {
-            let bytes = vec![0x5a; rng.usize(1..60_000)];
-            let _ = client.try_send(&bytes);
-            if point >= 4 {
-                assert_eq!(client.read_exact(bytes.len()), bytes);
-            }
-            if point == 5 {
-                client.half_close();
-                client.expect_closed();
-            }
-        }
-    }
-    if rng.bool() {
-        client.reset();
-    }
-}
-
 /// One of HTTP/2, with a few streams.
 fn http2(gateway: &Gateway, rng: &mut Rng) {
     let mut client = Http2::connect(gateway.address());
     for stream in (1..).step_by(2).take(rng.usize(1..4)) {
         let path = PATHS[rng.usize(..PATHS.len())];
-        let (head, point) = (connect_bytes(stream, "websocket", path, &[("x-key", KEY)]), rng.u32(..7));
+        let (head, point) = (Http2::connect_bytes(stream, "websocket", path, &[("x-key", KEY)]), rng.u32(..7));
         if point == 0 {
             let _ = client.try_send(&head[..rng.usize(..head.len())]);
             break;
@@ -130,13 +105,13 @@ fn ten_thousand_tunnels_come_and_go_and_nothing_stays() {
         for seed in 0..4 {
             let gateway = &gateway;
             let mut rng = Rng::with_seed(first.u64(..) ^ seed);
-            scope.spawn(move || (0..750).for_each(|_| come_and_go(gateway, &mut rng)));
+            scope.spawn(move || (0..750).for_each(|_| of_either_version(gateway, &mut rng)));
         }
     });
     settles();
     let (descriptors, resident) = (gateway.open_fds(), gateway.rss_bytes());
 
-    ten_thousand(|rng| come_and_go(&gateway, rng));
+    ten_thousand(|rng| of_either_version(&gateway, rng));
 
     settles();
     eventually(PATIENCE, || gateway.open_fds() <= descriptors + 16);
@@ -148,6 +123,6 @@ fn ten_thousand_tunnels_come_and_go_and_nothing_stays() {
     assert_eq!(super::both(&gateway, "/", None), [101, 200]);
 }
 
-fn come_and_go(gateway: &Gateway, rng: &mut Rng) {
-    if rng.bool() { http1(gateway, rng) } else { http2(gateway, rng) }
+fn of_either_version(gateway: &Gateway, rng: &mut Rng) {
+    if rng.bool() { come_and_go(gateway, rng, &PATHS, "/silent") } else { http2(gateway, rng) }
 }

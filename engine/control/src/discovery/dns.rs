@@ -42,7 +42,7 @@ pub(super) async fn find(mut found: Found, name: &str, records: Records, port: u
                     tls: tls.clone(),
                 };
                 found.learn(found_now.into_iter().take(ENDPOINTS_MAX).map(endpoint).collect());
-                until.saturating_duration_since(Instant::now()).clamp(INTERVAL_MIN, interval.max(INTERVAL_MIN))
+                until.saturating_duration_since(Instant::now()).min(interval).max(INTERVAL_MIN)
             }
             Err(error) if error.is_no_records_found() => {
                 found.learn(Vec::new());
