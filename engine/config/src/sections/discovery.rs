@@ -139,7 +139,7 @@ pub fn read_endpoints(name: &str, text: &str, tls: Option<&EndpointTls>) -> Resu
     };
     let mut known = HashSet::new();
     let mut endpoints = Vec::new();
-    for Endpoint { address, weight } in written {
+    for Endpoint { address, weight, is_backup } in written {
         let label: Arc<str> = address.value.to_string().into();
         let address = match address.value {
             Address::Ip(ip) => EndpointAddress::Tcp(ip),
@@ -150,7 +150,7 @@ pub fn read_endpoints(name: &str, text: &str, tls: Option<&EndpointTls>) -> Resu
             }
         };
         if known.insert(address.clone()) {
-            endpoints.push(snapshot::Endpoint { label, address, weight, tls: tls.cloned() });
+            endpoints.push(snapshot::Endpoint { label, address, weight, is_backup, tls: tls.cloned() });
         }
     }
     if cx.sink.is_clean() { Ok(endpoints) } else { Err(cx.sink.into_errors()) }

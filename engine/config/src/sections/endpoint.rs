@@ -20,8 +20,10 @@ shape! {
         /// `host:port` or `unix:/path`. A host name is resolved once, when the file is read; each of its addresses
         /// becomes an endpoint.
         address: Spanned<Address>,
-        /// Its share of the requests, relative to the other endpoints.
-        weight: Int<1, 65_535> = "1",
+        /// Its share of the requests, relative to the other endpoints. 0: none; what is under way ends in peace.
+        weight: Int<0, 65_535> = "1",
+        /// It gets requests only when too few of the others are usable (`panic_threshold`).
+        backup: bool = "false",
     }
 }
 
@@ -30,20 +32,21 @@ shape! {
 pub(crate) struct Endpoint {
     pub(crate) address: Spanned<Address>,
     pub(crate) weight: u32,
+    pub(crate) is_backup: bool,
 }
 
 impl Decode for Endpoint {
     fn kind() -> String {
-        format!("{}, or a section of `address` and `weight`", Address::kind())
+        format!("{}, or a section of `address`, `weight` and `backup`", Address::kind())
     }
 
     fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
         match &node.value {
             Value::Map(_) => {
-                let Weighted { address, weight } = Weighted::decode(node, cx)?;
-                Some(Self { address, weight: weight.0 as u32 })
+                let Weighted { address, weight, backup } = Weighted::decode(node, cx)?;
+                Some(Self { address, weight: weight.0 as u32, is_backup: backup })
             }
-            _ => Some(Self { address: Spanned::decode(node, cx)?, weight: 1 }),
+            _ => Some(Self { address: Spanned::decode(node, cx)?, weight: 1, is_backup: false }),
         }
     }
 

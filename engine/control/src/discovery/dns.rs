@@ -39,6 +39,7 @@ pub(super) async fn find(mut found: Found, name: &str, records: Records, port: u
                     label: address.to_string().into(),
                     address: EndpointAddress::Tcp(address),
                     weight,
+                    is_backup: false,
                     tls: tls.clone(),
                 };
                 found.learn(found_now.into_iter().take(ENDPOINTS_MAX).map(endpoint).collect());
