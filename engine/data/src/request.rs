@@ -179,7 +179,6 @@ impl Exchange {
     }
 
     fn try_prepare<'a>(&mut self, conn: &'a Connection, head: &[u8], out: &mut Vec<u8>) -> Result<Step<'a>, Failure> {
-        conn.affinity.set(0);
         let listener = &*conn.listener;
         let mut storage = HeadStorage::new();
         let request = RequestHead::parse(head, listener.limits.headers, &mut storage).map_err(failure_of)?;
@@ -300,8 +299,8 @@ impl Exchange {
             Action::Forward(forward) => {
                 self.service = Some(forward.service);
                 let service = conn.view.services.get(forward.service).ok_or(Failure::Internal)?;
-                conn.affinity.set(affinity(&service.service.balance, self, &request));
-                let passage = match find_way(conn, self, forward.service)? {
+                let key = affinity(&service.service.balance, self, &request);
+                let passage = match find_way(conn, self, forward.service, key)? {
                     Way::Open(passage) => passage,
                     // See above.
                     Way::Answer(_) if self.is_http2 && request.has(Name::Upgrade) => {

@@ -17,8 +17,8 @@ use ringway_core::maglev::Maglev;
 use ringway_core::stats::{RouteStats, ServiceCell};
 
 use crate::auth_service::AuthState;
-use crate::connection::Connection;
 use crate::upstream::EndpointPool;
+use crate::worker::Worker;
 
 pub(crate) struct View {
     pub(crate) published: Arc<Published>,
@@ -167,16 +167,15 @@ impl Members {
 }
 
 impl ServiceView {
-    /// The endpoint for the connection's next request.
+    /// The endpoint for the next request, which goes by `key` where that is not 0 and the balance goes by keys.
     #[inline]
-    pub(crate) fn pick(&self, conn: &Connection) -> Option<usize> {
+    pub(crate) fn pick(&self, worker: &Worker, key: u32) -> Option<usize> {
         self.look();
         let mut members = self.members.borrow_mut();
         let Members { balancer, endpoints } = &mut *members;
         if let [only] = **endpoints {
             return Some(only);
         }
-        let worker = &conn.worker;
         let load = |member: usize| {
             let Some(pool) = endpoints.get(member).and_then(|endpoint| self.pools.get(*endpoint)) else { return 0 };
             match self.service.balance {
@@ -184,9 +183,9 @@ impl ServiceView {
                 _ => pool.stats.in_flight(),
             }
         };
-        let random = match (conn.affinity.get(), &self.service.balance) {
+        let random = match (key, &self.service.balance) {
             // The table looks at the high bits.
-            (key @ 1.., Balance::ConsistentHash(_)) => u64::from(key) << 32,
+            (1.., Balance::ConsistentHash(_)) => u64::from(key) << 32,
             _ => worker.random(),
         };
         let member = balancer.pick(random, None, load)?;
@@ -214,14 +213,15 @@ impl ServiceView {
     /// on) where there is another. A first try is the balancer's to place, unless it may not go there.
     pub(crate) fn pick_where(
         &self,
-        conn: &Connection,
+        worker: &Worker,
+        key: u32,
         tried: u64,
         mut lets_pass: impl FnMut(usize) -> bool,
     ) -> Option<usize> {
         let mut refused = None;
         // What is tried again is no request more: if it took its turn, the next one would always meet the same endpoint.
         if tried == 0 {
-            let picked = self.pick(conn)?;
+            let picked = self.pick(worker, key)?;
             if lets_pass(picked) {
                 return Some(picked);
             }
@@ -231,7 +231,7 @@ impl ServiceView {
         }
         let is_tried = |endpoint: usize| tried & 1 << endpoint.min(63) != 0;
         let members = self.members.borrow();
-        let start = conn.worker.random() as usize % members.endpoints.len().max(1);
+        let start = worker.random() as usize % members.endpoints.len().max(1);
         let (before, after) = members.endpoints.split_at(start);
         let others = || after.iter().chain(before).copied().filter(|endpoint| Some(*endpoint) != refused);
         let found = others().find(|endpoint| !is_tried(*endpoint) && lets_pass(*endpoint));
