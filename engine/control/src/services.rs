@@ -1,5 +1,7 @@
 //! What operators see of services and their endpoints.
 
+use std::collections::BTreeMap;
+
 use ringway_config::Hub;
 use ringway_config::hub::Published;
 use ringway_config::snapshot;
@@ -20,6 +22,10 @@ pub(crate) struct Service {
 struct Endpoint {
     address: String,
     weight: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: BTreeMap<String, String>,
     /// Over all workers, as are the others.
     in_flight: u64,
     connections: u64,
@@ -67,6 +73,8 @@ fn of_service(published: &Published, index: usize, service: &snapshot::Service, 
             .map(|(at, (endpoint, stats))| Endpoint {
                 address: endpoint.label.to_string(),
                 weight: endpoint.weight,
+                zone: endpoint.zone.as_ref().map(|zone| zone.to_string()),
+                metadata: endpoint.metadata.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
                 in_flight: stats.in_flight(),
                 connections: stats.open(),
                 circuit_breaker: known.and_then(|known| seen(known.endpoint_breakers.get(at)?)),

@@ -26,6 +26,8 @@ pub(crate) fn snapshot() -> Snapshot {
             label: "127.0.0.1:9".into(),
             address: EndpointAddress::Tcp(([127, 0, 0, 1], 9).into()),
             weight: 1,
+            zone: None,
+            metadata: Arc::default(),
             tls: None,
         }],
         balance: Balance::RoundRobin,

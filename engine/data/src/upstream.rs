@@ -169,7 +169,7 @@ impl EndpointPool {
 
     /// Whether the pool of a newer configuration may go on with this one's connections.
     pub(crate) fn serves(&self, endpoint: &Endpoint, settings: &Pool, stats: &Arc<EndpointStats>) -> bool {
-        self.endpoint == *endpoint && self.settings == *settings && Arc::ptr_eq(&self.stats, stats)
+        self.endpoint.is_place_of(endpoint) && self.settings == *settings && Arc::ptr_eq(&self.stats, stats)
     }
 
     /// Closes the idle connections and keeps none any more.

@@ -5,13 +5,15 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
+use super::metadata::{Label, Metadata};
 use crate::decode::{Cx, Decode, Spanned};
 use crate::scalar::Int;
 use crate::shape::shape;
-use crate::snapshot::EndpointAddress;
+use crate::snapshot::{self, EndpointAddress, EndpointTls};
 use crate::tree::{Node, Value};
 
 shape! {
@@ -22,28 +24,47 @@ shape! {
         address: Spanned<Address>,
         /// Its share of the requests, relative to the other endpoints.
         weight: Int<1, 65_535> = "1",
+        /// Where it is, as the gateway's own zone is named.
+        zone: Option<Label>,
+        /// Whatever else is known of it: `{ version: v2 }`.
+        metadata: Metadata = "{}",
     }
 }
 
-/// `host:port`, `unix:/path`, or a section with the address and a weight.
+/// `host:port`, `unix:/path`, or a section with the address and more.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) address: Spanned<Address>,
     pub(crate) weight: u32,
+    pub(crate) zone: Option<Arc<str>>,
+    pub(crate) metadata: snapshot::Metadata,
+}
+
+impl Endpoint {
+    fn plain(address: Spanned<Address>) -> Self {
+        Self { address, weight: 1, zone: None, metadata: Arc::default() }
+    }
+
+    /// What it stands for at one of its addresses.
+    pub(crate) fn at(&self, label: Arc<str>, address: EndpointAddress, tls: Option<EndpointTls>) -> snapshot::Endpoint {
+        let (zone, metadata) = (self.zone.clone(), Arc::clone(&self.metadata));
+        snapshot::Endpoint { label, address, weight: self.weight, zone, metadata, tls }
+    }
 }
 
 impl Decode for Endpoint {
     fn kind() -> String {
-        format!("{}, or a section of `address` and `weight`", Address::kind())
+        format!("{}, or a section of keys", Address::kind())
     }
 
     fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
         match &node.value {
             Value::Map(_) => {
-                let Weighted { address, weight } = Weighted::decode(node, cx)?;
-                Some(Self { address, weight: weight.0 as u32 })
+                let Weighted { address, weight, zone, metadata } = Weighted::decode(node, cx)?;
+                let (zone, metadata) = (zone.map(|zone| zone.0), metadata.0);
+                Some(Self { address, weight: weight.0 as u32, zone, metadata })
             }
-            _ => Some(Self { address: Spanned::decode(node, cx)?, weight: 1 }),
+            _ => Some(Self::plain(Spanned::decode(node, cx)?)),
         }
     }
 

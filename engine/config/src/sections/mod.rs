@@ -18,6 +18,7 @@ mod ip;
 mod key_list;
 mod listener;
 mod matching;
+mod metadata;
 mod parameter;
 mod process;
 mod proxy_protocol;

@@ -212,7 +212,8 @@ fn endpoints(
 ) -> Vec<snapshot::Endpoint> {
     let mut first: HashMap<Address, Span> = HashMap::new();
     let (mut endpoints, mut known) = (Vec::new(), HashSet::new());
-    for Endpoint { address, weight } in written {
+    for written in written {
+        let address = &written.address;
         if let Some(at) = first.get(&address.value) {
             let place = cx.sink.place(*at);
             cx.error(
@@ -223,13 +224,12 @@ fn endpoints(
             continue;
         }
         first.insert(address.value.clone(), address.span);
-        let tls = tls.and_then(|tls| tls.of_endpoint(&address, cx));
+        let tls = tls.and_then(|tls| tls.of_endpoint(address, cx));
         match resolver.resolve(&address.value) {
             Ok(found) => {
                 for (label, address) in found {
                     if known.insert(address.clone()) {
-                        let tls = tls.clone();
-                        endpoints.push(snapshot::Endpoint { label: Arc::from(label), address, weight, tls });
+                        endpoints.push(written.at(label.into(), address, tls.clone()));
                     }
                 }
             }

@@ -87,8 +87,21 @@ pub struct Endpoint {
     pub address: EndpointAddress,
     /// 1 or more.
     pub weight: u32,
+    /// Where it is.
+    pub zone: Option<Arc<str>>,
+    pub metadata: Metadata,
     /// `None`: in the clear.
     pub tls: Option<EndpointTls>,
+}
+
+/// Whatever else is known of an endpoint: names with their values, sorted.
+pub type Metadata = Arc<[(Arc<str>, Arc<str>)]>;
+
+impl Endpoint {
+    /// Whether connections to both are the same, whatever else is known of them.
+    pub fn is_place_of(&self, other: &Self) -> bool {
+        self.label == other.label && self.address == other.address && self.tls == other.tls
+    }
 }
 
 /// How an endpoint is secured.

@@ -1,6 +1,7 @@
 //! Endpoints from DNS.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
@@ -39,6 +40,8 @@ pub(super) async fn find(mut found: Found, name: &str, records: Records, port: u
                     label: address.to_string().into(),
                     address: EndpointAddress::Tcp(address),
                     weight,
+                    zone: None,
+                    metadata: Arc::default(),
                     tls: tls.clone(),
                 };
                 found.learn(found_now.into_iter().take(ENDPOINTS_MAX).map(endpoint).collect());

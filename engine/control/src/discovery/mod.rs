@@ -169,6 +169,8 @@ mod tests {
             label: format!("127.0.0.1:{port}").into(),
             address: EndpointAddress::Tcp(([127, 0, 0, 1], *port).into()),
             weight: 1,
+            zone: None,
+            metadata: Arc::default(),
             tls: None,
         };
         ports.iter().map(endpoint).collect()
