@@ -209,10 +209,22 @@ impl Gateway {
         self.try_admin(path).unwrap_or_else(|| panic!("admin does not answer:\n{}", self.stderr()))
     }
 
+    /// The status and the answer to a POST to the admin listener.
+    #[track_caller]
+    pub fn post_admin(&self, path: &str) -> (u16, String) {
+        self.ask_admin("POST", path).unwrap_or_else(|| panic!("admin does not answer:\n{}", self.stderr()))
+    }
+
     fn try_admin(&self, path: &str) -> Option<(u16, String)> {
+        self.ask_admin("GET", path)
+    }
+
+    fn ask_admin(&self, method: &str, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect_timeout(&self.admin, PATIENCE).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n").as_bytes()).ok()?;
+        stream
+            .write_all(format!("{method} {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n").as_bytes())
+            .ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;

@@ -164,6 +164,19 @@ fn an_answer_of_16_kib_over_tls() {
 }
 
 #[test]
+fn an_answer_of_a_service_whose_endpoints_are_watched() {
+    let backends = [sized(100), sized(100)];
+    for balance in ["peak_ewma", "{ consistent_hash: { on: header User-Agent } }"] {
+        let endpoints = backends.each_ref().map(|backend| format!("\"{}\"", backend.endpoint())).join(", ");
+        let gateway = Gateway::start(&format!(
+            "services: [{{ name: app, endpoints: [{endpoints}], balance: {balance}, outlier_ejection: {{}}, \
+             health_check: {{ tcp: {{}} }} }}]\nroutes: [{{ name: all, service: app }}]\n"
+        ));
+        assert_get_is_cheap(&gateway, "/", 100);
+    }
+}
+
+#[test]
 fn an_answer_of_16_kib_from_a_service_over_tls() {
     let (authority, body) = (Authority::new(), vec![b'x'; 16 * 1024]);
     for version in VERSIONS {

@@ -96,7 +96,10 @@ fn merge(parts: Vec<Node>, sink: &mut Sink) -> Option<Node> {
 /// Everything is looked at, so that all errors are found; what is built is good only if there was none.
 fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Snapshot> {
     let (listeners, routes) = (file.listeners.0, file.routes.0);
-    let admin = file.admin.0.map(|admin| admin.0.map(|section| snapshot::Admin { address: section.address }));
+    let admin = file
+        .admin
+        .0
+        .map(|admin| admin.0.map(|section| snapshot::Admin { address: section.address, may_change: section.changes }));
     let written = root.get("listeners");
     if let Some(list) = written.filter(|list| matches!(list.value, Value::List(_)) && list.items().is_empty()) {
         let hint = "`- { name: public, address: 127.0.0.1:3000 }`";

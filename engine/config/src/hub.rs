@@ -18,6 +18,7 @@ use ringway_core::stats::{
 
 use crate::acme;
 use crate::discovered::{Discovered, DiscoveryStats};
+use crate::health::Health;
 use crate::resilience::Resilience;
 use crate::snapshot::{Discovery, Endpoint, KeySources, Snapshot};
 
@@ -40,6 +41,8 @@ pub struct Published {
     pub endpoints: Vec<Vec<Arc<EndpointStats>>>,
     /// Breakers and retry budgets, by service.
     pub resilience: Vec<Resilience>,
+    /// How the endpoints are, by service.
+    pub health: Vec<Health>,
     /// What the authenticators know now: it outlives reloads, by name, as long as its keys come from the same place.
     pub live: Vec<Arc<Live>>,
     pub authenticators: Vec<Arc<AuthenticatorStats>>,
@@ -234,6 +237,7 @@ impl Published {
                 })
                 .collect(),
             resilience: Resilience::join(&snapshot, &targets, workers, old),
+            health: Health::join(&snapshot, &targets, old.map_or(&[], |old| &old.health)),
             targets,
             live: snapshot
                 .authenticators

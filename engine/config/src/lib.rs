@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod acme;
+pub mod health;
 pub mod hub;
 pub mod resilience;
 pub mod snapshot;

@@ -20,8 +20,8 @@ use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
 
 pub use self::service::{
-    Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, Metadata, Pool, Records, Service,
-    ServiceHttp2, ServiceTimeouts, ServiceTls,
+    Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, HashOn, Metadata, Pool, Records,
+    Service, ServiceHttp2, ServiceTimeouts, ServiceTls,
 };
 use crate::acme::Acme;
 use crate::resilience::Retries;
@@ -467,6 +467,8 @@ pub struct Respond {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admin {
     pub address: SocketAddr,
+    /// Whoever reaches it may drain and weigh endpoints.
+    pub may_change: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

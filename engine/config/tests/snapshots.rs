@@ -62,7 +62,7 @@ fn defaults_are_safe() {
     assert_eq!((listener.trace, &*listener.via), (TraceStart::W3c, "ringway"));
     assert!(listener.trusted_proxies.is_empty());
     let service = &snapshot.services[0];
-    assert_eq!((service.balance, service.pool.idle_per_endpoint), (Balance::LeastLoaded, 512));
+    assert_eq!((&service.balance, service.pool.idle_per_endpoint), (&Balance::LeastLoaded, 512));
     assert_eq!(&*service.endpoints[0].label, "127.0.0.1:8080");
     assert_eq!(snapshot.routes[0].body_bytes, Some(1024 * 1024));
     assert!(snapshot.routes[0].log);
@@ -94,7 +94,7 @@ fn the_reference_tells_the_defaults() {
     );
     assert_eq!((full.proxy_status, full.server_timing), (short.proxy_status, short.server_timing));
     let (full, short) = (&reference.services[0], &plain.services[0]);
-    assert_eq!((full.balance, full.pool, full.timeouts), (short.balance, short.pool, short.timeouts));
+    assert_eq!((&full.balance, full.pool, full.timeouts), (&short.balance, short.pool, short.timeouts));
     assert_eq!((full.retry_stale, full.endpoints[1].weight), (short.retry_stale, short.endpoints[0].weight));
     assert_eq!(full.endpoints[1].address, EndpointAddress::Unix("/run/products.sock".into()));
     let (full, short) = (&reference.routes[0], &plain.routes[0]);

@@ -23,6 +23,7 @@ use tokio::sync::Semaphore;
 
 use crate::acme;
 use crate::exposition::Format;
+use crate::health;
 use crate::redis::RedisStats;
 use crate::{metrics, process::unix_ms, services};
 
@@ -44,7 +45,7 @@ Ringway admin
 /ready    200 while requests are welcome, 503 while starting and draining
 /metrics  Prometheus text; OpenMetrics where Accept asks for it
 /config   the running configuration, secrets redacted
-/services  where requests go: services, their endpoints, circuit breakers
+/services  where requests go: services, their circuit breakers, their endpoints: how they are, and why
 /certificates  of the listeners: names, how long they hold, the next order by ACME
 ";
 
@@ -144,6 +145,10 @@ async fn serve(stream: TcpStream, admin: Arc<Admin>) {
 
 impl Admin {
     fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Response<Full<Bytes>> {
+        if path.starts_with("/services/") {
+            let (status, body) = health::operate(&self.hub, method, path, headers);
+            return text(status, body);
+        }
         if !["/", "/health", "/ready", "/metrics", "/config", "/services", "/certificates"].contains(&path) {
             return text(StatusCode::NOT_FOUND, "no such page; / lists them\n".into());
         }

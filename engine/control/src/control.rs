@@ -17,6 +17,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::acme;
 use crate::admin::{Admin, Places, accept_one};
 use crate::discovery::{Finders, Wake};
+use crate::health;
 use crate::keys::{self, Done, Keeper};
 use crate::redis::Redis;
 use crate::redis::Requests;
@@ -43,6 +44,7 @@ pub struct Control {
     keeper: Mutex<Keeper>,
     acme: Mutex<acme::Keeper>,
     finders: Mutex<Finders>,
+    health: Arc<Mutex<health::Keeper>>,
     requests: Requests,
     thread: JoinHandle<()>,
 }
@@ -74,8 +76,9 @@ impl Control {
         })?;
         drop(_context);
         let acme = Mutex::new(acme::Keeper::new());
-        let (keeper, finders) = (Mutex::default(), Mutex::default());
-        let control = Self { admin: sender, handle, hub, redis, keeper, acme, finders, requests, thread };
+        let (keeper, finders, health) =
+            (Mutex::default(), Mutex::default(), Arc::new(Mutex::new(health::Keeper::new())));
+        let control = Self { admin: sender, handle, hub, redis, keeper, acme, finders, health, requests, thread };
         control.follow();
         Ok((control, receiver))
     }
@@ -90,7 +93,7 @@ impl Control {
     }
 
     /// Goes on with what was published: its Redis, its limiters, its keys, its certificates by ACME, the endpoints
-    /// of its services.
+    /// of its services and how they are.
     pub fn follow(&self) {
         let published = self.hub.published();
         self.redis.set(published.snapshot.redis.clone());
@@ -102,10 +105,19 @@ impl Control {
         let done: Done = Arc::new(move || (0..workers).for_each(|worker| hub.worker_bell.ring(worker)));
         self.redis.poll(keys::polls(&published, &done));
         let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
-        let wake: Wake = done.clone();
+        // Endpoints that were found are to be checked, too.
+        let wake: Wake = Arc::new({
+            let (done, hub, handle, health) =
+                (done.clone(), self.hub.clone(), self.handle.clone(), self.health.clone());
+            move || {
+                done();
+                health.lock().unwrap_or_else(PoisonError::into_inner).follow(&handle, &hub);
+            }
+        });
         keeper.replace(&self.handle, keys::sources(&published), Box::new(move || done()));
         self.finders.lock().unwrap_or_else(PoisonError::into_inner).follow(&self.handle, &self.hub, &wake);
         self.acme.lock().unwrap_or_else(PoisonError::into_inner).follow(&self.handle, &self.hub);
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).follow(&self.handle, &self.hub);
     }
 
     /// Ends the threads. Signals have their default effect again only in a new process.

@@ -118,6 +118,20 @@ families! {
         "Times that a service's endpoints were found to be others."
     DISCOVERY_ENDPOINTS = Gauge "gateway_discovery_endpoints" "" ["service"]
         "Endpoints of a service whose endpoints are looked for."
+    SERVICE_PANIC = Gauge "gateway_service_panic" "" ["service"]
+        "1 while too few of a service's endpoints are usable, so that all are used."
+    ENDPOINT_WEIGHT = Gauge "gateway_endpoint_weight" "" ["service", "endpoint"]
+        "An endpoint's weight now: less while it recovers, 0 where an operator has taken it out."
+    ENDPOINT_LATENCY = Gauge "gateway_endpoint_latency_seconds" "seconds" ["service", "endpoint"]
+        "How slow an endpoint is of late, where outlier_ejection or peak_ewma look at it: a peak EWMA."
+    ENDPOINT_HEALTHY = Gauge "gateway_endpoint_healthy" "" ["service", "endpoint"]
+        "1 while an endpoint's checks say that it is well; of services with a health_check."
+    ENDPOINT_EJECTED = Gauge "gateway_endpoint_ejected" "" ["service", "endpoint"]
+        "1 while an endpoint is left out for how it answers; of services with outlier_ejection."
+    HEALTH_CHECKS = Counter "gateway_health_checks_total" "" ["service", "endpoint", "result"]
+        "Checks of an endpoint, by result: success or failure."
+    EJECTIONS = Counter "gateway_outlier_ejections_total" "" ["service", "endpoint", "reason"]
+        "Ejections of an endpoint, by reason: connect_failures or failures (in a row), success_rate or latency (beside the others)."
     ACCEPTED = Counter "gateway_connections_accepted_total" "" ["worker"]
         "Client connections that a worker accepted."
     HANDED_OVER = Counter "gateway_connections_handed_over_total" "" ["worker"]

@@ -11,6 +11,7 @@ pub mod control;
 mod discovery;
 pub mod exposition;
 pub mod families;
+mod health;
 pub mod keys;
 pub mod log_writer;
 pub mod metrics;

@@ -17,7 +17,7 @@ use ringway_core::stats::{
 
 use crate::exposition::{Buckets, Exposition, Family, Format};
 use crate::redis::RedisStats;
-use crate::{families as f, process};
+use crate::{families as f, health, process};
 
 /// The version that `gateway_build_info`, `/health` and `--version` tell.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -42,6 +42,7 @@ pub fn render(hub: &Hub, redis: &RedisStats, started: SystemTime, format: Format
     services::calls(&mut out, &published);
     services::endpoints(&mut out, &published);
     services::discovery(&mut out, hub, &published);
+    health::render(&mut out, hub);
     workers(&mut out, hub);
     configuration(&mut out, hub, &published);
     of_redis(&mut out, redis);

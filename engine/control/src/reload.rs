@@ -76,7 +76,8 @@ impl Running<'_> {
         let new = snapshot.listeners.iter().filter(|listener| !has(&old, listener.address));
         let added = bind_all(new.map(AsRef::as_ref), |listener| self.data.bind(listener))?;
         let removed = old.listeners.iter().filter(|listener| !has(&snapshot, listener.address)).count();
-        let admin = (snapshot.admin != old.admin).then(|| bind_admin(snapshot.admin.as_ref())).transpose()?;
+        let address = |snapshot: &Snapshot| snapshot.admin.as_ref().map(|admin| admin.address);
+        let admin = (address(&snapshot) != address(&old)).then(|| bind_admin(snapshot.admin.as_ref())).transpose()?;
         // Switched off, the old log stays open: requests in flight still end up in it, and no others.
         let log_moves = snapshot.access_log != old.access_log && snapshot.access_log != AccessLog::Off;
         let sink = log_moves.then(|| open_log(Log::Access, &snapshot.access_log)).transpose()?;
@@ -292,7 +293,7 @@ mod tests {
             let address = probe.local_addr().unwrap();
             drop(probe);
             let mut new = snapshot();
-            new.admin = Some(Admin { address });
+            new.admin = Some(Admin { address, may_change: false });
             new.access_log = AccessLog::File(path.clone());
             let audit = dir.path().join("audit.log");
             new.audit_log = AuditLog::File(audit.clone());

@@ -1,4 +1,4 @@
-//! What operators see of services and their endpoints.
+//! What operators see of services: their breakers and their endpoints, how those are and why.
 
 use std::collections::BTreeMap;
 
@@ -6,12 +6,16 @@ use ringway_config::Hub;
 use ringway_config::hub::Published;
 use ringway_config::snapshot;
 use ringway_core::breaker::{Breaker, BreakerSettings, State};
+use ringway_core::health::{EndpointHealth, Reason};
+use ringway_core::stats::EndpointStats;
 use serde::Serialize;
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Service {
     name: String,
+    /// Too few endpoints are usable: all are used.
+    panic: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     circuit_breaker: Option<BreakerState>,
     endpoints: Vec<Endpoint>,
@@ -21,7 +25,19 @@ pub(crate) struct Service {
 #[serde(rename_all = "camelCase")]
 struct Endpoint {
     address: String,
+    /// `healthy`, `unhealthy`, `ejected` or `drained`.
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ejected_for_ms: Option<u64>,
+    /// It gets requests, also in a panic.
+    in_use: bool,
+    backup: bool,
+    /// As an operator or the configuration says; of it, `share` percent count while it recovers.
     weight: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     zone: Option<String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -29,6 +45,9 @@ struct Endpoint {
     /// Over all workers, as are the others.
     in_flight: u64,
     connections: u64,
+    /// Of late; where somebody judges by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     circuit_breaker: Option<BreakerState>,
 }
@@ -56,30 +75,64 @@ pub(crate) fn page(hub: &Hub) -> Vec<Service> {
     let published = hub.published();
     let now_us = hub.epoch.elapsed().as_micros() as u64;
     let services = published.snapshot.services.iter().enumerate();
-    services.map(|(index, service)| of_service(&published, index, service, now_us)).collect()
+    services.filter_map(|(index, service)| of_service(&published, index, service, now_us)).collect()
 }
 
-fn of_service(published: &Published, index: usize, service: &snapshot::Service, now_us: u64) -> Service {
-    let known = published.resilience.get(index);
+fn of_service(published: &Published, index: usize, service: &snapshot::Service, now_us: u64) -> Option<Service> {
+    let (known, health) = (published.resilience.get(index)?, published.health.get(index)?);
     let settings = service.circuit_breaker.as_ref().map(|breaker| &breaker.settings);
     let seen = |breaker: &Breaker| settings.map(|settings| of_breaker(breaker, settings, now_us));
-    let stats = published.endpoints.get(index).map(Vec::as_slice).unwrap_or_default();
-    let targets = published.targets.get(index).map(|targets| &**targets).unwrap_or_default();
-    let endpoints = targets.iter().zip(stats).enumerate();
-    Service {
+    let (_, chosen) = health.choose(service);
+    let endpoints = health.targets.iter().zip(&health.endpoints).zip(published.endpoints.get(index)?).enumerate();
+    Some(Service {
         name: service.name.to_string(),
-        circuit_breaker: known.and_then(|known| seen(known.breaker.as_deref()?)),
+        panic: chosen.is_panic,
+        circuit_breaker: known.breaker.as_deref().and_then(seen),
         endpoints: endpoints
-            .map(|(at, (endpoint, stats))| Endpoint {
-                address: endpoint.label.to_string(),
-                weight: endpoint.weight,
-                zone: endpoint.zone.as_ref().map(|zone| zone.to_string()),
-                metadata: endpoint.metadata.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
-                in_flight: stats.in_flight(),
-                connections: stats.open(),
-                circuit_breaker: known.and_then(|known| seen(known.endpoint_breakers.get(at)?)),
+            .map(|(at, ((endpoint, health), stats))| Endpoint {
+                in_use: chosen.members.contains(&at),
+                circuit_breaker: known.endpoint_breakers.get(at).and_then(|breaker| seen(breaker)),
+                ..of_endpoint(endpoint, health, stats, now_us)
             })
             .collect(),
+    })
+}
+
+fn of_endpoint(endpoint: &snapshot::Endpoint, health: &EndpointHealth, stats: &EndpointStats, now_us: u64) -> Endpoint {
+    let weight = health.own_weight().unwrap_or(endpoint.weight);
+    let ejection = health.ejection();
+    let (state, why) = match ejection {
+        _ if health.is_drained() => ("drained", Some("by an operator".to_owned())),
+        _ if weight == 0 => ("drained", Some("its weight is 0".to_owned())),
+        _ if !health.is_healthy() => ("unhealthy", Some(health.complaint())),
+        Some((_, reason)) => ("ejected", Some(of_reason(reason).to_owned())),
+        None => ("healthy", None),
+    };
+    let latency_us = health.latency.get_us(now_us);
+    Endpoint {
+        address: endpoint.label.to_string(),
+        state,
+        why: why.filter(|why| !why.is_empty()),
+        ejected_for_ms: ejection.map(|(until_us, _)| until_us.saturating_sub(now_us) / 1000),
+        in_use: false,
+        backup: endpoint.is_backup,
+        weight,
+        share: Some(health.ramp()).filter(|ramp| *ramp < 100),
+        zone: endpoint.zone.as_ref().map(|zone| zone.to_string()),
+        metadata: endpoint.metadata.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
+        in_flight: stats.in_flight(),
+        connections: stats.open(),
+        latency_ms: (latency_us > 0.0).then_some((latency_us / 10.0).round() / 100.0),
+        circuit_breaker: None,
+    }
+}
+
+fn of_reason(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Connect => "connections to it fail",
+        Reason::Failures => "requests fail, one after the other",
+        Reason::SuccessRate => "it fails much more often than the others",
+        Reason::Latency => "it is much slower than the others",
     }
 }
 

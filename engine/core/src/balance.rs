@@ -1,9 +1,15 @@
 //! The choice of an endpoint. Each core balances by itself; what the cores share is the number of requests in flight.
 
+use crate::maglev::Maglev;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     RoundRobin,
     LeastLoaded,
+    /// As `LeastLoaded`, by what a request would cost: how slow the endpoint is of late for each request in flight.
+    PeakEwma,
+    /// By weight.
+    Random,
 }
 
 /// Chooses among the endpoints of one service, by their indices in `weights`.
@@ -11,6 +17,9 @@ pub enum Kind {
 pub enum Balancer {
     RoundRobin(SmoothRoundRobin),
     LeastLoaded(LeastLoaded),
+    PeakEwma(LeastLoaded),
+    Random(LeastLoaded),
+    ConsistentHash(Maglev),
 }
 
 impl Balancer {
@@ -19,18 +28,25 @@ impl Balancer {
         match kind {
             Kind::RoundRobin => Self::RoundRobin(SmoothRoundRobin::new(weights)),
             Kind::LeastLoaded => Self::LeastLoaded(LeastLoaded::new(weights)),
+            Kind::PeakEwma => Self::PeakEwma(LeastLoaded::new(weights)),
+            Kind::Random => Self::Random(LeastLoaded::new(weights)),
         }
     }
 
     /// The endpoint for the next request; `None` if there is none at all. `exclude`, an endpoint that has just failed,
-    /// is chosen only where there is no other. `in_flight` tells how many requests an endpoint has now.
+    /// is chosen only where there is no other. `load` tells how many requests an endpoint has now, or what one more would
+    /// cost there for [`Balancer::PeakEwma`]. For [`Balancer::ConsistentHash`], `random` is the request's key, and nothing
+    /// is excluded.
     ///
     /// Hot; watched by the benchmark `balance`.
     #[inline]
-    pub fn pick(&mut self, random: u64, exclude: Option<usize>, in_flight: impl Fn(usize) -> u64) -> Option<usize> {
+    pub fn pick(&mut self, random: u64, exclude: Option<usize>, load: impl Fn(usize) -> u64) -> Option<usize> {
         match self {
             Self::RoundRobin(balancer) => balancer.pick(random, exclude),
-            Self::LeastLoaded(balancer) => balancer.pick(random, exclude, in_flight),
+            Self::LeastLoaded(balancer) => balancer.pick(random, exclude, load),
+            Self::PeakEwma(balancer) => balancer.pick_cheapest(random, exclude, load),
+            Self::Random(balancer) => balancer.pick_any(random, exclude),
+            Self::ConsistentHash(table) => table.pick(random),
         }
     }
 }
@@ -138,18 +154,41 @@ impl LeastLoaded {
 
     /// See [`Balancer::pick`]. `in_flight` is asked for two endpoints at most.
     #[inline]
-    pub fn pick(&self, mut random: u64, exclude: Option<usize>, in_flight: impl Fn(usize) -> u64) -> Option<usize> {
+    pub fn pick(&self, random: u64, exclude: Option<usize>, in_flight: impl Fn(usize) -> u64) -> Option<usize> {
+        self.pick_better(random, exclude, |first, second| {
+            let (load_first, load_second) = (in_flight(first.index), in_flight(second.index));
+            let idle = load_first == 0 && load_second == 0;
+            !idle && is_less(load_second.saturating_add(1), second, load_first.saturating_add(1), first)
+        })
+    }
+
+    /// The one with the smaller cost by weight; `cost` is asked for two endpoints at most.
+    #[inline]
+    pub fn pick_cheapest(&self, random: u64, exclude: Option<usize>, cost: impl Fn(usize) -> u64) -> Option<usize> {
+        self.pick_better(random, exclude, |first, second| is_less(cost(second.index), second, cost(first.index), first))
+    }
+
+    /// One by weight, whatever it has to do.
+    #[inline]
+    pub fn pick_any(&self, mut random: u64, exclude: Option<usize>) -> Option<usize> {
+        let exclude = exclude.and_then(|index| self.span(index));
+        self.draw(&mut random, exclude, None).or(exclude).map(|span| span.index)
+    }
+
+    #[inline]
+    fn pick_better(
+        &self,
+        mut random: u64,
+        exclude: Option<usize>,
+        is_second_better: impl Fn(Span, Span) -> bool,
+    ) -> Option<usize> {
         let exclude = exclude.and_then(|index| self.span(index));
         let Some(first) = self.draw(&mut random, exclude, None) else {
             // Nothing besides the excluded one, if even that.
             return exclude.map(|span| span.index);
         };
         let Some(second) = self.draw(&mut random, exclude, Some(first)) else { return Some(first.index) };
-        let (load_first, load_second) = (in_flight(first.index), in_flight(second.index));
-        let cost = |load: u64, other: Span| u128::from(load) * u128::from(other.len);
-        let idle = load_first == 0 && load_second == 0;
-        let second_is_better = cost(load_second.saturating_add(1), first) < cost(load_first.saturating_add(1), second);
-        Some(if second_is_better && !idle { second.index } else { first.index })
+        Some(if is_second_better(first, second) { second.index } else { first.index })
     }
 
     /// Draws an endpoint by weight among those that are neither `a` nor `b`, which are different. What is left of the
@@ -199,6 +238,12 @@ struct Span {
     len: u64,
 }
 
+/// Whether one cost is less than another, each by the weight of its endpoint.
+#[inline]
+fn is_less(cost: u64, of: Span, other: u64, of_other: Span) -> bool {
+    u128::from(cost) * u128::from(of_other.len) < u128::from(other) * u128::from(of.len)
+}
+
 /// The weights divided by what they have in common: equal ones become 1.
 fn reduce(weights: &[u32]) -> Vec<u32> {
     let gcd = |mut a: u32, mut b: u32| {
@@ -216,7 +261,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const KINDS: [Kind; 2] = [Kind::RoundRobin, Kind::LeastLoaded];
+    const KINDS: [Kind; 4] = [Kind::RoundRobin, Kind::LeastLoaded, Kind::PeakEwma, Kind::Random];
 
     /// SplitMix64: every test has its seed.
     struct Random(u64);
@@ -274,6 +319,53 @@ mod tests {
         }
         for (count, weight) in counts.into_iter().zip(weights) {
             assert!(near(count, f64::from(picks * weight) / 16.0, 0.03), "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn random_follows_the_weights_whatever_the_load() {
+        let (weights, picks) = ([1, 2, 3, 10], 160_000);
+        let mut balancer = Balancer::new(Kind::Random, &weights);
+        let (mut random, mut counts) = (Random(4), [0; 4]);
+        for _ in 0..picks {
+            counts[balancer.pick(random.next(), None, |index| index as u64 * 1_000).unwrap()] += 1;
+        }
+        for (count, weight) in counts.into_iter().zip(weights) {
+            assert!(near(count, f64::from(picks * weight) / 16.0, 0.05), "{counts:?}");
+        }
+    }
+
+    /// Four endpoints of which one is ten times as slow: it gets few requests, the others their fair share within 5 %, and
+    /// the latency of all is that of the fast ones.
+    #[test]
+    fn the_slow_one_of_four_gets_few_requests() {
+        use crate::ewma::PeakEwma;
+        for seed in 0..20 {
+            let mut balancer = Balancer::new(Kind::PeakEwma, &[1; 4]);
+            let latencies: [PeakEwma; 4] = Default::default();
+            let (mut random, mut counts) = (Random(seed), [0u64; 4]);
+            // (when it ends, endpoint, latency)
+            let mut under_way: Vec<(u64, usize, u64)> = Vec::new();
+            let requests = 40_000;
+            for step in 0..requests {
+                let now = 1_000_000 + step * 500;
+                under_way.retain(|(ends, endpoint, latency)| {
+                    let over = *ends <= now;
+                    if over {
+                        latencies[*endpoint].observe(*latency, *ends);
+                    }
+                    !over
+                });
+                let in_flight = |index: usize| under_way.iter().filter(|(_, endpoint, _)| *endpoint == index).count();
+                let cost = |index: usize| latencies[index].cost(in_flight(index) as u64, now);
+                let picked = balancer.pick(random.next(), None, cost).unwrap();
+                let latency = if picked == 3 { 20_000 } else { 2_000 } + random.next() % 500;
+                under_way.push((now + latency, picked, latency));
+                counts[picked] += 1;
+            }
+            assert!(counts[3] < requests / 50, "seed {seed}: {counts:?}");
+            let mean = (requests - counts[3]) as f64 / 3.0;
+            assert!(counts[..3].iter().all(|count| near(*count, mean, 0.05)), "seed {seed}: {counts:?}");
         }
     }
 

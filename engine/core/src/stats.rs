@@ -309,6 +309,12 @@ pub struct EndpointCell {
     pub requests: Counter,
     pub connects: Counter,
     pub reuses: Counter,
+    /// Answers, and their time from the request sent to their head; counted where somebody judges by them, as are the next.
+    pub answers: Counter,
+    pub latency_us: Counter,
+    /// Answers of 5xx, and requests without an answer; and these alone.
+    pub failures: Counter,
+    pub unanswered: Counter,
 }
 
 /// An endpoint's counters, one cell a worker. They outlive reloads as long as the endpoint stays in its service.

@@ -272,7 +272,7 @@ fn write_answer_head(
             call.learn(answer.headers);
         }
         // While the request's body still comes nobody knows where the next request would begin.
-        let next = attempt.sent.get() && conn.may_keep_alive();
+        let next = attempt.outbound.is_sent.get() && conn.may_keep_alive();
         exchange.keep_alive &= next && !(unframed && exchange.is_http10);
     }
 

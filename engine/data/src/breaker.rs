@@ -124,7 +124,7 @@ impl<'a> Passage<'a> {
         let mut passage =
             Self { conn, service, endpoint: 0, of_service: None, of_endpoint: None, told: Cell::new(Told::Nothing) };
         let Some(settings) = &view.service.circuit_breaker else {
-            passage.endpoint = view.pick_where(&conn.worker, tried, |_| true).ok_or(Shut::NoEndpoint)?;
+            passage.endpoint = view.pick_where(conn, tried, |_| true).ok_or(Shut::NoEndpoint)?;
             return Ok(passage);
         };
         passage.ask(view, settings, tried)?;
@@ -154,7 +154,7 @@ impl<'a> Passage<'a> {
                 }
             }
         };
-        match view.pick_where(&conn.worker, tried, lets_pass) {
+        match view.pick_where(conn, tried, lets_pass) {
             Some(endpoint) => self.endpoint = endpoint,
             None if left_us == u64::MAX => return Err(Shut::NoEndpoint),
             None => return Err(Shut::Open(left_us)),

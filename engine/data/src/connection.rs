@@ -39,6 +39,8 @@ pub(crate) struct Connection {
     pub(crate) timers: Timers,
     /// Requests so far.
     pub(crate) served: u64,
+    /// What the balance of the current request's service goes by; 0: nothing.
+    pub(crate) affinity: Cell<u32>,
     /// When it is too old for another request.
     pub(crate) ends_at: u64,
     /// Its listener is gone from the configuration: it ends after the current request.
@@ -95,6 +97,7 @@ impl Connection {
             secured: Secured::default(),
             listener,
             served: 0,
+            affinity: Cell::new(0),
             ends_at: ends_at.unwrap_or(u64::MAX),
             orphaned: false,
             http2: None,
@@ -115,6 +118,7 @@ impl Connection {
             secured: self.secured.clone(),
             listener: Arc::clone(&self.listener),
             served: 0,
+            affinity: Cell::new(0),
             ends_at: self.ends_at,
             orphaned: false,
             http2: None,

@@ -33,15 +33,12 @@ pub(crate) struct Attempt<'a> {
     pub(crate) request: &'a [u8],
     /// The answer's head has come, an interim one does not count.
     pub(crate) answered: Cell<bool>,
-    /// The request's body has come whole and was passed on.
-    pub(crate) sent: Cell<bool>,
     /// Some of the body has gone to the service and is no longer at hand.
     uploaded: Cell<bool>,
     /// An answer is being passed on, for which the request's head has made room.
     relaying: Cell<bool>,
-    /// When the current try was begun, and when it was sent, on the core's clock.
+    /// When the current try was begun, on the core's clock.
     begun: Cell<u64>,
-    sent_at: Cell<u64>,
     /// The current try's way to its endpoint.
     pub(crate) passage: Passage<'a>,
     tries: Tries<'a>,
@@ -99,11 +96,9 @@ pub(crate) async fn forward(
         outbound,
         request: inbox.data().get(..head_length).unwrap_or_default(),
         answered: Cell::new(false),
-        sent: Cell::new(false),
         uploaded: Cell::new(false),
         relaying: Cell::new(false),
         begun: Cell::new(0),
-        sent_at: Cell::new(0),
         passage,
         tries,
     };
@@ -112,6 +107,10 @@ pub(crate) async fn forward(
         conn.timers.set(Slot::Request, exchange.started + us(request));
     }
 
+    // A client of gRPC may give its call as little time as it likes.
+    let of_call = exchange.call.and_then(|call| call.timeout);
+    let of_route = route_timeouts(conn, exchange).request;
+    attempt.outbound.own_deadline.set(of_call.is_none_or(|call| of_route.is_some_and(|route| route <= call)));
     let stale = attempt.outbound.service.retry_stale && is_whole && exchange.is_idempotent;
     let per_try = timeouts.per_try.into_iter().chain(attempt.tries.policy.and_then(|policy| policy.per_try)).min();
     let (mut fresh, mut was_refused) = (false, false);
@@ -221,8 +220,9 @@ impl<'a> Attempt<'a> {
         let written = self.outbound.send(&upstream, head).await?;
 
         if body.is_done() || !written {
-            self.sent.set(body.is_done());
-            self.sent_at.set(self.begun.get());
+            if body.is_done() {
+                self.outbound.sent();
+            }
             self.outbound.arm_answer();
             match self.answer(exchange, &mut upstream, head).await {
                 Ok(relayed) => self.settle(exchange, upstream, relayed, body.is_done() && written),
@@ -261,7 +261,7 @@ impl<'a> Attempt<'a> {
         conn.timers.clear(Slot::ClientRead);
         match relayed {
             Ok(relayed) => {
-                self.settle(exchange, upstream, relayed, self.sent.get());
+                self.settle(exchange, upstream, relayed, self.outbound.is_sent.get());
                 Ok(rest)
             }
             // The answer has begun, so that it can only break off.
@@ -297,10 +297,7 @@ impl<'a> Attempt<'a> {
 
     /// How long the service took to begin its answer, once it had the whole request.
     pub(crate) fn took_us(&self) -> u64 {
-        match self.sent.get() {
-            true => self.outbound.conn.worker.clock.lately().saturating_sub(self.sent_at.get()),
-            false => 0,
-        }
+        self.outbound.took_us(self.outbound.conn.worker.clock.lately()).unwrap_or(0)
     }
 
     /// Ends with [`Broken::Again`] where the answer is one to try again, and there is another try.
@@ -337,7 +334,7 @@ impl<'a> Attempt<'a> {
         }
         let on = retry::reason_of(&broken);
         let failure = Failure::from(broken);
-        if self.is_of_service(exchange, failure) {
+        if self.is_of_service(failure) {
             self.passage.failed();
         }
         let is_at_hand = !self.relaying.get() && !self.uploaded.get();
@@ -352,14 +349,9 @@ impl<'a> Attempt<'a> {
     }
 
     /// Whether a failure says something of the service: not what the client or the gateway's own bounds have caused.
-    fn is_of_service(&self, exchange: &Exchange, failure: Failure) -> bool {
+    fn is_of_service(&self, failure: Failure) -> bool {
         match failure {
-            // A client of gRPC may give its call as little time as it likes.
-            Failure::RequestTimeout => {
-                let of_call = exchange.call.as_ref().and_then(|call| call.timeout);
-                let of_route = route_timeouts(self.outbound.conn, exchange).request;
-                self.sent.get() && of_route.is_some_and(|route| of_call.is_none_or(|call| route <= call))
-            }
+            Failure::RequestTimeout => self.outbound.is_sent.get() && self.outbound.own_deadline.get(),
             Failure::ConnectionCap | Failure::NoEndpoint => false,
             failure => failure.fault() == Fault::Service,
         }
@@ -367,9 +359,10 @@ impl<'a> Attempt<'a> {
 
     /// From here on to another endpoint.
     fn go_on(&mut self, exchange: &mut Exchange, passage: Passage<'a>) -> Result<(), Failure> {
-        self.outbound = Outbound::new(self.outbound.conn, passage.service, passage.endpoint)?;
+        let outbound = Outbound::new(self.outbound.conn, passage.service, passage.endpoint)?;
+        outbound.own_deadline.set(self.outbound.own_deadline.get());
+        self.outbound = outbound;
         self.passage = passage;
-        self.sent.set(false);
         exchange.attempts += 1;
         exchange.service_us = None;
         Ok(())
@@ -400,6 +393,7 @@ impl<'a> Attempt<'a> {
             Relayed::BrokenOff => {
                 self.outbound.cell.record_error(BackendError::Body);
                 self.passage.broke_off();
+                self.outbound.note_broken_off();
                 self.break_off(exchange);
             }
         }
@@ -456,8 +450,7 @@ impl<'a> Attempt<'a> {
             }
         }
         conn.worker.give_head(out);
-        self.sent.set(true);
-        self.sent_at.set(clock.lately());
+        self.outbound.sent();
         if !self.answered.get() {
             self.outbound.arm_answer();
         }

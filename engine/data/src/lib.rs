@@ -6,6 +6,7 @@
 
 mod accept;
 mod acme;
+mod affinity;
 mod answer;
 mod audit;
 mod auth_service;
@@ -50,6 +51,7 @@ mod upstream_pipe;
 mod upstream_request;
 mod upstream_stream;
 mod view;
+mod watch;
 mod worker;
 
 use std::net::{SocketAddr, TcpListener};

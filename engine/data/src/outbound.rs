@@ -19,9 +19,11 @@ use crate::deadline::{End, Slot};
 use crate::http2_upstream::Trunk;
 use crate::io::write_service;
 use crate::proxy_protocol::announce;
+use crate::retry::status_of;
 use crate::tls::shake_hands_with_service;
 use crate::upstream::{EndpointPool, Upstream};
 use crate::upstream_stream::ServiceStream;
+use crate::watch::{self, is_watched};
 
 /// A request on its way to an endpoint, over all tries. Counted in flight until it is dropped.
 pub(crate) struct Outbound<'a> {
@@ -31,6 +33,14 @@ pub(crate) struct Outbound<'a> {
     pub(crate) cell: &'a ServiceCell,
     /// When the current try must have the answer's head; `u64::MAX` where nothing says so.
     pub(crate) try_until: Cell<u64>,
+    /// The deadline of the request is the gateway's: who misses it is slow.
+    pub(crate) own_deadline: Cell<bool>,
+    /// The current try's connection is a new one.
+    is_fresh: Cell<bool>,
+    /// The whole request has been passed on.
+    pub(crate) is_sent: Cell<bool>,
+    /// When the head of the current try, and then the last of the request, was passed on, on the core's clock; 0: not yet.
+    pub(crate) sent_at: Cell<u64>,
     pool: &'a Rc<EndpointPool>,
     stats: &'a Arc<ServiceStats>,
 }
@@ -80,18 +90,33 @@ impl<'a> Outbound<'a> {
         let stats = conn.view.published.services.get(service).ok_or(Failure::Internal)?;
         pool.cell().in_flight.add(1);
         pool.cell().requests.add(1);
-        Ok(Self { conn, service: &view.service, cell, try_until: Cell::new(u64::MAX), pool, stats })
+        Ok(Self {
+            conn,
+            service: &view.service,
+            cell,
+            try_until: Cell::new(u64::MAX),
+            own_deadline: Cell::new(true),
+            is_fresh: Cell::new(true),
+            is_sent: Cell::new(false),
+            sent_at: Cell::new(0),
+            pool,
+            stats,
+        })
     }
 
     /// A connection to the endpoint, and whether it has been used before.
     pub(crate) async fn acquire(&self, fresh: bool) -> Result<(Upstream, bool), Failure> {
         let conn = self.conn;
+        self.is_sent.set(false);
+        self.sent_at.set(0);
         if let Some(http2) = self.pool.settings.http2 {
             return self.begin_stream(http2).await;
         }
+        self.is_fresh.set(true);
         if !fresh {
             let now = conn.worker.clock.lately();
             if let Some(upstream) = std::future::poll_fn(|cx| Poll::Ready(self.pool.take(now, cx))).await {
+                self.is_fresh.set(false);
                 return Ok((upstream, true));
             }
         }
@@ -119,6 +144,7 @@ impl<'a> Outbound<'a> {
             Ok(upstream) => Ok((upstream, false)),
             Err(failure) => {
                 conn.timers.service(None, 0);
+                self.note_failure(failure);
                 Err(failure)
             }
         }
@@ -159,12 +185,14 @@ impl<'a> Outbound<'a> {
         let now = conn.worker.clock.lately();
         let (trunk, stands) = Trunk::of(self.pool, &conn.worker, http2, &self.service.timeouts, self.stats)?;
         let stream = ServiceStream::new(trunk, &conn.worker);
+        self.is_fresh.set(!stands);
         if !stands {
             conn.timers.service(Some(End::Task(Rc::clone(&stream.signal))), now);
             conn.timers.set(Slot::Service, self.try_until.get().min(now + us(self.service.timeouts.connect)));
             if let Err(failure) = stream.connected().await {
                 let failure = self.late(Failure::ConnectTimeout).unwrap_or(failure);
                 conn.timers.service(None, 0);
+                self.note_failure(failure);
                 return Err(failure);
             }
         }
@@ -189,11 +217,26 @@ impl<'a> Outbound<'a> {
         let conn = self.conn;
         conn.timers.service(Some(upstream.link.end()), conn.worker.clock.lately());
         conn.timers.set(Slot::Service, self.try_until.get());
+        self.sent_at.set(conn.worker.clock.lately());
         let taken = write_service(conn, &upstream.link, bytes, us(self.service.timeouts.idle)).await.is_ok();
         match self.late(Failure::AnswerTimeout) {
-            Some(failure) if !taken => Err(failure),
+            Some(failure) if !taken => {
+                self.note_failure(failure);
+                Err(failure)
+            }
             _ => Ok(taken),
         }
+    }
+
+    /// The whole request has been passed on.
+    pub(crate) fn sent(&self) {
+        self.is_sent.set(true);
+        self.sent_at.set(self.conn.worker.clock.lately());
+    }
+
+    /// How long the service took to begin its answer, once it had the whole request.
+    pub(crate) fn took_us(&self, now_us: u64) -> Option<u64> {
+        self.is_sent.get().then(|| now_us.saturating_sub(self.sent_at.get()))
     }
 
     /// The time for the answer's head starts when the request has been sent.
@@ -208,6 +251,48 @@ impl<'a> Outbound<'a> {
         upstream: &mut Upstream,
         buffer: Option<Buffer>,
     ) -> Result<(Buffer, usize), Broken> {
+        let read = self.read_head(upstream, buffer).await;
+        if is_watched(self.service) {
+            self.note(&read);
+        }
+        read
+    }
+
+    /// Tells what has become of the try.
+    #[inline(never)]
+    fn note(&self, read: &Result<(Buffer, usize), Broken>) {
+        match read {
+            Ok((buffer, _)) => {
+                let status = status_of(buffer.data());
+                if status >= 200 || status == 101 {
+                    let now = self.conn.worker.clock.now();
+                    watch::answered(self.service, self.pool, status, self.took_us(now), now);
+                }
+            }
+            Err(Broken::Failed(failure)) => self.note_failure(*failure),
+            // The service may have closed a connection that was kept just before it was used.
+            Err(Broken::Unanswered) if self.is_fresh.get() => self.note_failure(Failure::ConnectionBroken),
+            Err(Broken::Unanswered | Broken::Refused | Broken::Again { .. }) => {}
+        }
+    }
+
+    fn note_failure(&self, failure: Failure) {
+        let (now, begun, whole) = (self.conn.worker.clock.now(), self.sent_at.get() > 0, self.is_sent.get());
+        // The client may have been slow with its body, or give its call as little time as it likes.
+        let is_own = self.own_deadline.get() && (whole || !begun);
+        if is_watched(self.service) && (failure != Failure::RequestTimeout || is_own) {
+            watch::failed(self.service, self.pool, failure, begun.then(|| self.took_us(now)), now);
+        }
+    }
+
+    /// The answer had begun, and broke off.
+    pub(crate) fn note_broken_off(&self) {
+        if is_watched(self.service) {
+            self.pool.cell().failures.add(1);
+        }
+    }
+
+    async fn read_head(&self, upstream: &mut Upstream, buffer: Option<Buffer>) -> Result<(Buffer, usize), Broken> {
         let limit = self.service.timeouts.head_bytes;
         let mut scanner = HeadScanner::default();
         let mut buffer = match buffer {

@@ -19,6 +19,7 @@ use ringway_core::router::{Captures, Found, RouteRequest};
 use ringway_core::template::Vars;
 
 use crate::acme;
+use crate::affinity::affinity;
 use crate::auth_service::{Known, Question};
 use crate::breaker::{Cut, Passage, Way, find_way};
 use crate::call::Call;
@@ -178,6 +179,7 @@ impl Exchange {
     }
 
     fn try_prepare<'a>(&mut self, conn: &'a Connection, head: &[u8], out: &mut Vec<u8>) -> Result<Step<'a>, Failure> {
+        conn.affinity.set(0);
         let listener = &*conn.listener;
         let mut storage = HeadStorage::new();
         let request = RequestHead::parse(head, listener.limits.headers, &mut storage).map_err(failure_of)?;
@@ -297,6 +299,8 @@ impl Exchange {
             }
             Action::Forward(forward) => {
                 self.service = Some(forward.service);
+                let service = conn.view.services.get(forward.service).ok_or(Failure::Internal)?;
+                conn.affinity.set(affinity(&service.service.balance, self, &request));
                 let passage = match find_way(conn, self, forward.service)? {
                     Way::Open(passage) => passage,
                     // See above.

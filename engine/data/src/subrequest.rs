@@ -63,7 +63,7 @@ pub(crate) async fn call(conn: &Connection, service: usize, request: &[u8], limi
 
 async fn attempt(conn: &Connection, service: usize, request: &[u8], limits: Limits) -> Result<Reply, Failure> {
     let view = conn.view.services.get(service).ok_or(Failure::Internal)?;
-    let endpoint = view.pick(&conn.worker).ok_or(Failure::NoEndpoint)?;
+    let endpoint = view.pick(conn).ok_or(Failure::NoEndpoint)?;
     let outbound = Outbound::new(conn, service, endpoint)?;
     conn.timers.set(Slot::Request, limits.until);
     let (upstream, reused) = outbound.acquire(false).await?;
@@ -88,6 +88,7 @@ async fn exchange(
     let clock = &outbound.conn.worker.clock;
     let begun = clock.lately();
     let taken = outbound.send(&upstream, request).await?;
+    outbound.sent();
     outbound.arm_answer();
     let (mut buffer, mut length) = outbound.read_answer(&mut upstream, None).await?;
     outbound.cell.latency.record_us(clock.now().saturating_sub(begun));

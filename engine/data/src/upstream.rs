@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use ringway_config::snapshot::{Endpoint, EndpointAddress, Pool};
+use ringway_core::health::EndpointHealth;
 use ringway_core::stats::{EndpointCell, EndpointStats};
 use ringway_io::{Sock, connect, connected};
 use rustix::io::Errno;
@@ -42,6 +43,7 @@ pub(crate) struct EndpointPool {
     /// Connections of HTTP/2.
     pub(crate) trunks: RefCell<Vec<Rc<Trunk>>>,
     pub(crate) stats: Arc<EndpointStats>,
+    pub(crate) health: Arc<EndpointHealth>,
     worker: usize,
     /// No longer in the configuration: connections are not kept.
     closed: Cell<bool>,
@@ -154,10 +156,15 @@ impl Drop for Upstream {
 }
 
 impl EndpointPool {
-    pub(crate) fn new(endpoint: Endpoint, settings: Pool, stats: Arc<EndpointStats>, worker: usize) -> Rc<Self> {
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        settings: Pool,
+        (stats, health): (Arc<EndpointStats>, Arc<EndpointHealth>),
+        worker: usize,
+    ) -> Rc<Self> {
         let idle = RefCell::new(Vec::with_capacity(settings.idle_per_endpoint.min(64)));
         let (trunks, closed, complained) = (RefCell::default(), Cell::new(false), Cell::default());
-        Rc::new(Self { endpoint, settings, idle, trunks, stats, worker, closed, complained })
+        Rc::new(Self { endpoint, settings, idle, trunks, stats, health, worker, closed, complained })
     }
 
     /// This core's counters.

@@ -1,21 +1,24 @@
 //! A published snapshot as one core sees it: with the core's own balancers and connection pools.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ringway_config::health::Health;
 use ringway_config::hub::Published;
 use ringway_config::snapshot::{Authenticator, Balance, Service};
 use ringway_core::auth::{Kind as AuthKind, TokenCache};
 use ringway_core::auth_service::AuthService;
 use ringway_core::balance::{Balancer, Kind};
+use ringway_core::health::Fleet;
+use ringway_core::maglev::Maglev;
 use ringway_core::stats::{RouteStats, ServiceCell};
 
 use crate::auth_service::AuthState;
+use crate::connection::Connection;
 use crate::upstream::EndpointPool;
-use crate::worker::Worker;
 
 pub(crate) struct View {
     pub(crate) published: Arc<Published>,
@@ -28,8 +31,21 @@ pub(crate) struct View {
 
 pub(crate) struct ServiceView {
     pub(crate) service: Arc<Service>,
-    balancer: RefCell<Balancer>,
+    /// Its place in the snapshot.
+    index: usize,
+    published: Arc<Published>,
+    fleet: Arc<Fleet>,
+    /// The fleet's epoch in which the members were chosen.
+    epoch: Cell<u64>,
+    members: RefCell<Members>,
     pub(crate) pools: Vec<Rc<EndpointPool>>,
+}
+
+/// The endpoints among whom the core balances.
+struct Members {
+    balancer: Balancer,
+    /// Of the service's endpoints, by the balancer's indices.
+    endpoints: Box<[usize]>,
 }
 
 impl View {
@@ -41,27 +57,23 @@ impl View {
             .services
             .iter()
             .enumerate()
-            .map(|(index, service)| {
+            .filter_map(|(index, service)| {
                 let stats = published.endpoints.get(index).map(Vec::as_slice).unwrap_or_default();
-                let targets = published.targets.get(index).map(|targets| &**targets).unwrap_or_default();
-                let pools = targets.iter().zip(stats).map(|(endpoint, stats)| {
+                let health = published.health.get(index)?;
+                let known = stats.iter().zip(&health.endpoints);
+                let pools = health.targets.iter().zip(known).map(|(endpoint, (stats, health))| {
                     let kept = old
                         .into_iter()
                         .flat_map(|old| old.services.iter().flat_map(|service| &service.pools))
                         .find(|pool| pool.serves(endpoint, &service.pool, stats));
-                    kept.cloned()
-                        .unwrap_or_else(|| EndpointPool::new(endpoint.clone(), service.pool, Arc::clone(stats), worker))
+                    let known = (Arc::clone(stats), Arc::clone(health));
+                    kept.cloned().unwrap_or_else(|| EndpointPool::new(endpoint.clone(), service.pool, known, worker))
                 });
-                let kind = match service.balance {
-                    Balance::RoundRobin => Kind::RoundRobin,
-                    Balance::LeastLoaded => Kind::LeastLoaded,
-                };
-                let weights: Vec<u32> = targets.iter().map(|endpoint| endpoint.weight).collect();
-                ServiceView {
-                    service: Arc::clone(service),
-                    balancer: RefCell::new(Balancer::new(kind, &weights)),
-                    pools: pools.collect(),
-                }
+                let pools = pools.collect();
+                let epoch = Cell::new(health.fleet.epoch());
+                let (service, fleet) = (Arc::clone(service), Arc::clone(&health.fleet));
+                let members = RefCell::new(Members::choose(health, &service));
+                Some(ServiceView { service, index, published: Arc::clone(&published), fleet, epoch, members, pools })
             })
             .collect();
         let auth_states = auth_states(&published, old);
@@ -132,38 +144,96 @@ fn auth_states(published: &Published, old: Option<&View>) -> Vec<Option<Rc<AuthS
     published.snapshot.authenticators.iter().map(state_of).collect()
 }
 
+impl Members {
+    /// What the endpoints are like now decides.
+    fn choose(health: &Health, service: &Service) -> Self {
+        let (candidates, chosen) = health.choose(service);
+        let weight = |index: &usize| candidates.get(*index).map_or(1, |candidate| candidate.weight);
+        let weights: Vec<u32> = chosen.members.iter().map(weight).collect();
+        let of_kind = |kind| Balancer::new(kind, &weights);
+        let balancer = match &service.balance {
+            Balance::RoundRobin => of_kind(Kind::RoundRobin),
+            Balance::LeastLoaded => of_kind(Kind::LeastLoaded),
+            Balance::PeakEwma => of_kind(Kind::PeakEwma),
+            Balance::Random => of_kind(Kind::Random),
+            Balance::ConsistentHash(_) => {
+                let name = |index: &usize| health.targets.get(*index).map_or("", |endpoint| &*endpoint.label);
+                let named = chosen.members.iter().map(name).zip(weights);
+                Balancer::ConsistentHash(Maglev::new(named, health.targets.len()))
+            }
+        };
+        Self { balancer, endpoints: chosen.members.into() }
+    }
+}
+
 impl ServiceView {
-    /// The endpoint for the next request.
+    /// The endpoint for the connection's next request.
     #[inline]
-    pub(crate) fn pick(&self, worker: &Worker) -> Option<usize> {
-        if self.pools.len() == 1 {
-            return Some(0);
+    pub(crate) fn pick(&self, conn: &Connection) -> Option<usize> {
+        self.look();
+        let mut members = self.members.borrow_mut();
+        let Members { balancer, endpoints } = &mut *members;
+        if let [only] = **endpoints {
+            return Some(only);
         }
-        let in_flight = |index: usize| self.pools.get(index).map_or(0, |pool| pool.stats.in_flight());
-        self.balancer.borrow_mut().pick(worker.random(), None, in_flight)
+        let worker = &conn.worker;
+        let load = |member: usize| {
+            let Some(pool) = endpoints.get(member).and_then(|endpoint| self.pools.get(*endpoint)) else { return 0 };
+            match self.service.balance {
+                Balance::PeakEwma => pool.health.latency.cost(pool.stats.in_flight(), worker.clock.lately()),
+                _ => pool.stats.in_flight(),
+            }
+        };
+        let random = match (conn.affinity.get(), &self.service.balance) {
+            // The table looks at the high bits.
+            (key @ 1.., Balance::ConsistentHash(_)) => u64::from(key) << 32,
+            _ => worker.random(),
+        };
+        let member = balancer.pick(random, None, load)?;
+        endpoints.get(member).copied()
     }
 
-    /// The endpoint for a try: one that `lets_pass` lets it, and none of `tried` (a bit each; the last for all from there
+    /// Chooses the members anew where something of an endpoint has changed.
+    #[inline]
+    fn look(&self) {
+        let epoch = self.fleet.epoch();
+        if epoch != self.epoch.get() {
+            self.choose(epoch);
+        }
+    }
+
+    #[cold]
+    fn choose(&self, epoch: u64) {
+        self.epoch.set(epoch);
+        if let Some(health) = self.published.health.get(self.index) {
+            *self.members.borrow_mut() = Members::choose(health, &self.service);
+        }
+    }
+
+    /// The endpoint for a try: a member that `lets_pass` lets it, and none of `tried` (a bit each; the last for all from there
     /// on) where there is another. A first try is the balancer's to place, unless it may not go there.
     pub(crate) fn pick_where(
         &self,
-        worker: &Worker,
+        conn: &Connection,
         tried: u64,
         mut lets_pass: impl FnMut(usize) -> bool,
     ) -> Option<usize> {
         let mut refused = None;
         // What is tried again is no request more: if it took its turn, the next one would always meet the same endpoint.
         if tried == 0 {
-            let picked = self.pick(worker)?;
+            let picked = self.pick(conn)?;
             if lets_pass(picked) {
                 return Some(picked);
             }
             refused = Some(picked);
+        } else {
+            self.look();
         }
         let is_tried = |endpoint: usize| tried & 1 << endpoint.min(63) != 0;
-        let count = self.pools.len();
-        let start = (worker.random() % count.max(1) as u64) as usize;
-        let others = || (0..count).map(|step| (start + step) % count).filter(|endpoint| Some(*endpoint) != refused);
+        let members = self.members.borrow();
+        let start = conn.worker.random() as usize % members.endpoints.len().max(1);
+        let (before, after) = members.endpoints.split_at(start);
+        let others = || after.iter().chain(before).copied().filter(|endpoint| Some(*endpoint) != refused);
         let found = others().find(|endpoint| !is_tried(*endpoint) && lets_pass(*endpoint));
         found.or_else(|| others().find(|endpoint| is_tried(*endpoint) && lets_pass(*endpoint)))
     }

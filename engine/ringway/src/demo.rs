@@ -43,7 +43,7 @@ fn compile(services: &Services) -> Result<Snapshot, Failure> {
 fn relocate(snapshot: &mut Snapshot, listen: SocketAddr, admin: SocketAddr) -> Result<(), Failure> {
     let listener = snapshot.listeners.first_mut().and_then(Arc::get_mut);
     listener.ok_or_else(|| Failure::usage(format!("{QUICKSTART_NAME} has no listener")))?.address = listen;
-    snapshot.admin = Some(Admin { address: admin });
+    snapshot.admin = Some(Admin { address: admin, may_change: false });
     // No load balancer needs a notice here, and who presses Ctrl-C does not want to wait for it.
     snapshot.drain.notice = Duration::ZERO;
     Ok(())
@@ -108,7 +108,7 @@ mod tests {
         let (listen, admin) = ("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap());
         relocate(&mut snapshot, listen, admin).unwrap();
         assert_eq!(snapshot.listeners[0].address, listen);
-        assert_eq!(snapshot.admin, Some(Admin { address: admin }));
+        assert_eq!(snapshot.admin, Some(Admin { address: admin, may_change: false }));
     }
 
     #[test]

@@ -22,8 +22,10 @@ shape! {
         /// `host:port` or `unix:/path`. A host name is resolved once, when the file is read; each of its addresses
         /// becomes an endpoint.
         address: Spanned<Address>,
-        /// Its share of the requests, relative to the other endpoints.
-        weight: Int<1, 65_535> = "1",
+        /// Its share of the requests, relative to the other endpoints. 0: none; what is under way ends in peace.
+        weight: Int<0, 65_535> = "1",
+        /// It gets requests only when too few of the others are usable (`panic_threshold`).
+        backup: bool = "false",
         /// Where it is, as the gateway's own zone is named.
         zone: Option<Label>,
         /// Whatever else is known of it: `{ version: v2 }`.
@@ -36,19 +38,20 @@ shape! {
 pub(crate) struct Endpoint {
     pub(crate) address: Spanned<Address>,
     pub(crate) weight: u32,
+    pub(crate) is_backup: bool,
     pub(crate) zone: Option<Arc<str>>,
     pub(crate) metadata: snapshot::Metadata,
 }
 
 impl Endpoint {
-    fn plain(address: Spanned<Address>) -> Self {
-        Self { address, weight: 1, zone: None, metadata: Arc::default() }
+    pub(crate) fn plain(address: Spanned<Address>) -> Self {
+        Self { address, weight: 1, is_backup: false, zone: None, metadata: Arc::default() }
     }
 
     /// What it stands for at one of its addresses.
     pub(crate) fn at(&self, label: Arc<str>, address: EndpointAddress, tls: Option<EndpointTls>) -> snapshot::Endpoint {
         let (zone, metadata) = (self.zone.clone(), Arc::clone(&self.metadata));
-        snapshot::Endpoint { label, address, weight: self.weight, zone, metadata, tls }
+        snapshot::Endpoint { label, address, weight: self.weight, is_backup: self.is_backup, zone, metadata, tls }
     }
 }
 
@@ -60,9 +63,9 @@ impl Decode for Endpoint {
     fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
         match &node.value {
             Value::Map(_) => {
-                let Weighted { address, weight, zone, metadata } = Weighted::decode(node, cx)?;
+                let Weighted { address, weight, backup, zone, metadata } = Weighted::decode(node, cx)?;
                 let (zone, metadata) = (zone.map(|zone| zone.0), metadata.0);
-                Some(Self { address, weight: weight.0 as u32, zone, metadata })
+                Some(Self { address, weight: weight.0 as u32, is_backup: backup, zone, metadata })
             }
             _ => Some(Self::plain(Spanned::decode(node, cx)?)),
         }

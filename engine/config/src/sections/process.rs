@@ -37,6 +37,8 @@ shape! {
     pub(crate) struct AdminSection {
         /// Where it listens.
         address: SocketAddr = "127.0.0.1:9901",
+        /// Whether whoever reaches it may also change something: drain, enable and weigh endpoints.
+        changes: bool = "false",
     }
 
     /// How the process ends.

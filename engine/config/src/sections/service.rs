@@ -10,11 +10,15 @@ use super::discovery::DiscoverySection;
 pub use super::endpoint::Lookup;
 use super::endpoint::{Address, Endpoint};
 pub(crate) use super::endpoint::{Resolver, system_lookup};
+use super::health_check::HealthCheckSection;
+use super::outlier_ejection::OutlierEjectionSection;
 use super::retries::RetriesSection;
 use super::route::ServiceRef;
 use super::service_tls::{Compiled, ServiceTlsSection};
 use crate::decode::{Cx, Decode, OneOrMore, Spanned};
 use crate::error::Span;
+use crate::health::Watch;
+use crate::percent::Percent;
 use crate::resilience::Resilience;
 use crate::scalar::{Int, Name, OrOff, choice};
 use crate::shape::shape;
@@ -40,8 +44,17 @@ shape! {
         /// How it is spoken to in HTTP/2.
         http2: Option<Spanned<Http2Section>>,
         /// How an endpoint is chosen. `least_loaded`: of two at random, by weight, the one with fewer requests in
-        /// flight. `round_robin`: in turn, by weight.
+        /// flight. `peak_ewma`: the one that is likely to answer sooner, by its latency of late and its requests in flight.
+        /// `round_robin`: in turn, by weight. `random`: by weight. `{ consistent_hash: { on: header X-Tenant } }`: by what the
+        /// request has, always the same endpoint.
         balance: Balance = "least_loaded",
+        /// Asks each endpoint at intervals how it is.
+        health_check: Option<Spanned<HealthCheckSection>>,
+        /// Leaves endpoints out for a while that answer badly.
+        outlier_ejection: Option<Spanned<OutlierEjectionSection>>,
+        /// Share of the endpoints that must be usable. Where fewer are, the `backup` ones join them, and where there are none,
+        /// all are used, whatever is known of them. `0%`: what is not usable is never used.
+        panic_threshold: Percent<0, 100> = "50%",
         /// Connections that are kept for the next request.
         pool: PoolSection = "{}",
         /// How long the service may take.
@@ -103,10 +116,6 @@ choice! {
         "http1" => Protocol::Http1,
         "http2" => Protocol::Http2,
     }
-    Balance {
-        "round_robin" => Balance::RoundRobin,
-        "least_loaded" => Balance::LeastLoaded,
-    }
 }
 
 impl Service {
@@ -136,6 +145,11 @@ impl Service {
             endpoints,
             discovery,
             balance: self.balance,
+            watch: Watch {
+                check: self.health_check.and_then(|check| check.compile(http2.is_some(), cx)),
+                ejection: self.outlier_ejection.map(|ejection| ejection.compile(cx)),
+                panic_threshold: self.panic_threshold.0,
+            },
             pool: snapshot::Pool {
                 // Whose connection it is was said when it began.
                 idle_per_endpoint: if self.proxy_protocol.is_some() { 0 } else { self.pool.idle.0 as usize },

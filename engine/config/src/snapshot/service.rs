@@ -10,6 +10,7 @@ use ringway_core::proxy_protocol::Version;
 use ringway_core::retry_budget::BudgetSettings;
 use rustls::pki_types::ServerName;
 
+use crate::health::Watch;
 use crate::resilience::{CircuitBreaker, Retries};
 
 #[derive(Debug)]
@@ -20,6 +21,7 @@ pub struct Service {
     /// Where they are found otherwise.
     pub discovery: Option<Discovery>,
     pub balance: Balance,
+    pub watch: Watch,
     pub pool: Pool,
     pub timeouts: ServiceTimeouts,
     /// Send a request again, once, on a fresh connection when a pooled one turns out to have been closed before
@@ -85,8 +87,10 @@ pub struct Endpoint {
     /// As written: `127.0.0.1:8080`, `unix:/run/app.sock`. Names it in metrics and logs.
     pub label: Arc<str>,
     pub address: EndpointAddress,
-    /// 1 or more.
+    /// 0: it gets no requests.
     pub weight: u32,
+    /// It gets requests only when too few of the others are usable.
+    pub is_backup: bool,
     /// Where it is.
     pub zone: Option<Arc<str>>,
     pub metadata: Metadata,
@@ -100,7 +104,7 @@ pub type Metadata = Arc<[(Arc<str>, Arc<str>)]>;
 impl Endpoint {
     /// Whether connections to both are the same, whatever else is known of them.
     pub fn is_place_of(&self, other: &Self) -> bool {
-        self.label == other.label && self.address == other.address && self.tls == other.tls
+        self.address == other.address && self.tls == other.tls
     }
 }
 
@@ -133,12 +137,29 @@ pub enum EndpointAddress {
     Unix(PathBuf),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Balance {
     /// Weighted, smooth.
     RoundRobin,
     /// Of two chosen at random by weight, the one with fewer requests in flight per weight.
     LeastLoaded,
+    /// Of two chosen at random by weight, the one that is likely to answer sooner.
+    PeakEwma,
+    /// By weight.
+    Random,
+    /// The same endpoint for the same requests.
+    ConsistentHash(HashOn),
+}
+
+/// Which requests are the same. Those that lack it go anywhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HashOn {
+    ClientIp,
+    /// As authentication knows them.
+    User,
+    /// By name, in lower case.
+    Header(Arc<str>),
+    Cookie(Arc<str>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

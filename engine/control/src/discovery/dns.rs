@@ -40,6 +40,7 @@ pub(super) async fn find(mut found: Found, name: &str, records: Records, port: u
                     label: address.to_string().into(),
                     address: EndpointAddress::Tcp(address),
                     weight,
+                    is_backup: false,
                     zone: None,
                     metadata: Arc::default(),
                     tls: tls.clone(),

@@ -169,6 +169,7 @@ mod tests {
             label: format!("127.0.0.1:{port}").into(),
             address: EndpointAddress::Tcp(([127, 0, 0, 1], *port).into()),
             weight: 1,
+            is_backup: false,
             zone: None,
             metadata: Arc::default(),
             tls: None,

@@ -122,7 +122,7 @@ fn take<'r>(found: &mut Option<Cow<'r, str>>, credential: Judged<'r>) -> Result<
     }
 }
 
-fn fields<'h, 'r>(headers: &'h [Header<'r>], name: &'h str) -> impl Iterator<Item = &'r [u8]> + use<'h, 'r> {
+pub fn fields<'h, 'r>(headers: &'h [Header<'r>], name: &'h str) -> impl Iterator<Item = &'r [u8]> + use<'h, 'r> {
     headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
 }
 
@@ -135,7 +135,7 @@ fn behind_scheme<'r>(value: &'r [u8], scheme: &str) -> Option<&'r [u8]> {
 }
 
 /// Values of the cookies of that name; names have case, and quotes around a value are not part of it.
-fn cookies<'r>(field: &'r [u8], name: &[u8]) -> impl Iterator<Item = &'r [u8]> {
+pub fn cookies<'r>(field: &'r [u8], name: &[u8]) -> impl Iterator<Item = &'r [u8]> {
     field.split(|byte| *byte == b';').filter_map(move |pair| {
         let pair = pair.trim_ascii();
         let value = pair.strip_prefix(name)?.strip_prefix(b"=")?;

@@ -1,0 +1,115 @@
+//! What is known of the endpoints of services, beside the snapshot that names them: how they are checked, when they are
+//! ejected, and the state that outlives reloads.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringway_core::ejection::EjectionSettings;
+use ringway_core::health::{Candidate, Chosen, EndpointHealth, Fleet, choose};
+
+use crate::snapshot::{Endpoint, Service, Snapshot};
+
+/// How a service's endpoints are watched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watch {
+    /// `None`: nobody asks them how they are.
+    pub check: Option<Arc<HealthCheck>>,
+    /// `None`: they are used however they answer.
+    pub ejection: Option<EjectionSettings>,
+    /// Percent of the endpoints that must be usable; where fewer are, all are used. 0: never.
+    pub panic_threshold: u8,
+}
+
+/// Asks endpoints how they are, at intervals.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub kind: CheckKind,
+    pub interval: Duration,
+    /// Percent of the interval that a pause is shorter or longer at most, by chance.
+    pub jitter: u8,
+    /// From the connection to the end of the answer.
+    pub timeout: Duration,
+    /// Failed checks in a row that make an endpoint unwell.
+    pub unhealthy: u32,
+    /// Good ones in a row that make it well again.
+    pub healthy: u32,
+    /// How long a recovered endpoint takes to get its whole share again. `None`: no time.
+    pub slow_start: Option<Duration>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckKind {
+    /// It must take a connection, over TLS where the service has it.
+    Tcp,
+    Http(HttpCheck),
+    /// `grpc.health.v1.Health/Check` of this service; empty: of the server as a whole.
+    Grpc(Arc<str>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpCheck {
+    pub path: Arc<str>,
+    /// `None`: the endpoint's address.
+    pub host: Option<Arc<str>>,
+    /// Those that are good.
+    pub statuses: Box<[u16]>,
+    /// What the body must have in it.
+    pub body: Option<Arc<str>>,
+}
+
+/// What a service's endpoints share, and what each has for itself, by endpoint. Outlives reloads, by name.
+#[derive(Debug)]
+pub struct Health {
+    pub fleet: Arc<Fleet>,
+    /// Where the service's requests go.
+    pub targets: Arc<[Endpoint]>,
+    /// By target.
+    pub endpoints: Vec<Arc<EndpointHealth>>,
+}
+
+impl Health {
+    /// By service of the snapshot, with its endpoints in `targets`, going on from what was published before.
+    pub(crate) fn join(snapshot: &Snapshot, targets: &[Arc<[Endpoint]>], old: &[Self]) -> Vec<Self> {
+        let mut old: HashMap<&str, &Self> = old.iter().map(|known| (&*known.fleet.service, known)).collect();
+        let services = snapshot.services.iter().zip(targets);
+        services.map(|(service, targets)| Self::go_on(service, targets, old.remove(&*service.name))).collect()
+    }
+
+    fn go_on(service: &Service, targets: &Arc<[Endpoint]>, old: Option<&Self>) -> Self {
+        let fleet = old.map_or_else(|| Fleet::new(Arc::clone(&service.name)), |old| Arc::clone(&old.fleet));
+        let known = old.into_iter().flat_map(|old| &old.endpoints);
+        let mut known: HashMap<&str, _> = known.map(|health| (&*health.endpoint, health)).collect();
+        let endpoints = targets.iter().map(|endpoint| match known.remove(&*endpoint.label) {
+            Some(health) => Arc::clone(health),
+            None => Arc::new(EndpointHealth::new(&fleet, Arc::clone(&endpoint.label))),
+        });
+        let endpoints: Vec<_> = endpoints.collect();
+        known.into_values().for_each(|gone| gone.remove());
+        if service.watch.check.is_none() {
+            for health in &endpoints {
+                health.set_healthy(true);
+                health.set_ramp(100);
+            }
+        }
+        fleet.set_cap(service.watch.ejection.map_or(0, |settings| settings.cap(endpoints.len())));
+        for health in &endpoints {
+            if fleet.surplus() > 0 {
+                health.reinstate();
+            }
+        }
+        Self { fleet, targets: Arc::clone(targets), endpoints }
+    }
+
+    /// The service's endpoints as they are now, and among whom it is to be balanced.
+    pub fn choose(&self, service: &Service) -> (Vec<Candidate>, Chosen) {
+        let of = |(endpoint, health): (&Endpoint, &Arc<EndpointHealth>)| Candidate {
+            weight: health.weight(endpoint.weight),
+            is_usable: health.is_usable(),
+            is_backup: endpoint.is_backup,
+        };
+        let candidates: Vec<_> = self.targets.iter().zip(&self.endpoints).map(of).collect();
+        let chosen = choose(&candidates, service.watch.panic_threshold);
+        (candidates, chosen)
+    }
+}

@@ -1,0 +1,31 @@
+//! Which requests belong together, where a service is balanced by that.
+
+use std::net::IpAddr;
+
+use ringway_config::snapshot::{Balance, HashOn};
+use ringway_core::auth::credentials::{cookies, fields};
+use ringway_core::http::RequestHead;
+use ringway_core::maglev::hash;
+
+use crate::request::Exchange;
+
+/// What the balance of a service goes by; 0 where it goes by nothing, or the request does not have it.
+#[inline]
+pub(crate) fn affinity(balance: &Balance, exchange: &Exchange, request: &RequestHead<'_, '_>) -> u32 {
+    let Balance::ConsistentHash(on) = balance else { return 0 };
+    key_of(on, exchange, request).map_or(0, |key| ((key >> 32) as u32).max(1))
+}
+
+fn key_of(on: &HashOn, exchange: &Exchange, request: &RequestHead<'_, '_>) -> Option<u64> {
+    match on {
+        HashOn::ClientIp => Some(match exchange.client_ip {
+            IpAddr::V4(ip) => hash(&ip.octets()),
+            IpAddr::V6(ip) => hash(&ip.octets()),
+        }),
+        HashOn::User => Some(hash(exchange.gate.identity.as_ref()?.user.as_deref()?.as_bytes())),
+        HashOn::Header(name) => fields(request.headers, name).next().map(hash),
+        HashOn::Cookie(name) => {
+            fields(request.headers, "cookie").find_map(|field| cookies(field, name.as_bytes()).next()).map(hash)
+        }
+    }
+}
