@@ -11,6 +11,7 @@ pub use super::endpoint::Lookup;
 use super::endpoint::{Address, Endpoint};
 pub(crate) use super::endpoint::{Resolver, system_lookup};
 use super::health_check::HealthCheckSection;
+use super::key_list::Redis;
 use super::outlier_ejection::OutlierEjectionSection;
 use super::retries::RetriesSection;
 use super::route::ServiceRef;
@@ -119,7 +120,7 @@ choice! {
 }
 
 impl Service {
-    pub(crate) fn compile(self, resolver: &mut Resolver<'_>, cx: &mut Cx) -> snapshot::Service {
+    pub(crate) fn compile(self, resolver: &mut Resolver<'_>, redis: Redis<'_>, cx: &mut Cx) -> snapshot::Service {
         let tls = self.tls.and_then(|tls| tls.value.compile(tls.span, cx));
         let http2 = http2(&self.protocol, self.http2, cx);
         if http2.is_some() && self.proxy_protocol.is_some() {
@@ -128,7 +129,9 @@ impl Service {
         }
         let (endpoints, discovery) = match (self.endpoints, self.discovery) {
             (Some(written), None) => (endpoints(written.0, tls.as_ref(), resolver, cx), None),
-            (None, Some(section)) => (Vec::new(), DiscoverySection::compile(section, tls.as_ref(), cx)),
+            (None, Some(section)) => {
+                (Vec::new(), DiscoverySection::compile(section, &self.name.value, tls.as_ref(), redis, cx))
+            }
             (Some(_), Some(section)) => {
                 cx.error(section.span, "the service has `endpoints` already", "either `endpoints` or `discovery`");
                 (Vec::new(), None)

@@ -13,14 +13,12 @@ use hickory_resolver::{Resolver, TokioResolver};
 use ringway_config::snapshot::{Endpoint, EndpointAddress, Records};
 use tokio::time::sleep;
 
-use super::Found;
+use super::{ENDPOINTS_MAX, Found};
 
 /// Of one question to one server; it is asked twice.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// However short records hold.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
-/// Endpoints of a service; what DNS says beyond that is left out.
-const ENDPOINTS_MAX: usize = 1024;
 
 pub(super) async fn find(mut found: Found, name: &str, records: Records, port: u16, servers: &[SocketAddr]) {
     let mut resolver = resolver(servers);
