@@ -87,17 +87,17 @@ where
     let done = match named {
         Named::All => list(registry, places(hub)).await,
         Named::Service(service) => match place(hub, &service) {
-            Err(missing) => return missing,
-            Ok(place) => list(registry, vec![(service, place)]).await,
+            None => return missing(),
+            Some(place) => list(registry, vec![(service, place)]).await,
         },
         Named::Instance(service, instance) | Named::Heartbeat(service, instance) => {
             let place = match place(hub, &service) {
-                Err(missing) => return missing,
-                Ok(_) if !is_redis_key(&instance) => {
+                None => return missing(),
+                Some(_) if !is_redis_key(&instance) => {
                     let hint = "the name of an instance has from 1 to 128 letters, digits and `-._:`\n";
                     return text(StatusCode::BAD_REQUEST, hint.into());
                 }
-                Ok(place) => place,
+                Some(place) => place,
             };
             match head.method {
                 Method::PUT => register(registry, &service, &place, &instance, body).await,
@@ -124,12 +124,13 @@ fn places(hub: &Hub) -> Vec<(String, RegistryPlace)> {
     places
 }
 
-fn place(hub: &Hub, service: &str) -> Result<RegistryPlace, Answer> {
-    let found = places(hub).into_iter().find(|(name, _)| name == service);
-    found.map(|(_, place)| place).ok_or_else(|| {
-        let hint = "no service of that name is configured with `discovery: { registry: {} }`\n";
-        text(StatusCode::NOT_FOUND, hint.into())
-    })
+fn place(hub: &Hub, service: &str) -> Option<RegistryPlace> {
+    places(hub).into_iter().find(|(name, _)| name == service).map(|(_, place)| place)
+}
+
+fn missing() -> Answer {
+    let hint = "no service of that name is configured with `discovery: { registry: {} }`\n";
+    text(StatusCode::NOT_FOUND, hint.into())
 }
 
 async fn list(registry: &Registry, places: Vec<(String, RegistryPlace)>) -> Result<Answer, RegistryError> {

@@ -28,7 +28,10 @@ pub(super) async fn find(mut found: Found, of: &Etcd) {
         loop {
             match follow(&mut found, &mut keys, of, server).await {
                 // What was to be watched is history that etcd has given up: from the beginning.
-                Ok(Compacted) => sleep(BACK_OFF_MIN).await,
+                Ok(Compacted) => {
+                    tracing::info!("service `{}`: etcd has compacted what was to be watched", found.service);
+                    sleep(BACK_OFF_MIN).await;
+                }
                 Err(reason) => {
                     found.fail(&format!("etcd: {reason}"));
                     break;
