@@ -58,7 +58,8 @@ pub(crate) struct Trunk {
     /// Answers that are whole by their length, while the service has yet to say that its streams end: a reset would cross
     /// that. As many as streams at most, and for a second or two.
     ending: RefCell<Vec<RecvStream>>,
-    born: u64,
+    /// When it was begun, on the core's clock.
+    pub(crate) born: u64,
     idle_since: Cell<u64>,
     /// When something last came, on the core's clock.
     heard: Cell<u64>,

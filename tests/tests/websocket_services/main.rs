@@ -270,6 +270,22 @@ fn what_a_service_offers_is_waited_for() {
 }
 
 #[test]
+fn what_a_service_offers_is_waited_for_as_long_as_a_connection_is() {
+    let backend = Backend::start(|conn| {
+        conn.stall();
+    });
+    let service = "protocol: http2, timeouts: { connect: 400ms }";
+    let gateway = Setup { service, ..Setup::default() }.start(backend.endpoint());
+    for waited in 1..3 {
+        let started = Instant::now();
+        assert_eq!(both(&gateway, "/", None), [504, 504]);
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+        assert_eq!(gateway.backend_errors("connect_timeout"), f64::from(2 * waited));
+    }
+    assert_eq!(backend.connections(), 4, "none of them is used again");
+}
+
+#[test]
 fn other_answers_are_answers_like_any() {
     let service = Service::start(|mut call| async move {
         let head = Response::builder().status(if call.path() == "/no" { 403 } else { 302 });

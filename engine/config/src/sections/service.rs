@@ -83,7 +83,8 @@ shape! {
 
     /// How long the service may take.
     pub(crate) struct ServiceTimeouts {
-        /// Until a connection stands, its TLS handshake included; 504 above.
+        /// Until a connection stands, its TLS handshake included; for a WebSocket over HTTP/2, until the service has said that
+        /// it takes one. 504 above.
         connect: Timeout = "1s",
         /// From the request sent to the answer's head; 504 above.
         answer: Timeout = "15s",
