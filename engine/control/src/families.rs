@@ -112,6 +112,8 @@ families! {
         "Connections made to an endpoint."
     ENDPOINT_REUSES = Counter "gateway_endpoint_reuses_total" "" ["service", "endpoint"]
         "Requests that found an idle connection to an endpoint."
+    ENDPOINT_KEEPALIVE_TIMEOUTS = Counter "gateway_endpoint_keepalive_timeouts_total" "" ["service", "endpoint"]
+        "Connections of HTTP/2 to an endpoint that were closed since nothing came after a PING."
     DISCOVERY_LOOKUPS = Counter "gateway_discovery_lookups_total" "" ["service", "result"]
         "Looks for a service's endpoints: `found`, `empty` (there are none) or `failure`."
     DISCOVERY_CHANGES = Counter "gateway_discovery_changes_total" "" ["service"]

@@ -22,6 +22,7 @@ pub mod http;
 pub mod http2_meter;
 pub mod https_redirect;
 mod json;
+pub mod keepalive;
 pub mod limit;
 pub mod log_line;
 pub mod log_queue;

@@ -309,6 +309,8 @@ pub struct EndpointCell {
     pub requests: Counter,
     pub connects: Counter,
     pub reuses: Counter,
+    /// Connections of HTTP/2 that were closed since nothing came after a PING.
+    pub keepalive_timeouts: Counter,
 }
 
 /// An endpoint's counters, one cell a worker. They outlive reloads as long as the endpoint stays in its service.
