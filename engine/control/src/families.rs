@@ -45,8 +45,8 @@ families! {
     ACME_RENEWAL = Gauge "gateway_acme_renewal_timestamp_seconds" "seconds" ["name"]
         "Unix time of the next order of a certificate by ACME, or of the next try."
     PROXY_PROTOCOL_ERRORS = Counter "gateway_proxy_protocol_errors_total" "" ["listener"]
-        "Connections closed because their PROXY header was missing, malformed or late, or because they came from an address that is not \
-         trusted to send one."
+        "Connections closed because their PROXY header was missing, malformed or late, or had a wrong checksum, or because they came \
+         from an address that is not trusted to send one."
     AUTHENTICATIONS = Counter "gateway_authentications_total" "" ["authenticator", "outcome"]
         "Requests whose credentials were looked at: verified anew, cached, missing, refused, or unavailable where there \
          were no keys to judge them with."

@@ -13,6 +13,7 @@ pub mod auth_service;
 pub mod balance;
 pub mod breaker;
 mod byte_set;
+mod crc32c;
 pub mod failure;
 pub mod filter;
 pub mod forwarded;
