@@ -36,6 +36,8 @@ families! {
     TLS_HANDSHAKES = Counter "gateway_tls_handshakes_total" "" ["listener", "result"]
         "TLS handshakes by how they ended: ok, failed, client_certificate (missing or not valid), timeout, closed by the \
          client, plain_http, not_tls, refused because there were too many at a time, or acme for a challenge that was answered."
+    TLS_CONNECTIONS = Counter "gateway_tls_connections_total" "" ["listener", "version", "cipher"]
+        "Client connections that were secured, by version and cipher suite."
     CERTIFICATE_EXPIRY = Gauge "gateway_certificate_expiry_seconds" "seconds" ["name"]
         "Seconds until a certificate expires, by its first name; of several with the same name the soonest."
     ACME_ORDERS = Counter "gateway_acme_orders_total" "" ["result"]
