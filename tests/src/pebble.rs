@@ -1,5 +1,6 @@
 //! A real authority that speaks ACME: Pebble, the test server of Let's Encrypt, with a DNS server of its own.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -23,6 +24,8 @@ pub struct PebbleSetup {
     pub tls_port: u16,
     /// How long certificates hold, in seconds.
     pub validity_s: u64,
+    /// Whom it knows by other means (RFC 8555 section 7.3.4): a name and its secret, as base64url. Nobody else gets an account then.
+    pub external_account: Option<(&'static str, &'static str)>,
 }
 
 /// An authority. All hosts are at 127.0.0.1 unless it is told otherwise. Killed when dropped.
@@ -77,6 +80,8 @@ impl Pebble {
             "httpPort": self.setup.http_port,
             "tlsPort": self.setup.tls_port,
             "certificateValidityPeriod": self.setup.validity_s,
+            "externalAccountBindingRequired": self.setup.external_account.is_some(),
+            "externalAccountMACKeys": self.setup.external_account.into_iter().collect::<HashMap<_, _>>(),
         } });
         fs::write(path("pebble.json"), config.to_string()).expect("a file");
         let log = File::create(path("pebble.log")).expect("a log");

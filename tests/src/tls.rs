@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod, KeyPair,
+    RevokedCertParams, SerialNumber, date_time_ymd,
+};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{
@@ -84,6 +87,28 @@ impl Authority {
         fs::write(&pem, made.pem()).expect("a file");
         fs::write(&private, key.serialize_pem()).expect("a file");
         format!("certificate: \"{}\", key: \"{}\"", pem.display(), private.display())
+    }
+
+    /// Writes `revoked.pem`, the list of the certificates with these serial numbers, and gives back its path.
+    pub fn revoke(&self, serials: &[u64]) -> String {
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: date_time_ymd(2025, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2025, 1, 1),
+            next_update: date_time_ymd(4000, 1, 1),
+            crl_number: SerialNumber::from(serials.len() as u64),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let file = self.files.path().join("revoked.pem");
+        let signed = list.signed_by(&self.issuer).expect("a list");
+        fs::write(&file, signed.pem().expect("PEM")).expect("a file");
+        file.display().to_string()
     }
 
     /// What a service of this authority speaks, with a certificate for `localhost` and `127.0.0.1`.

@@ -37,7 +37,7 @@ impl Ports {
     }
 
     fn pebble(self) -> PebbleSetup {
-        PebbleSetup { http_port: self.http, tls_port: self.tls, validity_s: 90 * 24 * 3600 }
+        PebbleSetup { http_port: self.http, tls_port: self.tls, validity_s: 90 * 24 * 3600, external_account: None }
     }
 
     fn tls(self) -> SocketAddr {
@@ -234,6 +234,32 @@ fn without_an_authority_the_gateway_serves_and_orders_when_it_comes() {
     eventually(LONG, || orders(&gateway, "success") >= 2.0);
     assert!(fs::exists(certificate).unwrap());
     assert_eq!(get(&mut connect(ports.tls(), &client(&pebble.root(), &[]), "a.test").unwrap()), 200);
+}
+
+#[test]
+fn an_authority_that_knows_its_customers_is_told_who_asks() {
+    const SECRET: &str = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
+    let (ports, backend) = (Ports::new(), Backend::ok());
+    let pebble = Pebble::start(PebbleSetup { external_account: Some(("kid-1", SECRET)), ..ports.pebble() });
+    let yaml = |more: &str| ports.yaml(&pebble, &backend, "directory: DIR", "a.test", more);
+    let account = |id: &str, key: &str| yaml(&format!("external_account: {{ id: \"{id}\", key: \"{key}\" }}"));
+    let gateway = Gateway::start_with(&yaml(""), |command| {
+        command.env("EAB_ID", "kid-1").env("EAB_KEY", SECRET);
+    });
+    let fails_with =
+        |text: &str| eventually(LONG, || page(&gateway)["last_error"].as_str().is_some_and(|told| told.contains(text)));
+    fails_with("externalAccountBinding");
+    assert!(gateway.replace_config(&account("kid-2", "${env:EAB_KEY}")));
+    fails_with("not known");
+    assert!(gateway.replace_config(&account("kid-1", "AAAA")));
+    fails_with("verification");
+    assert_eq!((orders(&gateway, "success"), pebble.issued()), (0.0, 0));
+    assert!(gateway.replace_config(&account("${env:EAB_ID}", "${env:EAB_KEY}")));
+    eventually(LONG, || is_issued(&gateway));
+    assert_eq!(pebble.issued(), 1);
+    for told in [gateway.stderr(), gateway.admin("/config").1] {
+        assert!(!told.contains(SECRET), "{told}");
+    }
 }
 
 #[test]

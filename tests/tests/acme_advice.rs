@@ -149,7 +149,12 @@ fn replaced(body: &[u8]) -> Option<String> {
 fn an_authority_says_when_to_renew() {
     let backend = Backend::ok();
     let [http, tls] = [(); 2].map(|()| free_port());
-    let pebble = Pebble::start(PebbleSetup { http_port: http, tls_port: tls, validity_s: 90 * 24 * 3600 });
+    let pebble = Pebble::start(PebbleSetup {
+        http_port: http,
+        tls_port: tls,
+        validity_s: 90 * 24 * 3600,
+        external_account: None,
+    });
     let advisor = Advisor::before(pebble.port(), pebble.directory());
     let gateway = Gateway::start(&format!(
         "listeners:\n\

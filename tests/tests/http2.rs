@@ -203,6 +203,23 @@ fn crumbs_of_a_cookie_are_joined() {
 }
 
 #[test]
+fn priorities_pass_both_ways_and_updates_of_them_do_no_harm() {
+    let backend = Backend::fixed("HTTP/1.1 200 OK\r\nPriority: u=6\r\nContent-Length: 2\r\n\r\nok");
+    let gateway = Setup::default().start(backend.endpoint());
+    let answer = curl(&gateway, "/", &["-H", "Priority: u=1, i"]);
+    assert!(answer.contains("\r\npriority: u=6\r\n"), "{answer}");
+    assert_eq!(backend.request().get("priority"), Some("u=1, i"));
+    // RFC 9218 section 7.1: of a stream that is to come, of one that is there, and of one that is over.
+    let mut client = Http2::connect(gateway.address());
+    let update = |stream: u32| Http2::bytes(PRIORITY_UPDATE, 0, 0, &[&stream.to_be_bytes()[..], b"u=0, i"].concat());
+    for stream in [1, 3] {
+        client.send([update(stream), Http2::get_bytes(stream, "/"), update(stream)].concat());
+        assert_eq!(client.status(stream), 200);
+        client.send(update(stream));
+    }
+}
+
+#[test]
 fn the_log_names_the_version() {
     let backend = Backend::ok();
     let gateway = Setup::default().start(backend.endpoint());

@@ -82,10 +82,11 @@ fn streams_that_are_served_and_given_up() {
 fn floods_of_frames_that_ask_for_nothing() {
     let backend = Backend::ok();
     let gateway = Setup::default().start(backend.endpoint());
-    let floods: [(u8, u32, &[u8]); 5] = [
+    let floods: [(u8, u32, &[u8]); 6] = [
         (SETTINGS, 0, &[]),
         (PING, 0, &[7; 8]),
         (PRIORITY, 1, &[0, 0, 0, 0, 9]),
+        (PRIORITY_UPDATE, 0, b"\0\0\0\x01u=0"),
         (WINDOW_UPDATE, 0, &[0, 0, 0, 1]),
         // Unknown frames are ignored (RFC 9113 section 4.1), not for free.
         (0xee, 0, b"junk"),

@@ -31,6 +31,12 @@ fn v1_of(source: &str) -> Vec<u8> {
     format!("PROXY TCP4 {source} 198.51.100.1 12345 443\r\n").into_bytes()
 }
 
+/// For 203.0.113.10; the right one is 23d99e56.
+fn with_checksum(checksum: u32) -> Vec<u8> {
+    let addresses = [203, 0, 113, 10, 1, 1, 1, 1, 0, 1, 0, 2];
+    v2(0x21, 0x11, &[&addresses[..], &[3, 0, 4], &checksum.to_be_bytes()].concat())
+}
+
 fn errors(gateway: &Gateway) -> f64 {
     gateway.metric("gateway_proxy_protocol_errors_total{listener=\"public\"}")
 }
@@ -47,7 +53,11 @@ fn the_client_is_whom_a_trusted_proxy_names() {
         (b"PROXY UNKNOWN\r\n".to_vec(), "127.0.0.1"),
         (v2(0x20, 0, &[]), "127.0.0.1"),
         (v2(0x21, 0x31, &[b'/'; 216]), "127.0.0.1"),
-        (v2(0x21, 0x11, &[&[203u8, 0, 113, 9, 1, 1, 1, 1, 0, 1, 0, 2][..], &[0; 4084]].concat()), "203.0.113.9"),
+        (
+            v2(0x21, 0x11, &[&[203, 0, 113, 9, 1, 1, 1, 1, 0, 1, 0, 2, 4, 15, 241][..], &[0; 4081]].concat()),
+            "203.0.113.9",
+        ),
+        (with_checksum(0x23d9_9e56), "203.0.113.10"),
     ]
     .into_iter()
     .enumerate()
@@ -133,6 +143,17 @@ fn what_is_no_header_ends_the_connection() {
     settles_at(count + 1.0, || errors(&gateway));
     assert_eq!(backend.connections(), 0);
     settles_at(0.0, || gateway.metric("gateway_active_connections"));
+}
+
+#[test]
+fn a_header_whose_checksum_is_wrong_ends_the_connection() {
+    let backend = Backend::ok();
+    let gateway = gateway(&backend, "{ trusted: [127.0.0.1] }", "");
+    let mut connection = gateway.connect();
+    let _ = connection.try_send([&with_checksum(0x23d9_9e57)[..], GET].concat());
+    assert!(matches!(connection.read_to_end(), (answer, _) if answer.is_empty()));
+    settles_at(1.0, || errors(&gateway));
+    assert_eq!(backend.connections(), 0);
 }
 
 #[test]

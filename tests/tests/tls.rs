@@ -206,6 +206,34 @@ fn certificates_by_name_and_kind() {
 }
 
 #[test]
+fn every_suite_is_spoken_and_counted() {
+    let (files, backend) = (Files::new(), Backend::ok());
+    let certificates = [files.make("ecdsa", &["localhost"]), files.make_rsa("rsa", &["localhost"])];
+    let gateway = Gateway::start(&yaml(backend.endpoint(), &certificates.join(", "), ""));
+    let address = gateway.address().to_string();
+    let mut suites = Vec::new();
+    for suite in ["AES_128_GCM_SHA256", "AES_256_GCM_SHA384", "CHACHA20_POLY1305_SHA256"] {
+        suites.push(("TLSv1.3", format!("TLS_{suite}"), format!("-ciphersuites TLS_{suite}")));
+        let known =
+            suite.replace("AES_", "AES").replace("_SHA256", if suite.starts_with('C') { "" } else { "_SHA256" });
+        for key in ["ECDSA", "RSA"] {
+            let of_openssl = format!("-tls1_2 -cipher ECDHE-{key}-{}", known.replace('_', "-"));
+            suites.push(("TLSv1.2", format!("TLS_ECDHE_{key}_WITH_{suite}"), of_openssl));
+        }
+    }
+    for (version, cipher, arguments) in suites {
+        // It stays for as long as there may be something to send.
+        let mut command = Command::new("openssl");
+        command.args(["s_client", "-connect", &address]).args(arguments.split(' '));
+        let mut client = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let labels = format!("listener=\"public\",version=\"{version}\",cipher=\"{cipher}\"");
+        settles_at(1.0, || gateway.metric(&format!("gateway_tls_connections_total{{{labels}}}")));
+        drop(client.stdin.take());
+        assert!(client.wait().unwrap().success(), "{cipher}");
+    }
+}
+
+#[test]
 fn sessions_go_on_with_another_worker_and_after_a_reload() {
     let (files, backend) = (Files::new(), Backend::ok());
     let runtime = "runtime: { workers: 2, pin: false }\n";

@@ -423,6 +423,30 @@ fn a_handshake_has_its_time_and_keeps_nobody_waiting() {
 }
 
 #[test]
+fn a_revoked_certificate_is_refused_from_then_on() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let issue = |serial: u64| authority.issue_as(&["127.0.0.1"], |own| own.serial_number = Some(serial.into()));
+    let keys = format!("{}, crl: \"{}\"", ca(&authority), authority.revoke(&[8]));
+    for version in VERSIONS {
+        assert_refused(Authority::server_with(issue(8), version), &keys, "untrusted", "Revoked");
+    }
+    let service = TlsBackend::echo(Authority::server_with(issue(7), &version::TLS13));
+    let gateway = gateway(&service.at("127.0.0.1"), &keys);
+    assert_eq!(gateway.get("/").status(), 200);
+    // Neither a connection of before nor a session goes on.
+    authority.revoke(&[7, 8]);
+    eventually(PATIENCE, || gateway.get("/").status() == 502);
+    assert_eq!(gateway.get("/").status(), 502);
+    assert!(gateway.stderr().contains("Revoked"), "{}", gateway.stderr());
+    authority.revoke(&[]);
+    eventually(PATIENCE, || gateway.get("/").status() == 200);
+    // A list of somebody else says nothing of it.
+    let keys = format!("{}, crl: \"{}\"", ca(&authority), other.revoke(&[]));
+    let unknown = Authority::server_with(issue(9), &version::TLS13);
+    assert_refused(unknown, &keys, "untrusted", "UnknownRevocationStatus");
+}
+
+#[test]
 fn files_are_read_again_when_they_change() {
     let (authority, other) = (Authority::new(), Authority::new());
     let service = TlsBackend::echo(authority.server(&version::TLS13));
@@ -447,6 +471,13 @@ fn what_is_wrong_is_said_before_the_start() {
         ("127.0.0.1:1", certificate_of_one.to_owned(), "the key `key` is missing: the private key of `certificate`"),
         ("127.0.0.1:1", key_of_two.to_owned(), "the key `certificate` is missing: the certificate of `key`"),
         ("127.0.0.1:1", format!("ca: \"{}\", insecure_skip_verify: true", authority.ca()), "`ca` has no effect"),
+        (
+            "127.0.0.1:1",
+            format!("crl: \"{}\", insecure_skip_verify: true", authority.revoke(&[])),
+            "`crl` has no effect",
+        ),
+        ("127.0.0.1:1", format!("crl: \"{}\"", authority.ca()), "`crl`: there is no list in it"),
+        ("127.0.0.1:1", "crl: none.pem".to_owned(), "none.pem` cannot be used: No such file"),
         ("unix:/run/a.sock", ca(&authority), "say `server_name` in the service's `tls`"),
         ("127.0.0.1:1", "server_name: \"https://a\"".to_owned(), "expected a host name or an IP address"),
         ("https://a.localhost:1", ca(&authority), "`a.localhost:1`, and `tls: {}` in the service"),

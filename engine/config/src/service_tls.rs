@@ -3,15 +3,15 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use aws_lc_rs::digest::{Context, SHA256};
-use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
-use crate::tls::{Pair, Policy, provider, versions};
+use crate::tls::{Pair, Policy, provider, revocations, versions};
 
 /// Names of services that sessions are remembered of, eight of each.
 const SESSION_NAMES_MAX: usize = 256;
@@ -30,6 +30,8 @@ pub(crate) enum Trust {
 pub(crate) struct Written {
     pub(crate) policy: Policy,
     pub(crate) trust: Trust,
+    /// Lists of revoked certificates, as PEM.
+    pub(crate) crl: Option<Vec<u8>>,
     /// The gateway's own certificate, and the texts that it was read from.
     pub(crate) own: Option<(Arc<Pair>, [Vec<u8>; 2])>,
 }
@@ -77,7 +79,8 @@ fn digest(written: &Written, authorities: &[CertificateDer<'static>]) -> [u8; 32
     let mut digest = Context::new(&SHA256);
     digest.update(&[u8::from(written.policy == Policy::Modern), u8::from(written.trust == Trust::Anybody)]);
     let own = written.own.iter().flat_map(|(_, texts)| texts.iter().map(Vec::as_slice));
-    for part in own.chain([b"|".as_slice()]).chain(authorities.iter().map(AsRef::as_ref)) {
+    let crl = [b"|".as_slice(), written.crl.as_deref().unwrap_or_default()];
+    for part in own.chain(crl).chain(authorities.iter().map(AsRef::as_ref)) {
         digest.update(&(part.len() as u64).to_be_bytes());
         digest.update(part);
     }
@@ -102,7 +105,12 @@ fn make(written: Written, authorities: Option<Vec<CertificateDer<'static>>>) -> 
                     _ => {}
                 }
             }
-            builder.with_root_certificates(roots)
+            let crls = revocations(written.crl.as_deref())?;
+            let mut verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
+            if !crls.is_empty() {
+                verifier = verifier.with_crls(crls).only_check_end_entity_revocation();
+            }
+            builder.with_webpki_verifier(verifier.build().map_err(|error| error.to_string())?)
         }
     };
     let mut client = match written.own {
@@ -161,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_same_settings_share_their_sessions_and_others_do_not() {
-        let of = |policy, trust, own| client(Written { policy, trust, own }).unwrap();
+        let of = |policy, trust, own| client(Written { policy, trust, crl: None, own }).unwrap();
         let ca = || Trust::Authorities(include_bytes!("../../../configs/keys/test-only.pem").to_vec());
         let own = || {
             let pem = include_bytes!("../../../configs/keys/test-only.pem").to_vec();

@@ -252,9 +252,7 @@ pub(crate) fn server(
                 let ca = ca.map_err(|error| format!("`ca` is no PEM ({error})"))?;
                 roots.add(ca).map_err(|error| format!("`ca` cannot be used: {error}"))?;
             }
-            let crls: Result<Vec<_>, _> =
-                crl.iter().flat_map(|crl| CertificateRevocationListDer::pem_slice_iter(crl)).collect();
-            let crls = crls.map_err(|error| format!("`crl` is no PEM ({error})"))?;
+            let crls = revocations(crl.as_deref())?;
             let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
             if !crls.is_empty() {
                 verifier = verifier.with_crls(crls).only_check_end_entity_revocation();
@@ -281,6 +279,19 @@ pub(crate) fn server(
     // The workers encrypt and decrypt by themselves.
     server.enable_secret_extraction = true;
     Ok(Arc::new(server))
+}
+
+/// The lists in a PEM text.
+///
+/// # Errors
+/// In one line.
+pub(crate) fn revocations(crl: Option<&[u8]>) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    let Some(crl) = crl else { return Ok(Vec::new()) };
+    let found: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(crl).collect();
+    match found.map_err(|error| format!("`crl` is no PEM ({error})"))? {
+        found if found.is_empty() => Err("`crl`: there is no list in it".into()),
+        found => Ok(found),
+    }
 }
 
 /// The keys of session tickets: the same for all listeners and cores of the process that judge clients alike, kept over

@@ -287,6 +287,11 @@ fn http_2_to_services() {
          f:5:107: expected a whole number from 1 to 1000, found `5000`",
     );
     said(
+        "  - { name: a, endpoints: \"127.0.0.1:1\", protocol: http2, http2: { keepalive: { interval: 5s, timeout: 6s } } }\n",
+        "f:5:79: `timeout` is longer than `interval`\n    \
+         hint: who is there answers at once",
+    );
+    said(
         "  - { name: a, endpoints: \"127.0.0.1:1\", protocol: http2, proxy_protocol: v1 }\n",
         "f:5:52: the streams of a connection are of many clients: `proxy_protocol` cannot say of whom\n    \
          hint: `protocol: http1`, or leave `proxy_protocol` out",

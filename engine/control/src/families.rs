@@ -36,6 +36,8 @@ families! {
     TLS_HANDSHAKES = Counter "gateway_tls_handshakes_total" "" ["listener", "result"]
         "TLS handshakes by how they ended: ok, failed, client_certificate (missing or not valid), timeout, closed by the \
          client, plain_http, not_tls, refused because there were too many at a time, or acme for a challenge that was answered."
+    TLS_CONNECTIONS = Counter "gateway_tls_connections_total" "" ["listener", "version", "cipher"]
+        "Client connections that were secured, by version and cipher suite."
     CERTIFICATE_EXPIRY = Gauge "gateway_certificate_expiry_seconds" "seconds" ["name"]
         "Seconds until a certificate expires, by its first name; of several with the same name the soonest."
     ACME_ORDERS = Counter "gateway_acme_orders_total" "" ["result"]
@@ -45,8 +47,8 @@ families! {
     ACME_RENEWAL = Gauge "gateway_acme_renewal_timestamp_seconds" "seconds" ["name"]
         "Unix time of the next order of a certificate by ACME, or of the next try."
     PROXY_PROTOCOL_ERRORS = Counter "gateway_proxy_protocol_errors_total" "" ["listener"]
-        "Connections closed because their PROXY header was missing, malformed or late, or because they came from an address that is not \
-         trusted to send one."
+        "Connections closed because their PROXY header was missing, malformed or late, or had a wrong checksum, or because they came \
+         from an address that is not trusted to send one."
     AUTHENTICATIONS = Counter "gateway_authentications_total" "" ["authenticator", "outcome"]
         "Requests whose credentials were looked at: verified anew, cached, missing, refused, or unavailable where there \
          were no keys to judge them with."
@@ -112,6 +114,8 @@ families! {
         "Connections made to an endpoint."
     ENDPOINT_REUSES = Counter "gateway_endpoint_reuses_total" "" ["service", "endpoint"]
         "Requests that found an idle connection to an endpoint."
+    ENDPOINT_KEEPALIVE_TIMEOUTS = Counter "gateway_endpoint_keepalive_timeouts_total" "" ["service", "endpoint"]
+        "Connections of HTTP/2 to an endpoint that were closed since nothing came after a PING."
     DISCOVERY_LOOKUPS = Counter "gateway_discovery_lookups_total" "" ["service", "result"]
         "Looks for a service's endpoints: `found`, `empty` (there are none) or `failure`."
     DISCOVERY_CHANGES = Counter "gateway_discovery_changes_total" "" ["service"]

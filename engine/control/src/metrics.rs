@@ -140,6 +140,16 @@ fn tls(out: &mut Exposition, published: &Published) {
             samples.count(&[&stats.listener, result], count);
         }
     }
+    let mut samples = out.family(&f::TLS_CONNECTIONS);
+    for stats in &published.tls {
+        let mut suites = BTreeMap::new();
+        for (suite, count) in stats.workers.iter().flat_map(|cell| cell.connections()).filter(|(_, count)| *count > 0) {
+            *suites.entry(suite).or_insert(0) += count;
+        }
+        for ((version, cipher), count) in suites {
+            samples.count(&[&stats.listener, version, cipher], count);
+        }
+    }
     let now = process::unix_ms(SystemTime::now()) as f64 / 1000.0;
     let mut soonest = BTreeMap::new();
     let listeners = published.snapshot.listeners.iter().filter_map(|listener| listener.tls.as_ref());

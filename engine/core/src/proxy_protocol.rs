@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::crc32c::crc32c;
+
 /// The longest header of version 1 (section 2.1).
 pub const V1_BYTES_MAX: usize = 107;
 /// The longest header of version 2 that is taken: what follows its first 16 bytes may be this much.
@@ -12,6 +14,12 @@ pub const HEADER_BYTES_MAX: usize = V2_HEAD_BYTES + V2_BODY_BYTES_MAX;
 const V1_START: &[u8] = b"PROXY ";
 const V2_SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 const V2_HEAD_BYTES: usize = 16;
+/// What the addresses of a family take.
+const V4_BYTES: usize = 12;
+const V6_BYTES: usize = 36;
+const UNIX_BYTES: usize = 216;
+/// The type of the field with a checksum (section 2.2.3).
+const CRC32C: u8 = 3;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
@@ -44,6 +52,8 @@ pub enum ProxyError {
     Malformed,
     #[error("a PROXY header that is too long")]
     TooLong,
+    #[error("a PROXY header whose checksum is not right")]
+    Checksum,
 }
 
 /// Reads a header from the front of what has arrived: its length, and whom the connection is of. `None`: all of it belongs
@@ -104,20 +114,43 @@ fn parse_v2(bytes: &[u8]) -> Result<Option<(usize, Origin)>, ProxyError> {
         return Err(ProxyError::TooLong);
     }
     let end = V2_HEAD_BYTES + length;
-    let origin = |body| match (command & 15, family) {
+    let Some((header, _)) = bytes.split_at_checked(end) else { return Ok(None) };
+    let body = header.get(V2_HEAD_BYTES..).unwrap_or_default();
+    // TCP over IPv4 and IPv6. Of unix sockets, datagrams and what the proxy does not know the connection's own addresses count.
+    let (origin, addresses) = match (command & 15, family) {
         // LOCAL: what else it says does not count (section 2.2).
-        (0, _) => Ok(Origin::Proxy),
-        // TCP over IPv4 and IPv6; what stands behind the addresses is skipped.
-        (1, 0x11) => v4_addresses(body).ok_or(ProxyError::Malformed),
-        (1, 0x21) => v6_addresses(body).ok_or(ProxyError::Malformed),
-        // Unix sockets, datagrams and what the proxy does not know: the connection's own addresses count.
-        (1, 0x00 | 0x12 | 0x22 | 0x31 | 0x32) => Ok(Origin::Proxy),
-        _ => Err(ProxyError::Malformed),
+        (0, _) => return Ok(Some((end, Origin::Proxy))),
+        (1, 0x00) => return Ok(Some((end, Origin::Proxy))),
+        (1, 0x11) => (v4_addresses(body), V4_BYTES),
+        (1, 0x21) => (v6_addresses(body), V6_BYTES),
+        (1, 0x12) => (Some(Origin::Proxy), V4_BYTES),
+        (1, 0x22) => (Some(Origin::Proxy), V6_BYTES),
+        (1, 0x31 | 0x32) => (Some(Origin::Proxy), UNIX_BYTES),
+        _ => return Err(ProxyError::Malformed),
     };
-    match bytes.get(V2_HEAD_BYTES..end) {
-        Some(body) => Ok(Some((end, origin(body)?))),
-        None => Ok(None),
+    check_fields(header, V2_HEAD_BYTES + addresses)?;
+    Ok(Some((end, origin.ok_or(ProxyError::Malformed)?)))
+}
+
+/// Walks through what stands behind the addresses, up to the end of the header: nothing of it counts but its checksum.
+fn check_fields(header: &[u8], mut at: usize) -> Result<(), ProxyError> {
+    while at != header.len() {
+        let field = header.get(at..).and_then(<[u8]>::split_first_chunk::<3>).ok_or(ProxyError::Malformed)?;
+        let ([kind, high, low], rest) = field;
+        let value = rest.get(..usize::from(u16::from_be_bytes([*high, *low]))).ok_or(ProxyError::Malformed)?;
+        at += 3 + value.len();
+        if *kind != CRC32C {
+            continue;
+        }
+        // It is that of the header with zeros in its own place.
+        let said = u32::from_be_bytes(value.try_into().map_err(|_| ProxyError::Malformed)?);
+        let (before, behind) = header.split_at_checked(at).ok_or(ProxyError::Malformed)?;
+        let before = before.strip_suffix(value).unwrap_or(before);
+        if crc32c(&[before, &[0; 4], behind]) != said {
+            return Err(ProxyError::Checksum);
+        }
     }
+    Ok(())
 }
 
 fn v4_addresses(body: &[u8]) -> Option<Origin> {
@@ -244,12 +277,12 @@ mod tests {
     #[test]
     fn version_2() {
         let v4 = [192, 0, 2, 1, 192, 0, 2, 2, 0xc3, 0x50, 1, 0xbb];
-        let with_tlvs = [&v4[..], b"\x04\x00\x01x\x20\x00\x02\x01\x02"].concat();
+        let with_fields = [&v4[..], b"\x04\x00\x01x\x20\x00\x02\x01\x02"].concat();
         let v6 = [&Ipv6Addr::LOCALHOST.octets()[..], &Ipv6Addr::UNSPECIFIED.octets(), &[0, 1, 0, 2]].concat();
         let is_v4 = client("192.0.2.1:50000", "192.0.2.2:443");
         for (bytes, origin) in [
             (v2(0x21, 0x11, &v4), is_v4),
-            (v2(0x21, 0x11, &with_tlvs), is_v4),
+            (v2(0x21, 0x11, &with_fields), is_v4),
             (v2(0x21, 0x21, &v6), client("[::1]:1", "[::]:2")),
             (v2(0x20, 0x11, &v4), Origin::Proxy),
             (v2(0x20, 0x00, &[]), Origin::Proxy),
@@ -271,10 +304,39 @@ mod tests {
             v2(0x11, 0x11, &v4),
             v2(0x21, 0x13, &v4),
             v2(0x21, 0x41, &v4),
+            v2(0x21, 0x22, &v4),
+            v2(0x21, 0x31, &[b'/'; 215]),
+            v2(0x21, 0x11, &with_fields[..with_fields.len() - 1]),
+            v2(0x21, 0x11, &[&v4[..], &[4, 0]].concat()),
+            v2(0x21, 0x11, &[&v4[..], &[CRC32C, 0, 3, 1, 2, 3]].concat()),
         ] {
             assert_eq!(parse(&bad, BOTH), Err(ProxyError::Malformed), "{bad:?}");
         }
         assert_eq!(parse(&v2(0x21, 0, &[0; V2_BODY_BYTES_MAX + 1]), BOTH), Err(ProxyError::TooLong));
+    }
+
+    #[test]
+    fn a_checksum_is_looked_at() {
+        // As a load balancer of Amazon sends it: the checksum, a field of its own, and 36 bytes of nothing.
+        let addresses = [0xac, 0x1f, 7, 0x71, 0xac, 0x1f, 10, 0x1f, 0xc8, 0xf2, 0, 0x50];
+        let body = [
+            &addresses[..],
+            b"\x03\x00\x04\xe8\xd6\x89\x2d",
+            b"\xea\x00\x17\x01vpce-08d2bf15fac5001c9",
+            b"\x04\x00\x24",
+            &[0; 36],
+        ]
+        .concat();
+        let header = v2(0x21, 0x11, &body);
+        assert_eq!(parse(&header, BOTH), Ok(Some((100, client("172.31.7.113:51442", "172.31.10.31:80")))));
+        let of = |family, body: &[u8]| parse(&v2(0x21, family, body), BOTH);
+        let wrong = [&[0; UNIX_BYTES][..], &[CRC32C, 0, 4, 1, 2, 3, 4]].concat();
+        for (family, addresses) in [(0x12, V4_BYTES), (0x21, V6_BYTES), (0x22, V6_BYTES), (0x31, UNIX_BYTES)] {
+            assert_eq!(of(family, &wrong[UNIX_BYTES - addresses..]), Err(ProxyError::Checksum), "{family:x}");
+        }
+        // Nothing of these counts.
+        assert_eq!(of(0, &wrong).map(|parsed| parsed.map(|(_, origin)| origin)), Ok(Some(Origin::Proxy)));
+        assert!(parse(&v2(0x20, 0x11, &wrong), BOTH).is_ok());
     }
 
     #[test]
@@ -314,6 +376,24 @@ mod tests {
                 prop_assert!(same(from, source) && same(to, destination));
                 prop_assert!((0..length).all(|end| parse(&bytes[..end], BOTH) == Ok(None)));
             }
+        }
+
+        #[test]
+        fn a_bit_that_changes_is_noticed(addresses: [u8; V4_BYTES], behind: Vec<u8>, changed: usize) {
+            let length = (behind.len() as u16).to_be_bytes();
+            let fields = [&[CRC32C, 0, 4, 0, 0, 0, 0, 4], &length[..], &behind].concat();
+            let mut header = v2(0x21, 0x11, &[&addresses[..], &fields].concat());
+            let place = V2_HEAD_BYTES + V4_BYTES + 3;
+            let crc = crc32c(&[&header]);
+            header[place..place + 4].copy_from_slice(&crc.to_be_bytes());
+            let whole = parse(&header, BOTH);
+            let is_read = matches!(whole, Ok(Some((_, Origin::Client { .. }))));
+            prop_assert!(is_read, "{:?}", whole);
+            // Addresses, the checksum itself, and what stands behind the head of the last field.
+            let mut bytes = (V2_HEAD_BYTES..place - 3).chain(place..place + 4).chain(place + 7..header.len());
+            let count = bytes.clone().count() * 8;
+            header[bytes.nth(changed % count / 8).unwrap()] ^= 1 << (changed % 8);
+            prop_assert_eq!(parse(&header, BOTH), Err(ProxyError::Checksum));
         }
 
         #[test]

@@ -11,6 +11,10 @@ use crossbeam::utils::CachePadded;
 
 use crate::grpc::Status;
 
+mod tls;
+
+pub use tls::{Handshake, TlsCell, TlsStats};
+
 /// A number with one writer.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -315,6 +319,8 @@ pub struct EndpointCell {
     /// Answers of 5xx, and requests without an answer; and these alone.
     pub failures: Counter,
     pub unanswered: Counter,
+    /// Connections of HTTP/2 that were closed since nothing came after a PING.
+    pub keepalive_timeouts: Counter,
 }
 
 /// An endpoint's counters, one cell a worker. They outlive reloads as long as the endpoint stays in its service.
@@ -459,63 +465,6 @@ pub enum Driver {
     None = 0,
     IoUring = 1,
     Epoll = 2,
-}
-
-/// How a TLS handshake ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(usize)]
-pub enum Handshake {
-    Done,
-    /// The client did not speak TLS as it must, or had no version or suite in common.
-    Failed,
-    /// The client's certificate was missing or not valid.
-    ClientCertificate,
-    Timeout,
-    /// The client went away.
-    Closed,
-    PlainHttp,
-    NotTls,
-    /// Too many at a time.
-    Refused,
-    /// The challenge of an authority was answered (RFC 8737).
-    Acme,
-}
-
-/// What one worker counts of how a listener's connections begin.
-#[derive(Debug, Default)]
-pub struct TlsCell {
-    handshakes: [Counter; 9],
-    /// Connections that were closed for want of a good PROXY header.
-    pub proxy_protocol_errors: Counter,
-}
-
-impl TlsCell {
-    const RESULTS: [&str; 9] =
-        ["ok", "failed", "client_certificate", "timeout", "closed", "plain_http", "not_tls", "refused", "acme"];
-
-    pub fn record(&self, ended: Handshake) {
-        if let Some(counter) = self.handshakes.get(ended as usize) {
-            counter.add(1);
-        }
-    }
-
-    /// By result.
-    pub fn handshakes(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        Self::RESULTS.into_iter().zip(self.handshakes.iter().map(Counter::get))
-    }
-}
-
-/// The handshakes of a listener.
-#[derive(Debug)]
-pub struct TlsStats {
-    pub listener: Arc<str>,
-    pub workers: Box<[CachePadded<TlsCell>]>,
-}
-
-impl TlsStats {
-    pub fn new(listener: Arc<str>, workers: usize) -> Self {
-        Self { listener, workers: (0..workers).map(|_| CachePadded::new(TlsCell::default())).collect() }
-    }
 }
 
 /// What one worker counts besides routes and services.

@@ -14,11 +14,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use h2::client::{ResponseFuture, SendRequest};
-use h2::{RecvStream, SendStream};
+use h2::{Ping, PingPong, RecvStream, SendStream};
 use http::Request;
 use http::uri::Scheme;
 use ringway_config::snapshot::{ServiceHttp2, ServiceTimeouts};
 use ringway_core::failure::Failure;
+use ringway_core::keepalive::{Keepalive, Watch};
 use ringway_core::stats::{ServiceHandshake, ServiceStats};
 
 use crate::clock::us;
@@ -58,7 +59,8 @@ pub(crate) struct Trunk {
     /// Answers that are whole by their length, while the service has yet to say that its streams end: a reset would cross
     /// that. As many as streams at most, and for a second or two.
     ending: RefCell<Vec<RecvStream>>,
-    born: u64,
+    /// When it was begun, on the core's clock.
+    pub(crate) born: u64,
     idle_since: Cell<u64>,
     /// When something last came, on the core's clock.
     heard: Cell<u64>,
@@ -122,7 +124,7 @@ impl Trunk {
         });
         trunks.push(Rc::clone(&trunk));
         pool.cell().idle.add(1);
-        ringway_io::spawn(run(Rc::clone(&trunk), Rc::clone(worker), *timeouts, Arc::clone(stats)));
+        ringway_io::spawn(run(Rc::clone(&trunk), Rc::clone(worker), http2, *timeouts, Arc::clone(stats)));
         Ok((trunk, false))
     }
 
@@ -306,9 +308,15 @@ fn settings(streams: usize, head_bytes: usize) -> h2::client::Builder {
 }
 
 /// The whole life of a connection.
-async fn run(trunk: Rc<Trunk>, worker: Rc<Worker>, timeouts: ServiceTimeouts, stats: Arc<ServiceStats>) {
+async fn run(
+    trunk: Rc<Trunk>,
+    worker: Rc<Worker>,
+    http2: ServiceHttp2,
+    timeouts: ServiceTimeouts,
+    stats: Arc<ServiceStats>,
+) {
     let timers = worker.deadlines.register(End::Task(Rc::clone(&trunk.signal)));
-    let mut life = pin!(live(&trunk, &worker, &timers, &timeouts, &stats));
+    let mut life = pin!(live(&trunk, &worker, &timers, http2, &timeouts, &stats));
     let ended = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| life.as_mut().poll(cx))) {
         Ok(poll) => poll.map(Ok),
         Err(_) => Poll::Ready(Err(())),
@@ -379,6 +387,7 @@ async fn live(
     trunk: &Trunk,
     worker: &Rc<Worker>,
     timers: &Timers,
+    http2: ServiceHttp2,
     timeouts: &ServiceTimeouts,
     stats: &ServiceStats,
 ) -> Result<(), Failure> {
@@ -389,7 +398,13 @@ async fn live(
     let link = upstream.link.clone();
     let pipe = Rc::new(RefCell::new(Pipe::new(worker, upstream, first, trunk.streams_max, Rc::clone(&trunk.shown))));
     let shaken = settings(trunk.streams_max, timeouts.head_bytes).handshake(Carrier(Rc::clone(&pipe))).await;
-    let (send, h2) = shaken.map_err(|_| Failure::ConnectFailed)?;
+    let (send, mut h2) = shaken.map_err(|_| Failure::ConnectFailed)?;
+    let pings = http2.keepalive.and_then(|settings| Some((Keepalive::new(settings), h2.ping_pong()?)));
+    let mut pulse = pings.map(|(watch, pings)| Pulse { watch, pings });
+    trunk.heard.set(clock.lately());
+    if let Some(pulse) = &mut pulse {
+        pulse.beats(trunk, timers, clock.lately());
+    }
     trunk.open(send);
     let mut h2 = pin!(h2);
     let mut reading = pin!(link.readable());
@@ -399,6 +414,12 @@ async fn live(
         trunk.signal.listen(cx);
         loop {
             if timers.has_fired(Slot::ClientWrite) {
+                return Poll::Ready(());
+            }
+            if timers.has_fired(Slot::ClientRead)
+                && !pulse.as_mut().is_none_or(|pulse| pulse.beats(trunk, timers, clock.lately()))
+            {
+                trunk.pool.cell().keepalive_timeouts.add(1);
                 return Poll::Ready(());
             }
             is_over = is_over || h2.as_mut().poll(cx).is_ready();
@@ -442,4 +463,29 @@ async fn live(
     })
     .await;
     Ok(())
+}
+
+/// Whether a service is still there.
+struct Pulse {
+    watch: Keepalive,
+    pings: PingPong,
+}
+
+impl Pulse {
+    /// Looks, asks where it is time, and sets when to look again; `false` where the service is gone.
+    fn beats(&mut self, trunk: &Trunk, timers: &Timers, now: u64) -> bool {
+        // That something has come is enough.
+        while let Poll::Ready(Ok(_)) = self.pings.poll_pong(&mut Context::from_waker(Waker::noop())) {}
+        timers.forget(Slot::ClientRead);
+        match self.watch.look(now, trunk.heard.get(), trunk.streams.get() > 0) {
+            Watch::Until(at) => timers.set(Slot::ClientRead, at),
+            Watch::Ask(at) => {
+                // It fails where the last one was not answered yet, which is still a question.
+                let _ = self.pings.send_ping(Ping::opaque());
+                timers.set(Slot::ClientRead, at);
+            }
+            Watch::Gone => return false,
+        }
+        true
+    }
 }

@@ -216,6 +216,9 @@ impl<'a> Outbound<'a> {
     pub(crate) async fn send(&self, upstream: &Upstream, bytes: &[u8]) -> Result<bool, Failure> {
         let conn = self.conn;
         conn.timers.service(Some(upstream.link.end()), conn.worker.clock.lately());
+        if let Some(stream) = upstream.link.stream().filter(|stream| stream.must_settle(bytes)) {
+            self.settle(stream).await?;
+        }
         conn.timers.set(Slot::Service, self.try_until.get());
         self.sent_at.set(conn.worker.clock.lately());
         let taken = write_service(conn, &upstream.link, bytes, us(self.service.timeouts.idle)).await.is_ok();
@@ -237,6 +240,21 @@ impl<'a> Outbound<'a> {
     /// How long the service took to begin its answer, once it had the whole request.
     pub(crate) fn took_us(&self, now_us: u64) -> Option<u64> {
         self.is_sent.get().then(|| now_us.saturating_sub(self.sent_at.get()))
+    }
+
+    /// A service of HTTP/2 has to say that it takes tunnels before one is asked for: the time to connect is for that too.
+    async fn settle(&self, stream: &ServiceStream) -> Result<(), Failure> {
+        let until = stream.connection_born() + us(self.service.timeouts.connect);
+        self.conn.timers.set(Slot::Service, self.try_until.get().min(until));
+        if stream.settled().await {
+            return Ok(());
+        }
+        let late = self.late(Failure::ConnectTimeout).unwrap_or(Failure::ConnectFailed);
+        if late == Failure::ConnectTimeout {
+            stream.suspect();
+        }
+        self.note_failure(late);
+        Err(late)
     }
 
     /// The time for the answer's head starts when the request has been sent.

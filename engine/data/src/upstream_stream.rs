@@ -41,8 +41,6 @@ pub(crate) struct ServiceStream {
     /// When the request was sent, on the core's clock.
     since: Cell<u64>,
     asked: RefCell<Asked>,
-    /// The head waits for the service to say whether it takes an extended CONNECT.
-    awaits_settings: Cell<bool>,
     answer: RefCell<Answer>,
     unsent: Rc<Unsent>,
 }
@@ -59,7 +57,6 @@ impl ServiceStream {
             worker: Rc::clone(worker),
             since: Cell::new(u64::MAX),
             asked: RefCell::new(Asked::Nothing),
-            awaits_settings: Cell::new(false),
             answer: RefCell::new(Answer::new(worker.take_head())),
         })
     }
@@ -74,6 +71,35 @@ impl ServiceStream {
             self.trunk.connected()
         })
         .await
+    }
+
+    /// Whether a request has to wait for [`ServiceStream::settled`]: it asks for a tunnel, and the service has yet to say
+    /// whether it takes one.
+    pub(crate) fn must_settle(&self, request: &[u8]) -> bool {
+        if self.trunk.takes_tunnels(&self.signal).is_ready() {
+            return false;
+        }
+        let head = memchr::memmem::find(request, b"\r\n\r\n").and_then(|end| request.get(..end + 4));
+        let mut storage = HeadStorage::new();
+        let parsed = head.and_then(|head| RequestHead::parse(head, HEADERS_MAX, &mut storage).ok());
+        parsed.is_some_and(|parsed| parsed.has(Name::Upgrade))
+    }
+
+    /// Until the service has said what it takes, or cannot any more; `false` where it did not in time.
+    pub(crate) async fn settled(&self) -> bool {
+        poll_fn(|cx| {
+            if self.signal.reads_ended() {
+                return Poll::Ready(false);
+            }
+            self.signal.listen(cx);
+            self.trunk.takes_tunnels(&self.signal).map(|_| true)
+        })
+        .await
+    }
+
+    /// When its connection was begun, on the core's clock.
+    pub(crate) fn connection_born(&self) -> u64 {
+        self.trunk.born
     }
 
     /// The answer did not come in time. Where nothing at all has come since the request was sent, the connection is to have
@@ -105,8 +131,7 @@ impl ServiceStream {
         let mut sent = 0;
         if matches!(*asked, Asked::Nothing) {
             let head = memchr::memmem::find(bytes, b"\r\n\r\n").ok_or_else(|| broken("no head"))? + 4;
-            let Some(begun) = self.ask(bytes.get(..head).unwrap_or_default())? else { return Ok(0) };
-            (*asked, sent) = (begun, head);
+            (*asked, sent) = (self.ask(bytes.get(..head).unwrap_or_default())?, head);
         }
         while sent < bytes.len() && self.unsent.count() < UNSENT_MAX {
             let rest = bytes.get(sent..).unwrap_or_default();
@@ -131,26 +156,19 @@ impl ServiceStream {
     /// Until there is room for [`ServiceStream::send`], or an end of it.
     pub(crate) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.signal.listen(cx);
-        let may_begin = !self.awaits_settings.get() || self.trunk.takes_tunnels(&self.signal).is_ready();
-        let has_room = self.unsent.count() < UNSENT_MAX && may_begin;
+        let has_room = self.unsent.count() < UNSENT_MAX;
         if has_room || self.signal.writes_ended() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Begins the stream; nothing where the service has to say first whether it may.
-    fn ask(&self, head: &[u8]) -> io::Result<Option<Asked>> {
+    /// Begins the stream.
+    fn ask(&self, head: &[u8]) -> io::Result<Asked> {
         let mut storage = HeadStorage::new();
         let parsed = RequestHead::parse(head, HEADERS_MAX, &mut storage).map_err(broken)?;
         let request = request(head, &parsed, self.trunk.scheme())?;
         let (request, expected, framing) = if parsed.has(Name::Upgrade) {
-            let takes = self.trunk.takes_tunnels(&self.signal);
-            self.awaits_settings.set(takes.is_pending());
-            match takes {
-                Poll::Pending => return Ok(None),
-                Poll::Ready(false) => {
-                    self.answer.borrow_mut().told = Told::Ended(Ended::NoTunnels);
-                    return Err(broken("the service takes no extended CONNECT"));
-                }
-                Poll::Ready(true) => {}
+            if self.trunk.takes_tunnels(&self.signal) != Poll::Ready(true) {
+                self.answer.borrow_mut().told = Told::Ended(Ended::NoTunnels);
+                return Err(broken("the service takes no extended CONNECT"));
             }
             let Websocket { request, accept } = websocket(request)?;
             (request, Expected::Tunnel(accept), None)
@@ -163,11 +181,11 @@ impl ServiceStream {
         match self.trunk.send(request, framing == Some(Framing::None)) {
             Ok((awaited, stream)) => {
                 answer.told = Told::Awaited(awaited, expected);
-                Ok(Some(match framing {
+                Ok(match framing {
                     None => Asked::Tunnel(stream, false),
                     Some(Framing::None) => Asked::All,
                     Some(framing) => Asked::Head(stream, BodyDecoder::new(framing)),
-                }))
+                })
             }
             Err(ended) => {
                 answer.told = Told::Ended(ended);

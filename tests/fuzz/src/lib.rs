@@ -9,6 +9,8 @@ pub mod api_keys;
 pub mod chunked;
 pub mod config;
 pub mod cors;
+pub mod http2_client;
+pub mod http2_service;
 pub mod json_body;
 pub mod jwks;
 pub mod path;
@@ -20,6 +22,8 @@ pub mod tls_record;
 pub mod token;
 pub mod trace;
 
+mod frames;
+mod gateway;
 mod lines;
 mod pieces;
 
@@ -31,7 +35,7 @@ pub struct Target {
     pub dictionary: &'static [&'static str],
 }
 
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 16] = [
     Target { name: "request_head", run: request_head::target, dictionary: request_head::DICTIONARY },
     Target { name: "response_head", run: response_head::target, dictionary: response_head::DICTIONARY },
     Target { name: "chunked", run: chunked::target, dictionary: chunked::DICTIONARY },
@@ -46,4 +50,6 @@ pub const TARGETS: [Target; 14] = [
     Target { name: "api_keys", run: api_keys::target, dictionary: api_keys::DICTIONARY },
     Target { name: "proxy_protocol", run: proxy_protocol::target, dictionary: proxy_protocol::DICTIONARY },
     Target { name: "tls_record", run: tls_record::target, dictionary: tls_record::DICTIONARY },
+    Target { name: "http2_client", run: http2_client::target, dictionary: http2_client::DICTIONARY },
+    Target { name: "http2_service", run: http2_service::target, dictionary: http2_service::DICTIONARY },
 ];

@@ -124,9 +124,19 @@ fn tls_record() {
 }
 
 #[test]
+fn http2_client() {
+    fuzz("http2_client");
+}
+
+#[test]
+fn http2_service() {
+    fuzz("http2_service");
+}
+
+#[test]
 fn every_target_has_a_test_and_a_corpus() {
     let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
-    let tested = "request_head response_head chunked path config template trace cors json_body token jwks api_keys proxy_protocol tls_record";
+    let tested = "request_head response_head chunked path config template trace cors json_body token jwks api_keys proxy_protocol tls_record http2_client http2_service";
     assert_eq!(names.join(" "), tested);
     let folders = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus")).unwrap();
     assert_eq!(folders.count(), TARGETS.len());

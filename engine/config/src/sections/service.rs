@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use ringway_core::keepalive::KeepaliveSettings;
 use ringway_core::proxy_protocol::Version;
 
 use super::circuit_breaker::CircuitBreakerSection;
@@ -25,7 +26,7 @@ use crate::scalar::{Int, Name, OrOff, choice};
 use crate::shape::shape;
 use crate::snapshot::{self, Balance};
 use crate::tree::Node;
-use crate::units::{KIB, MIB, Size, Timeout};
+use crate::units::{KIB, MIB, Size, Time, Timeout};
 
 shape! {
     /// Where requests are forwarded to.
@@ -81,6 +82,18 @@ shape! {
         connections: Int<1, 1024> = "16",
         /// Requests at a time on one connection; fewer where the service says so.
         max_concurrent_streams: Int<1, 1000> = "100",
+        /// Asks with PING whether the service is still there, while requests wait for it. Without it nobody asks.
+        keepalive: Option<Spanned<KeepaliveSection>>,
+    }
+
+    /// Whether a connection is still alive.
+    pub(crate) struct KeepaliveSection {
+        /// Nothing has come from the service for so long: it is asked. Servers of gRPC may take more than one PING in five minutes
+        /// for abuse.
+        interval: Time<100, 3_600_000> = "30s",
+        /// Nothing has come for so long since then: the connection is closed, and what waits for an answer fails as on any that is
+        /// lost. At most `interval`.
+        timeout: Time<100, 120_000> = "10s",
     }
 
     /// Connections that are kept for the next request.
@@ -97,7 +110,8 @@ shape! {
 
     /// How long the service may take.
     pub(crate) struct ServiceTimeouts {
-        /// Until a connection stands, its TLS handshake included; 504 above.
+        /// Until a connection stands, its TLS handshake included; for a WebSocket over HTTP/2, until the service has said that
+        /// it takes one. 504 above.
         connect: Timeout = "1s",
         /// From the request sent to the answer's head; 504 above.
         answer: Timeout = "15s",
@@ -195,6 +209,13 @@ fn http2(
     Some(snapshot::ServiceHttp2 {
         connections: section.connections.0 as usize,
         max_concurrent_streams: section.max_concurrent_streams.0 as usize,
+        keepalive: section.keepalive.map(|keepalive| {
+            let KeepaliveSection { interval, timeout } = keepalive.value;
+            if timeout.0 > interval.0 {
+                cx.error(keepalive.span, "`timeout` is longer than `interval`", "who is there answers at once");
+            }
+            KeepaliveSettings { interval: interval.0, timeout: timeout.0 }
+        }),
     })
 }
 

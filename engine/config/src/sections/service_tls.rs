@@ -23,6 +23,9 @@ shape! {
         server_name: Option<Spanned<ServerNameText>>,
         /// File with the authorities that the service's certificate may be of (PEM), in place of the system's.
         ca: Option<Spanned<String>>,
+        /// File with revoked certificates (PEM): lists of all authorities that services' certificates are of. A certificate that is on
+        /// them is refused, and one of an authority without a list.
+        crl: Option<Spanned<String>>,
         /// File with the gateway's own certificate, and those that lead to its authority (PEM), for services that ask for
         /// one.
         certificate: Option<Spanned<String>>,
@@ -85,6 +88,14 @@ impl ServiceTlsSection {
             (Some(ca), false) => Trust::Authorities(contents(ca, cx)?),
             (None, false) => Trust::System,
         };
+        let crl = match (&self.crl, self.insecure_skip_verify) {
+            (Some(crl), true) => {
+                cx.error(crl.span, "`crl` has no effect where nothing is verified", "without `insecure_skip_verify`");
+                return None;
+            }
+            (Some(crl), false) => Some(contents(crl, cx)?),
+            (None, _) => None,
+        };
         let own = match (&self.certificate, &self.key) {
             (None, None) => None,
             (Some(certificate), Some(key)) => {
@@ -110,7 +121,7 @@ impl ServiceTlsSection {
         };
         let certificate = own.as_ref().map(|(pair, _)| Arc::clone(pair));
         let is_verified = trust != Trust::Anybody;
-        let client = client(Written { policy: self.policy, trust, own });
+        let client = client(Written { policy: self.policy, trust, crl, own });
         let client = client.map_err(|problem| cx.sink.error(span, problem, None)).ok()?;
         let service = ServiceTls { files, certificate, is_verified };
         Some(Compiled { service, client, name: self.server_name.map(|name| name.value.0) })

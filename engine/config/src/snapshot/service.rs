@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringway_core::auth::HttpUrl;
+use ringway_core::keepalive::KeepaliveSettings;
 use ringway_core::proxy_protocol::Version;
 use ringway_core::retry_budget::BudgetSettings;
 use rustls::pki_types::ServerName;
@@ -228,6 +229,8 @@ pub struct ServiceHttp2 {
     pub connections: usize,
     /// Requests at a time on one connection, fewer where the service says so.
     pub max_concurrent_streams: usize,
+    /// `None`: nobody asks whether the service is still there.
+    pub keepalive: Option<KeepaliveSettings>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

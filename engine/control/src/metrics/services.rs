@@ -120,13 +120,14 @@ fn resilience(out: &mut Exposition, published: &Published) {
 }
 
 pub(super) fn endpoints(out: &mut Exposition, published: &Published) {
-    let columns: [(&'static Family, CounterOf<EndpointCell>); 6] = [
+    let columns: [(&'static Family, CounterOf<EndpointCell>); 7] = [
         (&f::ENDPOINT_IN_FLIGHT, |cell| &cell.in_flight),
         (&f::ENDPOINT_IDLE, |cell| &cell.idle),
         (&f::ENDPOINT_OPEN, |cell| &cell.open),
         (&f::ENDPOINT_REQUESTS, |cell| &cell.requests),
         (&f::ENDPOINT_CONNECTS, |cell| &cell.connects),
         (&f::ENDPOINT_REUSES, |cell| &cell.reuses),
+        (&f::ENDPOINT_KEEPALIVE_TIMEOUTS, |cell| &cell.keepalive_timeouts),
     ];
     for (family, counter) in columns {
         let mut samples = out.family(family);

@@ -96,6 +96,9 @@ pub(crate) async fn shake_hands(conn: &mut Connection) -> bool {
     let ended = shake(conn).await;
     if let Some(cell) = conn.listener_cell() {
         cell.record(ended);
+        if ended == Handshake::Done {
+            cell.record_connection(conn.secured.facts().cipher);
+        }
     }
     conn.timers.begin();
     ended == Handshake::Done
