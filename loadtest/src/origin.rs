@@ -12,14 +12,17 @@ mod worker;
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::net::Shutdown;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use crate::failure::Failure;
@@ -36,6 +39,8 @@ const LATENCY_MAX: Duration = Duration::from_secs(600);
 const THREADS_MAX: usize = 256;
 /// Connections that the kernel keeps for a thread until it takes them.
 const BACKLOG: u32 = 4096;
+/// How often the end of the last connection is looked for.
+const LOOK: Duration = Duration::from_millis(5);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,6 +49,8 @@ Examples:
   loadtest origin --latency lognormal:5ms,0.5 --fail 1%  a service like most
   loadtest origin --latency 5ms --slow-start 30s         a service that has just started
   loadtest origin --stall 0.1% --reset 0.1% --seed 7     a service to test timeouts and retries with
+  loadtest origin --fail 100% --on-signal                a good one, until SIGUSR1 comes
+  loadtest origin --grace 10s                            one that is deployed anew without a failed request
 
 Latencies (from the whole request to the first byte of its answer):
   5ms                  always the same
@@ -90,7 +97,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "LATENCY", value_parser = Latency::parse)]
     latency: Option<Latency>,
     /// Begins with ten times the latency, which falls to it steadily in this time
-    #[arg(long, value_name = "TIME", requires = "latency", value_parser = parse_slow_start)]
+    #[arg(long, value_name = "TIME", requires = "latency", value_parser = parse_time)]
     slow_start: Option<Duration>,
     /// Share of requests that are answered with --fail-status and a short body
     #[arg(long, value_name = "SHARE", default_value = "0%", value_parser = units::share)]
@@ -107,6 +114,15 @@ pub(crate) struct Args {
     /// Share of answers that close their connection
     #[arg(long, value_name = "SHARE", default_value = "0%", value_parser = units::share)]
     close: f64,
+    /// Share of answers after which the connection ends, though they do not say so
+    #[arg(long, value_name = "SHARE", default_value = "0%", value_parser = units::share)]
+    hang_up: f64,
+    /// Latency and faults begin with SIGUSR1, and end with the next one
+    #[arg(long)]
+    on_signal: bool,
+    /// At its end it takes no more connections, answers what is under way for so long, and closes [default: ends at once]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    grace: Option<Duration>,
     /// What is random is so in the same way each time with the same seed
     #[arg(long, value_name = "N", default_value = "1")]
     seed: u64,
@@ -121,7 +137,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let threads = args.threads.unwrap_or(cores.len().max(1));
     raise_descriptors();
     // Before the line that says that it is up: who reads it may end it at once.
-    let mut signals = Signals::new([SIGINT, SIGTERM])
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1])
         .map_err(|error| Failure::runtime(format!("cannot listen to signals: {error}")))?;
     let cannot_listen = |error| Failure::runtime(format!("cannot listen on {}: {error}", args.listen));
     let listeners = ringway_io::bind(args.listen, BACKLOG, threads).map_err(cannot_listen)?;
@@ -134,15 +150,18 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         listeners.iter().map(TcpListener::try_clone).collect::<io::Result<Vec<_>>>().map_err(cannot_listen)?;
 
     let (up, ups) = mpsc::channel();
-    let mut counts = Vec::new();
+    let (mut counts, mut bells) = (Vec::new(), Vec::new());
     for (id, listener) in listeners.into_iter().enumerate() {
         let core = (!cores.is_empty()).then(|| cores[id % cores.len()]);
         let counted = Arc::new(Counts::default());
         counts.push(Arc::clone(&counted));
+        let cannot_start = |error| Failure::runtime(format!("cannot start a thread: {error}"));
+        let (bell, rings) = UnixStream::pair().map_err(cannot_start)?;
+        bells.push(bell);
         // A thread never ends by itself; were one to panic, the process would go with it.
         let alive = worker::EndsWith(signals.handle());
-        worker::start(id, core, listener, Arc::clone(&settings), counted, up.clone(), alive)
-            .map_err(|error| Failure::runtime(format!("cannot start a thread: {error}")))?;
+        worker::start(id, core, (listener, rings), Arc::clone(&settings), counted, up.clone(), alive)
+            .map_err(cannot_start)?;
     }
     drop(up);
     let mut driver = "io_uring";
@@ -157,20 +176,32 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let cpu = cpu_time();
     say(&format!("listening on http://{address} ({driver}, {threads} thread{})\n", plural(threads as u64)));
 
-    if signals.forever().next().is_none() {
-        return Err(Failure::runtime("a thread ended unexpectedly"));
+    loop {
+        match signals.forever().next() {
+            None => return Err(Failure::runtime("a thread ended unexpectedly")),
+            Some(SIGUSR1) => drop(settings.is_faulty.fetch_xor(args.on_signal, Ordering::Relaxed)),
+            Some(_) => break,
+        }
     }
     let used = cpu_time().saturating_sub(cpu);
     // The kernel takes a ring apart after the process has ended; until then the port would not be free.
     for closer in &closers {
         let _ = rustix::net::shutdown(closer, Shutdown::Read);
     }
+    if let Some(grace) = args.grace {
+        drop(bells);
+        let end = Instant::now() + grace;
+        while Instant::now() < end && !counts.iter().all(|counts| counts.has_ended()) {
+            thread::sleep(LOOK);
+        }
+    }
     say(&summary(&counts, used));
     Ok(())
 }
 
 fn settings(args: &Args) -> Result<Settings, Failure> {
-    let faults = Faults { fail: args.fail, stall: args.stall, reset: args.reset, close: args.close };
+    let Args { fail, stall, reset, close, hang_up, .. } = *args;
+    let faults = Faults { fail, stall, reset, close, hang_up };
     if !faults.fit() {
         return Err(Failure::usage("--fail, --stall and --reset together are more than 100% of the requests"));
     }
@@ -182,6 +213,7 @@ fn settings(args: &Args) -> Result<Settings, Failure> {
         latency: args.latency.clone(),
         slow_start: args.slow_start.map(|time| SlowStart::new(Instant::now(), time)),
         faults,
+        is_faulty: AtomicBool::new(!args.on_signal),
         seed: args.seed,
     })
 }
@@ -277,7 +309,7 @@ fn parse_status(text: &str) -> Result<u16, String> {
     status.ok_or_else(|| format!("`{text}` is not a status from 200 to 599"))
 }
 
-fn parse_slow_start(text: &str) -> Result<Duration, String> {
+fn parse_time(text: &str) -> Result<Duration, String> {
     match units::duration(text)? {
         time if time.is_zero() => Err("it must take some time".into()),
         time => Ok(time),

@@ -14,6 +14,7 @@ use client::{Client, ask};
 use process::{Origin, fails};
 use ringway_tests::confine::{forbid_io_uring, limit_descriptors};
 use ringway_tests::{PATIENCE, eventually};
+use rustix::process::Signal;
 
 #[test]
 fn bodies_have_the_size_that_was_asked_for() {
@@ -297,6 +298,54 @@ fn a_slow_start_begins_slow_and_ends() {
     let origin = Origin::start(&["--body=1B", "--latency=5ms", "--slow-start=200ms"]);
     let mut client = Client::connect(origin.address);
     eventually(PATIENCE, || client.time("/") < 8.0);
+}
+
+#[test]
+fn faults_begin_and_end_with_a_signal() {
+    let origin = Origin::start(&["--fail=100%", "--latency=20ms", "--close=100%", "--on-signal"]);
+    let mut client = Client::connect(origin.address);
+    assert!((0..5).all(|_| client.get("/").status == 200));
+    origin.signal(Signal::USR1);
+    eventually(PATIENCE, || ask(origin.address, "GET /").status == 503);
+    origin.signal(Signal::USR1);
+    eventually(PATIENCE, || ask(origin.address, "GET /").status == 200);
+    // Without the flag they are always there, and the signal does nothing.
+    let origin = Origin::start(&["--fail=100%"]);
+    origin.signal(Signal::USR1);
+    assert!((0..20).all(|_| ask(origin.address, "GET /").status == 503));
+    assert_eq!(origin.end().code, Some(0));
+}
+
+#[test]
+fn a_connection_may_end_without_a_word() {
+    let origin = Origin::start(&["--hang-up=100%", "--body=100B"]);
+    for _ in 0..3 {
+        let mut client = Client::connect(origin.address);
+        let answer = client.get("/");
+        assert_eq!((answer.status, answer.body.len(), answer.header("connection")), (200, 100, None));
+        client.assert_closed();
+    }
+}
+
+#[test]
+fn with_grace_it_answers_what_is_under_way_and_lets_the_idle_go() {
+    let origin = Origin::start(&["--grace=20s", "--threads=2", "--body=100B"]);
+    let mut idle: Vec<Client> = (0..8).map(|_| Client::connect(origin.address)).collect();
+    assert!(idle.iter_mut().all(|client| client.get("/").status == 200));
+    let mut busy: Vec<Client> = (0..8).map(|_| Client::connect(origin.address)).collect();
+    busy.iter_mut().for_each(|client| client.send("GET /?delay=2s HTTP/1.1\r\nHost: a\r\n\r\n"));
+    eventually(PATIENCE, || origin.connections() == 16);
+    origin.signal(Signal::TERM);
+    idle.iter_mut().for_each(Client::assert_closed);
+    eventually(PATIENCE, || std::net::TcpStream::connect(origin.address).is_err());
+    for client in &mut busy {
+        let answer = client.read_answer(false);
+        assert_eq!((answer.status, answer.body.len(), answer.header("connection")), (200, 100, Some("close")));
+        client.assert_closed();
+    }
+    let begun = Instant::now();
+    assert_eq!(origin.ended().code, Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Services that fail as a test says, and clients that count what they are answered.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{Backend, Client, PATIENCE, binary, eventually, free_port};
+use crate::{Backend, Client, PATIENCE, built, eventually, free_port};
 
 /// What a [`Fickle`] does with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,14 +96,26 @@ impl Origin {
     /// Waits until it takes connections.
     #[track_caller]
     pub fn start_at(address: SocketAddr) -> Self {
-        let path = binary().with_file_name("loadtest");
-        assert!(path.exists(), "{} is missing: cargo build --profile ci -p ringway-loadtest", path.display());
-        let mut command = Command::new(path);
-        command.args(["origin", "--body", "16B", "--listen", &address.to_string()]);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let origin = Self { child: child.expect("the origin starts"), address };
-        eventually(PATIENCE, || std::net::TcpStream::connect(address).is_ok());
-        origin
+        Self::start_with(address, &[])
+    }
+
+    /// The same, with more of its flags.
+    #[track_caller]
+    pub fn start_with(address: SocketAddr, flags: &[&str]) -> Self {
+        let mut command = Command::new(built("loadtest"));
+        command.args(["origin", "--body", "16B", "--listen", &address.to_string()]).args(flags);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let mut origin = Self { child: command.spawn().expect("the origin starts"), address };
+            let mut said = [0; 1];
+            // The first thing that it says is that it listens. It ends where one before it has not let go of the port yet.
+            if origin.child.stdout.as_mut().is_some_and(|stdout| stdout.read(&mut said).is_ok_and(|read| read > 0)) {
+                return origin;
+            }
+            assert!(Instant::now() < end, "no origin on {address}");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -116,6 +129,23 @@ impl Origin {
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id() as i32).expect("a process");
         kill_process(pid, signal).expect("a signal");
+    }
+
+    /// Ends it as Ctrl-C does; how many requests it has had.
+    #[track_caller]
+    pub fn finish(mut self) -> u64 {
+        self.signal(Signal::INT);
+        let mut said = String::new();
+        let mut stdout = self.child.stdout.take().expect("a pipe");
+        stdout.read_to_string(&mut said).expect("lines");
+        let summary = said.lines().last().and_then(|line| line.split(' ').next()?.parse().ok());
+        summary.unwrap_or_else(|| panic!("no summary: {said}"))
+    }
+
+    /// Waits until it has ended by itself.
+    #[track_caller]
+    pub fn expect_end(mut self) {
+        eventually(PATIENCE, || self.child.try_wait().expect("a child").is_some());
     }
 
     /// Ends at once, with all of its connections.

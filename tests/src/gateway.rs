@@ -377,9 +377,14 @@ pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("RINGWAY_BIN") {
         return path.into();
     }
+    built("ringway")
+}
+
+/// A binary of the profile that the tests were built with.
+pub fn built(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the path of this test");
     // target/PROFILE/deps/TEST
-    let path = test.parent().and_then(Path::parent).expect("a target directory").join("ringway");
-    assert!(path.exists(), "{} is missing: cargo build --profile ci -p ringway", path.display());
+    let path = test.parent().and_then(Path::parent).expect("a target directory").join(name);
+    assert!(path.exists(), "{} is missing: cargo build --profile ci --workspace --bins", path.display());
     path
 }

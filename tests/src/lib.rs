@@ -17,6 +17,7 @@ pub mod pebble;
 mod process;
 mod random;
 pub mod redis;
+pub mod steady;
 mod strace;
 pub mod tls;
 pub mod websocket;
@@ -24,7 +25,7 @@ mod wire;
 
 pub use backend::{Backend, Conn};
 pub use client::Client;
-pub use gateway::{Gateway, Nobody, Setup, binary, free_port, rss_bytes};
+pub use gateway::{Gateway, Nobody, Setup, binary, built, free_port, rss_bytes};
 pub use load::Load;
 pub use message::{Head, Message};
 pub use process::{Output, Process};

@@ -85,10 +85,11 @@ impl Shared {
                 Err(error) => return self.fail(format!("connect: {error}")),
             };
             match exchange(&mut connected, target) {
-                Ok(true) => stream = Some(connected),
-                Ok(false) => {
+                Ok((200, true)) => stream = Some(connected),
+                Ok((200, false)) => {
                     self.reconnects.fetch_add(1, Ordering::Relaxed);
                 }
+                Ok((status, _)) => return self.fail(format!("{target}: {status}")),
                 Err(failure) => return self.fail(format!("{target}: {failure}")),
             }
             self.answered.fetch_add(1, Ordering::Relaxed);
@@ -100,7 +101,7 @@ impl Shared {
     }
 }
 
-fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
+pub(crate) fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -108,15 +109,15 @@ fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
 }
 
 /// Whether the other side has closed the connection, or reset it.
-fn has_ended(stream: &TcpStream) -> bool {
+pub(crate) fn has_ended(stream: &TcpStream) -> bool {
     let _ = stream.set_nonblocking(true);
     let peeked = stream.peek(&mut [0]);
     let _ = stream.set_nonblocking(false);
     !matches!(peeked, Err(error) if error.kind() == ErrorKind::WouldBlock)
 }
 
-/// One request; whether the connection lives on.
-fn exchange(stream: &mut TcpStream, target: &str) -> Result<bool, String> {
+/// One request; the status of its answer, and whether the connection lives on.
+pub(crate) fn exchange(stream: &mut TcpStream, target: &str) -> Result<(u16, bool), String> {
     let request = format!("GET {target} HTTP/1.1\r\nHost: load\r\n\r\n");
     stream.write_all(request.as_bytes()).map_err(|error| format!("send: {error}"))?;
     let mut answer = Vec::with_capacity(1024);
@@ -134,7 +135,7 @@ fn exchange(stream: &mut TcpStream, target: &str) -> Result<bool, String> {
         if answer.len() - end - 4 < length.ok_or("no content-length")? {
             continue;
         }
-        let status = head.get(9..12).unwrap_or_default();
-        return if status == "200" { Ok(field("connection: close").is_none()) } else { Err(head) };
+        let status = head.get(9..12).and_then(|status| status.parse().ok()).ok_or("no status")?;
+        return Ok((status, field("connection: close").is_none()));
     }
 }

@@ -16,8 +16,12 @@ struct Demo {
 impl Demo {
     /// On free ports, up and welcoming.
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    fn start_with(flags: &[&str]) -> Self {
         let [listen, admin] = [(); 2].map(|()| format!("127.0.0.1:{}", free_port()));
-        let process = Process::start(&["demo", "--listen", &listen, "--admin", &admin]);
+        let process = Process::start(&[&["demo", "--listen", &listen, "--admin", &admin], flags].concat());
         eventually(PATIENCE, || process.stdout().contains("Ctrl-C"));
         let text = process.stdout();
         let lines = |starts: &[&str]| -> Vec<String> {
@@ -65,6 +69,38 @@ fn the_lines_work_as_printed() {
     let metrics = demo.type_line(5);
     assert!(metrics.contains("gateway_requests_total{route=\"create-order\",status=\"201\"} 1\n"), "{metrics}");
     assert!(metrics.contains("gateway_requests_total{route=\"create-order\",status=\"403\"} 1\n"), "{metrics}");
+}
+
+#[test]
+fn chaos_shows_retries_the_breaker_and_the_metrics() {
+    let demo = Demo::start_with(&["--chaos"]);
+    assert_eq!(demo.curls.len(), 9, "{}", demo.process.stdout());
+    let statuses = demo.type_line(6);
+    let count = |status: &str| -> u32 {
+        let line = statuses.lines().find(|line| line.trim().ends_with(status)).unwrap_or("0");
+        line.split_ascii_whitespace().next().unwrap().parse().unwrap()
+    };
+    // 39 of the service's answers before it is down, some of them tried again; then ten failures in a row.
+    assert!((34..=36).contains(&count(" 200")) && count(" 500") == 10, "{statuses}");
+    assert_eq!(count(" 200") + count(" 500") + count(" 503"), 70, "{statuses}");
+    let services = demo.type_line(7);
+    let services: serde_json::Value = serde_json::from_str(&services).unwrap();
+    assert_eq!(
+        (&services[0]["name"], &services[0]["circuitBreaker"]["state"]),
+        (&"product-service".into(), &"open".into())
+    );
+    let metrics = demo.type_line(8);
+    for line in [
+        "gateway_retries_total{service=\"product-service\",outcome=\"success\"} 4\n",
+        "gateway_circuit_breaker_state{service=\"product-service\"} 2\n",
+    ] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
+    eventually(PATIENCE, || {
+        let log = demo.process.stdout();
+        log.contains("\"attempts\":2") && log.contains("\"circuitBreaker\":\"open\"")
+    });
+    assert!(demo.process.stderr().contains("service `product-service`: circuit breaker open for"));
 }
 
 #[test]

@@ -161,6 +161,19 @@ fn who_is_slower_than_the_others_is_ejected() {
 }
 
 #[test]
+fn who_is_many_times_slower_but_not_by_much_stays() {
+    let [a, b, c] = ["a", "b", "c"].map(Fickle::new);
+    let settings = "balance: round_robin, \
+                    outlier_ejection: { latency: { factor: 2, margin: 60s, min_requests: 5 }, interval: 100ms }";
+    let gateway = start(&[a.endpoint(), b.endpoint(), c.endpoint()], settings);
+    a.set(Mood::Slow);
+    let clients = Clients::start(gateway.address(), 16, 400);
+    // Of several intervals.
+    eventually(PATIENCE, || a.served() > 100);
+    assert_eq!((ejections(&gateway, a.endpoint(), "latency"), clients.failures()), (0.0, 0));
+}
+
+#[test]
 fn an_ejection_survives_a_reload_and_ends_where_it_is_no_longer_wanted() {
     let [a, b] = ["a", "b"].map(Fickle::new);
     let settings = "outlier_ejection: { consecutive_failures: 3, base_time: 60s }";

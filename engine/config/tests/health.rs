@@ -77,6 +77,7 @@ fn ejection() {
     assert_eq!((full.consecutive_failures, full.consecutive_connect_failures), (None, None));
     let (rate, latency) = (full.success_rate.unwrap(), full.latency.unwrap());
     assert_eq!((rate.margin, rate.min_requests, latency.factor, latency.min_requests), (20, 50, 200, 7));
+    assert_eq!(latency.margin_us, 10_000);
 }
 
 #[test]

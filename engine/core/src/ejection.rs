@@ -36,6 +36,8 @@ pub struct SuccessRate {
 pub struct Slowness {
     /// Percent of the mean latency of the others together: 300 is three times as slow.
     pub factor: u32,
+    /// How much slower it must be besides: three times as slow is nothing where answers take a millisecond.
+    pub margin_us: u64,
     /// As in [`SuccessRate`].
     pub min_requests: u64,
 }
@@ -168,7 +170,9 @@ impl Slowness {
             samples,
             self.min_requests,
             |sample| (sample.latency_us, sample.answers),
-            |own, others| own / others.max(1.0) - factor,
+            |own, others| {
+                if own - others > self.margin_us as f64 { own / others.max(1.0) - factor } else { 0.0 }
+            },
         )
     }
 }
@@ -187,7 +191,7 @@ mod tests {
             consecutive_failures: Some(5),
             consecutive_connect_failures: Some(2),
             success_rate: Some(SuccessRate { margin: 20, min_requests: 10 }),
-            latency: Some(Slowness { factor: 300, min_requests: 10 }),
+            latency: Some(Slowness { factor: 300, margin_us: 1000, min_requests: 10 }),
             interval_us: 10 * SECOND,
             base_us: 30 * SECOND,
             max_us: 100 * SECOND,
@@ -284,6 +288,13 @@ mod tests {
             settings.outliers(&[good, good, sample(100, 40, 1_000), sample(100, 1, 9_000)]),
             [(2, Reason::SuccessRate), (3, Reason::Latency)]
         );
+        // Nine times as slow, but not by much.
+        let patient = EjectionSettings {
+            latency: Some(Slowness { factor: 300, margin_us: 8_000, min_requests: 10 }),
+            ..settings
+        };
+        assert_eq!(patient.outliers(&[good, good, sample(100, 1, 9_000)]), []);
+        assert_eq!(patient.outliers(&[good, good, sample(100, 1, 9_001)]), [(2, Reason::Latency)]);
     }
 
     #[test]

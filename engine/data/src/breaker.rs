@@ -222,7 +222,14 @@ impl<'a> Passage<'a> {
             breaker.settle(worker.id, &settings.settings, ticket, outcome, now, worker.random())
         };
         if let (Some(breaker), Some(ticket)) = (&known.breaker, self.of_service) {
-            self.report(settle(breaker, ticket), None);
+            // One endpoint may break many requests at once. From the moment when it is left out for that, it says nothing of
+            // the others.
+            let view = self.conn.view.services.get(self.service);
+            if !is_good && view.is_some_and(|view| view.has_left_out(self.endpoint)) {
+                breaker.give_back(ticket);
+            } else {
+                self.report(settle(breaker, ticket), None);
+            }
         }
         if let (Some(breaker), Some(ticket)) = (known.endpoint_breakers.get(self.endpoint), self.of_endpoint) {
             self.report(settle(breaker, ticket), Some(self.endpoint));

@@ -192,6 +192,13 @@ impl ServiceView {
         endpoints.get(member).copied()
     }
 
+    /// Whether others are used in its place.
+    pub(crate) fn has_left_out(&self, endpoint: usize) -> bool {
+        self.look();
+        let endpoints = &self.members.borrow().endpoints;
+        !endpoints.is_empty() && !endpoints.contains(&endpoint)
+    }
+
     /// Chooses the members anew where something of an endpoint has changed.
     #[inline]
     fn look(&self) {

@@ -11,6 +11,7 @@ use crate::api_key::ApiKeyArgs;
 const EXAMPLES: &str = "\
 Examples:
   ringway demo                         a gateway with three small services behind it, to play with
+  ringway demo --chaos                 the same, where one service fails now and then
   ringway check gateway.yaml           every error of a configuration at once, with line, column and a hint
   ringway run --config gateway.yaml    the gateway
   ringway api-key --client shop        a new API key, and what the gateway keeps of it
@@ -75,6 +76,9 @@ pub(crate) enum Command {
         /// Where the admin listener listens
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9901")]
         admin: SocketAddr,
+        /// Its product service fails now and then
+        #[arg(long)]
+        chaos: bool,
     },
 }
 
@@ -106,10 +110,10 @@ mod tests {
             assert!(matches!(args.command, Command::Run { config: Some(path) } if path == Path::new("a.yaml")));
         }
         assert!(matches!(Args::try_parse_from(["ringway", "run"]).unwrap().command, Command::Run { config: None }));
-        let Command::Demo { listen, admin } = Args::try_parse_from(["ringway", "demo"]).unwrap().command else {
+        let Command::Demo { listen, admin, chaos } = Args::try_parse_from(["ringway", "demo"]).unwrap().command else {
             panic!("not demo");
         };
-        assert_eq!((listen.port(), admin.port()), (3000, 9901));
+        assert_eq!((listen.port(), admin.port(), chaos), (3000, 9901, false));
         let missing = Args::try_parse_from(["ringway", "check"]).unwrap_err();
         assert_eq!((missing.kind(), missing.exit_code()), (ErrorKind::MissingRequiredArgument, 2));
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ringway_config::snapshot::Admin;
 use ringway_config::{Snapshot, Source};
 
+use crate::demo_chaos::CHAOS;
 use crate::demo_services::Services;
 use crate::failure::Failure;
 use crate::gateway;
@@ -15,12 +16,12 @@ use crate::gateway;
 const QUICKSTART: &str = include_str!("../../../configs/quickstart.yaml");
 const QUICKSTART_NAME: &str = "configs/quickstart.yaml";
 
-pub(crate) fn run(listen: SocketAddr, admin: SocketAddr) -> Result<(), Failure> {
-    let services =
-        Services::start().map_err(|error| Failure::runtime(format!("the demo's services cannot start: {error}")))?;
+pub(crate) fn run(listen: SocketAddr, admin: SocketAddr, chaos: bool) -> Result<(), Failure> {
+    let services = Services::start(chaos)
+        .map_err(|error| Failure::runtime(format!("the demo's services cannot start: {error}")))?;
     let mut snapshot = compile(&services)?;
     relocate(&mut snapshot, listen, admin)?;
-    let welcome = welcome(listen, admin, &services);
+    let welcome = welcome(listen, admin, &services, chaos);
     gateway::run(snapshot, None, || {
         // Nobody may be reading.
         let _ = io::stdout().write_all(welcome.as_bytes());
@@ -49,14 +50,14 @@ fn relocate(snapshot: &mut Snapshot, listen: SocketAddr, admin: SocketAddr) -> R
     Ok(())
 }
 
-fn welcome(listen: SocketAddr, admin: SocketAddr, services: &Services) -> String {
+fn welcome(listen: SocketAddr, admin: SocketAddr, services: &Services, chaos: bool) -> String {
     let Services { product, order, auth, tokens } = services;
     format!(
         "
 Ringway demo
 
   gateway          http://{listen}   as {QUICKSTART_NAME} says
-  admin            http://{admin}   /health /ready /metrics /config
+  admin            http://{admin}   /health /ready /metrics /config /services
   product service  http://{product}
   order service    http://{order}
   auth service     http://{auth}
@@ -68,14 +69,32 @@ Tokens for an hour:
 Try:
 
 {}
-
+{}
 Ctrl-C drains and ends.
 
 ",
         ["user", "admin", "guest"]
             .map(|role| format!("  {}={}", role.to_uppercase(), tokens.sign(&format!("usr_{role}"), role)))
             .join("\n"),
-        curl_lines(listen, admin).map(|line| format!("  {line}")).join("\n")
+        curl_lines(listen, admin).map(|line| format!("  {line}")).join("\n"),
+        if chaos { chaos_lines(listen, admin) } else { String::new() }
+    )
+}
+
+/// What there is to see when a service fails.
+fn chaos_lines(listen: SocketAddr, admin: SocketAddr) -> String {
+    format!(
+        "
+Chaos: {CHAOS}. Watch:
+
+  for i in $(seq 70); do curl -s -o /dev/null -w '%{{http_code}}\\n' http://{listen}/api/products/1 \
+-H \"Authorization: Bearer $ADMIN\"; done | sort | uniq -c    # 200, retried or not; 500; 503: the breaker is open
+  curl -s http://{admin}/services    # the circuitBreaker of product-service; its endpoint
+  curl -s http://{admin}/metrics | grep -E '^gateway_(retries|circuit_breaker)'
+
+The log below has \"attempts\" where a request was tried again, \"circuitBreaker\":\"open\" where it was refused, and lines of
+the breaker's transitions. After half a minute it lets requests pass to see whether the service is well again.
+"
     )
 }
 
@@ -103,7 +122,7 @@ mod tests {
 
     #[test]
     fn the_quickstart_compiles_and_moves_to_the_given_addresses() {
-        let services = Services::start().unwrap();
+        let services = Services::start(false).unwrap();
         let mut snapshot = compile(&services).unwrap();
         let (listen, admin) = ("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap());
         relocate(&mut snapshot, listen, admin).unwrap();
@@ -113,9 +132,9 @@ mod tests {
 
     #[test]
     fn the_welcome_names_everything() {
-        let services = Services::start().unwrap();
-        let text = welcome("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap(), &services);
-        assert_eq!(text.lines().filter(|line| line.starts_with("  curl ")).count(), 5);
+        let services = Services::start(false).unwrap();
+        let text = welcome("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap(), &services, true);
+        assert_eq!(text.lines().filter(|line| line.starts_with("  curl ")).count(), 7);
         for address in [services.product, services.order, services.auth] {
             assert!(text.contains(&address.to_string()));
         }

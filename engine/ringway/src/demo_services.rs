@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -21,6 +21,8 @@ use jsonwebtoken::{EncodingKey, Header};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+
+use crate::demo_chaos::{Chaos, Fate};
 
 /// Products are numbered from 1 to this.
 const PRODUCTS_MAX: u64 = 1000;
@@ -77,16 +79,18 @@ enum Kind {
 type Answer = (StatusCode, Value);
 
 impl Services {
-    pub(crate) fn start() -> io::Result<Self> {
+    pub(crate) fn start(chaos: bool) -> io::Result<Self> {
         let (product, products) = bind()?;
         let (order, orders) = bind()?;
         let (auth, signers) = bind()?;
         let tokens = Arc::new(Tokens::new());
         let signs = tokens.clone();
+        let chaos = chaos.then(|| Arc::new(Chaos::default()));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         thread::Builder::new().name("demo".into()).spawn(move || {
-            let services = [(products, Kind::Product), (orders, Kind::Order), (signers, Kind::Auth)];
-            let all = services.map(|(listener, kind)| runtime.spawn(serve(listener, kind, signs.clone())));
+            let services = [(products, Kind::Product, chaos), (orders, Kind::Order, None), (signers, Kind::Auth, None)];
+            let all =
+                services.map(|(listener, kind, chaos)| runtime.spawn(serve(listener, kind, signs.clone(), chaos)));
             runtime.block_on(async {
                 for service in all {
                     if let Ok(Err(error)) = service.await {
@@ -105,7 +109,7 @@ fn bind() -> io::Result<(SocketAddr, StdTcpListener)> {
     Ok((listener.local_addr()?, listener))
 }
 
-async fn serve(listener: StdTcpListener, kind: Kind, tokens: Arc<Tokens>) -> io::Result<()> {
+async fn serve(listener: StdTcpListener, kind: Kind, tokens: Arc<Tokens>, chaos: Option<Arc<Chaos>>) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -114,11 +118,13 @@ async fn serve(listener: StdTcpListener, kind: Kind, tokens: Arc<Tokens>) -> io:
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let tokens = tokens.clone();
+        let (tokens, chaos) = (tokens.clone(), chaos.clone());
         tokio::spawn(async move {
             // Without this, an answer in two writes waits for the gateway's acknowledgement.
             let _ = stream.set_nodelay(true);
-            let service = service_fn(|request| async { Ok::<_, Infallible>(answer(kind, request, &tokens).await) });
+            let service = service_fn(|request| async {
+                Ok::<_, Infallible>(answer(kind, request, &tokens, chaos.as_deref()).await)
+            });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .serve_connection(TokioIo::new(stream), service);
@@ -129,12 +135,22 @@ async fn serve(listener: StdTcpListener, kind: Kind, tokens: Arc<Tokens>) -> io:
     }
 }
 
-async fn answer(kind: Kind, request: Request<Incoming>, tokens: &Tokens) -> Response<Full<Bytes>> {
+async fn answer(
+    kind: Kind,
+    request: Request<Incoming>,
+    tokens: &Tokens,
+    chaos: Option<&Chaos>,
+) -> Response<Full<Bytes>> {
+    let fate = chaos.map_or(Fate::Good, |chaos| chaos.fate(Instant::now()));
+    if let Fate::Late(time) = fate {
+        tokio::time::sleep(time).await;
+    }
     let path = request.uri().path().to_owned();
-    let (status, value) = match (kind, request.method(), path.as_str()) {
-        (Kind::Product, &Method::GET, path) if path.starts_with("/products/") => product(path),
-        (Kind::Order, &Method::POST, "/orders") => order(body(request).await),
-        (Kind::Auth, &Method::POST, "/token") => token(body(request).await, tokens),
+    let (status, value) = match (fate, kind, request.method(), path.as_str()) {
+        (Fate::Fails(status), ..) => (status, json!({ "error": "Chaos" })),
+        (_, Kind::Product, &Method::GET, path) if path.starts_with("/products/") => product(path),
+        (_, Kind::Order, &Method::POST, "/orders") => order(body(request).await),
+        (_, Kind::Auth, &Method::POST, "/token") => token(body(request).await, tokens),
         _ => (StatusCode::NOT_FOUND, json!({ "error": "Not found" })),
     };
     let mut response = Response::new(Full::new(format!("{value}\n").into()));
@@ -209,7 +225,7 @@ mod tests {
 
     #[test]
     fn products_exist_up_to_a_thousand() {
-        let services = Services::start().unwrap();
+        let services = Services::start(false).unwrap();
         let (status, product) = ask(services.product, "GET", "/products/42", "");
         assert_eq!((status, &product["id"], &product["available"]), (200, &json!(42), &json!(true)));
         assert_eq!(ask(services.product, "GET", "/products/50", "").1["available"], json!(false));
@@ -221,7 +237,7 @@ mod tests {
 
     #[test]
     fn orders_are_created_from_json() {
-        let services = Services::start().unwrap();
+        let services = Services::start(false).unwrap();
         let (status, order) = ask(services.order, "POST", "/orders", r#"{"productId":42,"quantity":2}"#);
         assert_eq!((status, &order["productId"], &order["status"]), (201, &json!(42), &json!("created")));
         for body in ["", "no JSON", "{}", r#"{"productId":1}"#, r#"{"productId":1,"quantity":-1}"#] {
@@ -232,7 +248,7 @@ mod tests {
 
     #[test]
     fn tokens_have_the_standard_fields() {
-        let services = Services::start().unwrap();
+        let services = Services::start(false).unwrap();
         let (status, token) = ask(services.auth, "POST", "/token", "");
         assert_eq!((status, &token["token_type"], &token["expires_in"]), (200, &json!("Bearer"), &json!(3600)));
         assert_eq!(token["access_token"].as_str().unwrap().split('.').count(), 3);

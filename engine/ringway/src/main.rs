@@ -4,6 +4,7 @@ mod alloc;
 mod api_key;
 mod args;
 mod demo;
+mod demo_chaos;
 mod demo_services;
 mod descriptors;
 mod failure;
@@ -53,7 +54,7 @@ fn obey(command: Command) -> Result<(), Failure> {
         }
         Command::Schema => print(&format!("{:#}\n", ringway_config::schema())),
         Command::ApiKey(args) => print(&args.make()?),
-        Command::Demo { listen, admin } => demo::run(listen, admin),
+        Command::Demo { listen, admin, chaos } => demo::run(listen, admin, chaos),
     }
 }
 

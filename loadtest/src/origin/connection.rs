@@ -2,7 +2,6 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use rustix::net::Shutdown;
 use super::answer::Shape;
 use super::fate::Fault;
 use super::request::Request;
-use super::worker::{Block, Worker};
+use super::worker::{Block, Open, Worker};
 
 /// Answers to pipelined requests are sent together up to this size.
 const TOGETHER_BYTES_MAX: usize = 64 * 1024;
@@ -37,14 +36,20 @@ struct Connection<'a> {
 }
 
 /// Serves a connection to its end.
-pub(super) async fn serve(worker: Rc<Worker>, sock: Sock) {
+pub(super) async fn serve(worker: &Worker, open: &Open) {
+    let sock = &open.sock;
     loop {
         sock.readable().await;
-        let mut connection = Connection { worker: &worker, sock: &sock, block: worker.take_block() };
+        open.is_idle.set(false);
+        let mut connection = Connection { worker, sock, block: worker.take_block() };
         let served = connection.serve_arrived().await;
         worker.give_block(connection.block);
         if served.is_err() {
             return;
+        }
+        open.is_idle.set(true);
+        if worker.is_ending() {
+            sock.shutdown(Shutdown::Read);
         }
     }
 }
@@ -130,7 +135,7 @@ impl Connection<'_> {
             body_bytes: request.wish.size.unwrap_or(settings.body_bytes),
             is_head: request.is_head,
             is_http10: request.is_http10,
-            keep_alive: request.keep_alive && !fate.close,
+            keep_alive: request.keep_alive && !fate.close && !self.worker.is_ending(),
         };
         match fate.fault {
             None => {}
@@ -153,7 +158,12 @@ impl Connection<'_> {
                 return Err(Ended);
             }
         }
-        self.send(shape).await
+        self.send(shape).await?;
+        if fate.hang_up {
+            self.flush().await?;
+            return Err(Ended);
+        }
+        Ok(())
     }
 
     /// Sends an answer, or keeps it to be sent with the next.

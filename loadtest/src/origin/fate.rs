@@ -1,6 +1,7 @@
 //! What chance has in store for a request.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -15,6 +16,8 @@ pub(super) struct Faults {
     pub(super) reset: f64,
     /// Of the answers that are sent whole.
     pub(super) close: f64,
+    /// Of the answers that are sent whole and keep their connection.
+    pub(super) hang_up: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +35,7 @@ pub(super) struct Fate {
     pub(super) delay: Duration,
     pub(super) fault: Option<Fault>,
     pub(super) close: bool,
+    pub(super) hang_up: bool,
 }
 
 /// One thread's fates: the n-th request that it takes has the same one each time, with the same seed.
@@ -72,15 +76,19 @@ impl Fates {
     }
 
     pub(super) fn draw(&mut self) -> Fate {
-        let Settings { latency, slow_start, faults, .. } = &*self.settings;
+        let Settings { latency, slow_start, faults, is_faulty, .. } = &*self.settings;
+        if !is_faulty.load(Ordering::Relaxed) {
+            return Fate { delay: Duration::ZERO, fault: None, close: false, hang_up: false };
+        }
         let fault = faults.draw(&mut self.rng);
         let close = faults.close > 0.0 && self.rng.f64() < faults.close;
+        let hang_up = faults.hang_up > 0.0 && self.rng.f64() < faults.hang_up;
         let drawn = latency.as_ref().map_or(Duration::ZERO, |latency| latency.draw(&mut self.rng));
         let delay = match slow_start {
             Some(slow_start) => slow_start.apply(drawn, Instant::now()),
             None => drawn,
         };
-        Fate { delay, fault, close }
+        Fate { delay, fault, close, hang_up }
     }
 }
 
@@ -90,7 +98,7 @@ mod tests {
 
     #[test]
     fn each_fault_has_its_share() {
-        let faults = Faults { fail: 0.2, stall: 0.1, reset: 0.05, close: 0.0 };
+        let faults = Faults { fail: 0.2, stall: 0.1, reset: 0.05, close: 0.0, hang_up: 0.0 };
         let mut rng = Rng::with_seed(3);
         let drawn: Vec<_> = (0..100_000).map(|_| faults.draw(&mut rng)).collect();
         let share = |fault| drawn.iter().filter(|drawn| **drawn == fault).count() as f64 / drawn.len() as f64;
@@ -103,7 +111,7 @@ mod tests {
 
     #[test]
     fn shares_up_to_all_fit() {
-        let faults = |fail, stall, reset| Faults { fail, stall, reset, close: 1.0 };
+        let faults = |fail, stall, reset| Faults { fail, stall, reset, close: 1.0, hang_up: 1.0 };
         assert!(faults(0.7, 0.2, 0.1).fit());
         assert!(!faults(0.7, 0.2, 0.101).fit());
     }

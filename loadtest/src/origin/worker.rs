@@ -1,17 +1,20 @@
 //! One thread: its loop, its listening socket, and what its connections share.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
 
 use ringway_io::{EventLoop, Sock};
+use rustix::net::Shutdown;
 use signal_hook::iterator::Handle;
 
 use super::answer::{Answer, Answers, Look, Shape};
@@ -39,6 +42,8 @@ pub(super) struct Settings {
     pub(super) latency: Option<Latency>,
     pub(super) slow_start: Option<SlowStart>,
     pub(super) faults: Faults,
+    /// Whether latency and faults hold now.
+    pub(super) is_faulty: AtomicBool,
     pub(super) seed: u64,
 }
 
@@ -51,6 +56,7 @@ pub(super) struct Counts {
     pub(super) stalled: Count,
     pub(super) reset: Count,
     pub(super) refused: Count,
+    has_ended: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -71,6 +77,15 @@ pub(super) struct Worker {
     fates: RefCell<Fates>,
     answers: RefCell<Answers>,
     blocks: RefCell<Vec<Block>>,
+    open: RefCell<HashMap<RawFd, Rc<Open>>>,
+    is_ending: Cell<bool>,
+}
+
+/// An open connection.
+pub(super) struct Open {
+    pub(super) sock: Sock,
+    /// It waits for a request.
+    pub(super) is_idle: Cell<bool>,
 }
 
 /// Ends the wait for signals when it is dropped.
@@ -84,6 +99,13 @@ impl Count {
 
     pub(super) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Counts {
+    /// The thread has been told to end, and has no connections left.
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
     }
 }
 
@@ -108,6 +130,38 @@ impl Worker {
         self.answers.borrow_mut().get(shape)
     }
 
+    /// Whether answers are the last on their connections.
+    pub(super) fn is_ending(&self) -> bool {
+        self.is_ending.get()
+    }
+
+    fn open(&self, sock: Sock) -> Rc<Open> {
+        let open = Rc::new(Open { sock, is_idle: Cell::new(true) });
+        self.open.borrow_mut().insert(open.sock.fd().as_raw_fd(), Rc::clone(&open));
+        open
+    }
+
+    fn close(&self, open: &Open) {
+        self.open.borrow_mut().remove(&open.sock.fd().as_raw_fd());
+        self.end_with_the_last();
+    }
+
+    /// Connections that wait for a request close; the others do when they have answered.
+    fn end(&self) {
+        self.is_ending.set(true);
+        for open in self.open.borrow().values().filter(|open| open.is_idle.get()) {
+            // What has arrived can still be read, and is answered.
+            open.sock.shutdown(Shutdown::Read);
+        }
+        self.end_with_the_last();
+    }
+
+    fn end_with_the_last(&self) {
+        if self.is_ending.get() && self.open.borrow().is_empty() {
+            self.counts.has_ended.store(true, Ordering::Release);
+        }
+    }
+
     pub(super) fn take_block(&self) -> Block {
         self.blocks.borrow_mut().pop().unwrap_or_else(Block::with_room)
     }
@@ -122,12 +176,13 @@ impl Worker {
     }
 }
 
-/// Starts a thread that serves for as long as the process lives. `up` hears whether it does, and over io_uring, or why
+/// Starts a thread that serves for as long as the process lives, and ends its connections when the other end of `rings`
+/// is closed. `up` hears whether it does, and over io_uring, or why
 /// not.
 pub(super) fn start(
     id: usize,
     core: Option<core_affinity::CoreId>,
-    listener: TcpListener,
+    (listener, rings): (TcpListener, UnixStream),
     settings: Arc<Settings>,
     counts: Arc<Counts>,
     up: Sender<Result<bool, String>>,
@@ -145,7 +200,8 @@ pub(super) fn start(
         match EventLoop::io_uring(RING_ENTRIES).or_else(|_| EventLoop::epoll(RING_ENTRIES)) {
             Ok(mut looped) => {
                 let is_io_uring = looped.is_io_uring();
-                let ended = looped.block_on(run(id, listener, settings, counts, || drop(up.send(Ok(is_io_uring)))));
+                let is_up = || drop(up.send(Ok(is_io_uring)));
+                let ended = looped.block_on(run(id, (listener, rings), settings, counts, is_up));
                 if let Err(error) = ended {
                     let _ = up.send(Err(format!("cannot serve: {error}")));
                 }
@@ -158,7 +214,7 @@ pub(super) fn start(
 
 async fn run(
     id: usize,
-    listener: TcpListener,
+    (listener, rings): (TcpListener, UnixStream),
     settings: Arc<Settings>,
     counts: Arc<Counts>,
     up: impl FnOnce(),
@@ -169,11 +225,20 @@ async fn run(
         fates: RefCell::new(Fates::new(Arc::clone(&settings), id)),
         answers: RefCell::new(Answers::new(Arc::clone(&settings))),
         blocks: RefCell::default(),
+        open: RefCell::default(),
+        is_ending: Cell::new(false),
         settings,
     });
     let sock = Sock::new(OwnedFd::from(listener))?;
     let waking = Rc::clone(&worker);
     ringway_io::spawn(async move { waking.timers.run().await });
+    let (ending, rings) = (Rc::clone(&worker), Sock::new(OwnedFd::from(rings))?);
+    ringway_io::spawn(async move {
+        while rings.is_quiet() {
+            rings.readable().await;
+        }
+        ending.end();
+    });
     up();
     loop {
         sock.readable().await;
@@ -193,7 +258,11 @@ fn accept(worker: &Rc<Worker>, listener: &Sock) -> bool {
             Ok(Some((fd, _))) => {
                 worker.counts.connections.add();
                 let Ok(sock) = Sock::new(fd) else { continue };
-                ringway_io::spawn(connection::serve(Rc::clone(worker), sock));
+                let (worker, open) = (Rc::clone(worker), worker.open(sock));
+                ringway_io::spawn(async move {
+                    connection::serve(&worker, &open).await;
+                    worker.close(&open);
+                });
             }
             Ok(None) => return true,
             Err(_) => return false,

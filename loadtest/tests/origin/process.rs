@@ -53,10 +53,18 @@ impl Origin {
         sockets(&self.child) - self.own_sockets
     }
 
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("a signal");
+    }
+
     /// Ends it as Ctrl-C does.
-    pub(crate) fn end(mut self) -> Ended {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::INT).expect("a signal");
+    pub(crate) fn end(self) -> Ended {
+        self.signal(Signal::INT);
+        self.ended()
+    }
+
+    /// Waits until it has ended.
+    pub(crate) fn ended(mut self) -> Ended {
         let mut summary = String::new();
         self.stdout.read_to_string(&mut summary).expect("a line");
         let code = self.child.wait().expect("an end").code();

@@ -44,6 +44,8 @@ shape! {
     pub(crate) struct SlownessSection {
         /// How many times the mean latency of the others together its own may be.
         factor: Int<2, 1000> = "3",
+        /// How much longer it must be besides: where answers take a millisecond, three times as long is nothing.
+        margin: Time<0, HOUR_MS> = "10ms",
         /// Requests in `interval` below which an endpoint is neither judged nor compared with.
         min_requests: Int<1, 1_000_000> = "50",
     }
@@ -59,9 +61,11 @@ impl Spanned<OutlierEjectionSection> {
             success_rate: section
                 .success_rate
                 .map(|rule| SuccessRate { margin: rule.margin.0, min_requests: rule.min_requests.0 as u64 }),
-            latency: section
-                .latency
-                .map(|rule| Slowness { factor: rule.factor.0 as u32 * 100, min_requests: rule.min_requests.0 as u64 }),
+            latency: section.latency.map(|rule| Slowness {
+                factor: rule.factor.0 as u32 * 100,
+                margin_us: us(rule.margin.0),
+                min_requests: rule.min_requests.0 as u64,
+            }),
             interval_us: us(section.interval.0),
             base_us: us(section.base_time.0),
             max_us: us(section.max_time.value.0),
