@@ -98,6 +98,17 @@ families! {
         "Changes of a circuit breaker's state: to closed, half_open, open."
     BREAKER_REJECTED = Counter "gateway_circuit_breaker_rejected_total" "" ["service"]
         "Requests that did not go to a service because its circuit breaker, or those of all its endpoints, were open."
+    BULKHEAD_REJECTED = Counter "gateway_bulkhead_rejected_total" "" ["service", "reason"]
+        "Requests refused because a service has as many as it may: requests or adaptive (the limit that was met, where nobody waits), \
+         pending (as many wait as may), timeout (it waited in vain)."
+    BULKHEAD_REQUESTS = Gauge "gateway_bulkhead_requests" "" ["service"]
+        "Requests in flight to a service with bulkhead or adaptive_concurrency, as those count them."
+    BULKHEAD_PENDING = Gauge "gateway_bulkhead_pending_requests" "" ["service"]
+        "Requests that wait for a place among those."
+    ADAPTIVE_LIMIT = Gauge "gateway_adaptive_concurrency_limit" "" ["service"]
+        "Requests in flight that a service's adaptive_concurrency allows now."
+    ADAPTIVE_BASELINE = Gauge "gateway_adaptive_concurrency_baseline_seconds" "seconds" ["service"]
+        "What it takes for the service's latency without a queue."
     GRPC_REQUESTS = Counter "gateway_grpc_requests_total" "" ["service", "grpc_status"]
         "gRPC calls that came to a service, by grpc-status, the gateway's own included."
     ENDPOINT_IN_FLIGHT = Gauge "gateway_endpoint_in_flight" "" ["service", "endpoint"]

@@ -37,6 +37,7 @@ pub(crate) fn snapshot() -> Snapshot {
         retry_stale: true,
         discovery: None,
         circuit_breaker: None,
+        bulkhead: None,
         retries: None,
         retry_budget: ringway_config::resilience::Resilience::BUDGET,
         tls: None,

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam::utils::CachePadded;
 
+use crate::bulkhead::Full;
 use crate::grpc::Status;
 
 /// A number with one writer.
@@ -243,6 +244,7 @@ pub struct ServiceCell {
     pub retries_denied_by_breaker: Counter,
     /// Requests that found a breaker open.
     pub breaker_rejected: Counter,
+    bulkhead_rejected: [Counter; Full::ALL.len()],
     calls: [Counter; Status::COUNT],
 }
 
@@ -265,6 +267,17 @@ impl ServiceCell {
         if let Some(counter) = self.errors.get(error as usize) {
             counter.add(1);
         }
+    }
+
+    /// Counts a request that found no place.
+    pub fn record_full(&self, full: Full) {
+        if let Some(counter) = self.bulkhead_rejected.get(full as usize) {
+            counter.add(1);
+        }
+    }
+
+    pub fn full(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Full::ALL.iter().zip(&self.bulkhead_rejected).map(|(full, counter)| (full.label(), counter.get()))
     }
 
     /// Counts a gRPC call by how it ended.

@@ -12,6 +12,7 @@ mod audit;
 mod auth_service;
 mod breaker;
 mod buffer;
+mod bulkhead;
 mod call;
 mod client;
 mod clock;

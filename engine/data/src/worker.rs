@@ -360,7 +360,7 @@ pub(crate) struct News {
 }
 
 impl News {
-    fn ring(&self) {
+    pub(crate) fn ring(&self) {
         self.count.set(self.count.get() + 1);
         self.waiting.borrow_mut().drain(..).for_each(Waker::wake);
     }

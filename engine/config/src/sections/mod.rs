@@ -8,6 +8,7 @@ mod auth_service;
 mod authenticator;
 mod authorize;
 mod balance;
+mod bulkhead;
 mod circuit_breaker;
 mod concurrency_limit;
 mod cors;
