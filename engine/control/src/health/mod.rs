@@ -21,7 +21,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until};
 
 pub(crate) use metrics::render;
-pub(crate) use operate::operate;
+pub(crate) use operate::{operate, refusal};
 use probe::Target;
 
 /// Checks at a time, of all services; more wait.
