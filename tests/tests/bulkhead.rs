@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ringway_tests::failing::Clients;
-use ringway_tests::{Backend, Client, Gateway, Message, PATIENCE, Setup, eventually, settles_at};
+use ringway_tests::{Backend, Client, Gateway, Message, PATIENCE, Setup, eventually, settles_at, websocket};
 use serde_json::Value;
 
 const TWO_WORKERS: &str = "runtime: { workers: 2, pin: false, driver: \"${env:RINGWAY_TEST_DRIVER:-auto}\" }\n";
@@ -186,6 +186,28 @@ fn so_many_wait_for_so_long_and_get_their_places_in_order() {
     assert_eq!(rejected(&gateway, "timeout"), 2.0);
     goes.store(true, Ordering::Release);
     assert_eq!(first.read_response().status(), 200);
+}
+
+#[test]
+fn a_tunnel_counts_as_long_as_it_is_open_but_not_where_latency_decides() {
+    let backend = Backend::start(|conn| {
+        conn.next_request_head();
+        conn.send(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
+        );
+        conn.stall();
+    });
+    for (keys, counted) in [("bulkhead: { requests: 1 }", 1.0), ("adaptive_concurrency: {}", 0.0)] {
+        let gateway = Setup { service: keys, ..Setup::default() }.start(backend.endpoint());
+        let tunnel = websocket::open(&gateway, "/");
+        settles_at(counted, || of_app(&gateway, "bulkhead_requests"));
+        if counted > 0.0 {
+            expect_refused(&gateway.get("/"));
+        }
+        tunnel.reset();
+        settles_at(0.0, || of_app(&gateway, "bulkhead_requests"));
+    }
 }
 
 #[test]

@@ -7,10 +7,11 @@ use std::time::Duration;
 use common::{compiled, repository};
 use ringway_config::Snapshot;
 use ringway_config::resilience::{Fallback, Retries, RetryOn, Scope};
-use ringway_config::snapshot::{Action, RouteRetries};
+use ringway_config::snapshot::{Action, Overload, RouteRetries};
 use ringway_core::adaptive::AdaptiveSettings;
 use ringway_core::breaker::{BreakerSettings, SlowCalls};
 use ringway_core::bulkhead::BulkheadSettings;
+use ringway_core::overload::{Criticality, OverloadSettings};
 use ringway_core::retry_budget::BudgetSettings;
 
 const SECOND: u64 = 1_000_000;
@@ -222,5 +223,25 @@ fn bulkheads() {
     said(
         &file("bulkhead: { requests: 4 }\nadaptive_concurrency: {}", ""),
         "f:7:27: `min` (5) is above what `bulkhead.requests` (4) allows\n    hint: lower `min`, or leave one of them out",
+    );
+}
+
+#[test]
+fn overload() {
+    let snapshot = good("", "");
+    assert!(snapshot.overload.is_none());
+    let text =
+        "overload: {}\nroutes:\n  - { service: app, criticality: low }\n  - { match: { path: /a }, service: app }\n";
+    let snapshot = good("", text);
+    let settings = OverloadSettings { delay_us: Some(20_000), busy: None, interval_us: 200_000 };
+    assert_eq!(snapshot.overload, Some(Overload { settings, header: None }));
+    let criticality: Vec<_> = snapshot.routes.iter().map(|route| route.criticality).collect();
+    assert_eq!(criticality, [Criticality::Low, Criticality::Normal]);
+    let snapshot = good("", "overload: { delay: off, busy: 90%, interval: 1s, header: X-Class }\n");
+    let settings = OverloadSettings { delay_us: None, busy: Some(90), interval_us: SECOND };
+    assert_eq!(snapshot.overload, Some(Overload { settings, header: Some("x-class".into()) }));
+    said(
+        &file("", "overload: { delay: off }\n"),
+        "f:7:11: nothing is overload here\n    hint: `overload: off`, or say one of `delay` and `busy`",
     );
 }

@@ -16,6 +16,8 @@ families! {
         "Requests answered, by route and status; route \"unmatched\" where no route matched."
     REQUEST_DURATION = Histogram "gateway_request_duration_seconds" "seconds" ["route"]
         "From a request's head to the end of its answer."
+    SHED = Counter "gateway_shed_requests_total" "" ["route", "reason"]
+        "Requests refused because their worker was overloaded, by what showed it: delay (of what is ready) or busy."
     ACTIVE_CONNECTIONS = Gauge "gateway_active_connections" "" []
         "Open client connections."
     ACTIVE_REQUESTS = Gauge "gateway_active_requests" "" []
@@ -166,6 +168,12 @@ families! {
         "Times that a worker's loop asked its ring for events (io_uring only)."
     LOOP_SLEEPS = Counter "gateway_worker_loop_sleeps_total" "" ["worker"]
         "Those of them that had to wait: the worker slept until the next event (io_uring only)."
+    QUEUEING_DELAY = Gauge "gateway_worker_queueing_delay_seconds" "seconds" ["worker"]
+        "How long what is ready waits for its turn, on average over the last tick; on epoll how late the tick was."
+    BUSY = Gauge "gateway_worker_busy_ratio" "ratio" ["worker"]
+        "Share of the last tick in which a worker had something to do (io_uring only)."
+    SHED_RATIO = Gauge "gateway_worker_shed_ratio" "ratio" ["worker"]
+        "Share of its requests that an overloaded worker refuses now; 0 where it is not overloaded."
     ALLOCATIONS = Counter "gateway_worker_allocations_total" "" ["worker"]
         "Heap allocations of a worker's thread."
     DRIVER = Info "gateway_worker_driver_info" "" ["worker", "driver"]

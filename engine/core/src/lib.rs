@@ -31,6 +31,7 @@ pub mod limit;
 pub mod log_line;
 pub mod log_queue;
 pub mod maglev;
+pub mod overload;
 pub mod path;
 pub mod proxy_protocol;
 pub mod registry;

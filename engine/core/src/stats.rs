@@ -11,6 +11,7 @@ use crossbeam::utils::CachePadded;
 
 use crate::bulkhead::Full;
 use crate::grpc::Status;
+use crate::overload::Reason;
 
 /// A number with one writer.
 #[derive(Debug, Default)]
@@ -107,6 +108,7 @@ pub struct RouteCell {
     statuses: [Counter; STATUSES.len() + CLASSES],
     pub latency: Histogram,
     pub tunnels: TunnelCounters,
+    shed: [Counter; Reason::ALL.len()],
 }
 
 /// What went through a route after an upgrade.
@@ -126,6 +128,7 @@ impl Default for RouteCell {
             statuses: [const { Counter::new() }; STATUSES.len() + CLASSES],
             latency: Histogram::default(),
             tunnels: TunnelCounters::default(),
+            shed: Default::default(),
         }
     }
 }
@@ -141,6 +144,17 @@ impl RouteCell {
             counter.add(1);
         }
         self.latency.record_us(us);
+    }
+
+    /// Counts a request that the worker had no time for.
+    pub fn record_shed(&self, reason: Reason) {
+        if let Some(counter) = self.shed.get(reason as usize) {
+            counter.add(1);
+        }
+    }
+
+    pub fn shed(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Reason::ALL.iter().zip(&self.shed).map(|(reason, counter)| (reason.label(), counter.get()))
     }
 
     /// (status label, count) of every status that occurred.
@@ -561,6 +575,11 @@ pub struct WorkerCell {
     /// Times that the loop asked its ring for events, and those at which there were none and it slept.
     pub loop_turns: Counter,
     pub loop_sleeps: Counter,
+    /// How long what was ready has waited of late, in microseconds (a gauge).
+    pub queueing_us: Counter,
+    /// Thousandths of the time in which there was something to do, and of the requests that are shed (gauges).
+    pub busy: Counter,
+    pub shed: Counter,
     /// Heap allocations of this thread.
     pub allocations: Counter,
     /// Buffers taken from the pool now (a gauge), and made since the start.

@@ -39,6 +39,7 @@ mod retry;
 mod runtime;
 mod serve;
 mod service_head;
+mod shedding;
 mod stream;
 mod subrequest;
 #[cfg(test)]

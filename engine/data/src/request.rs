@@ -28,6 +28,7 @@ use crate::call::Call;
 use crate::connection::Connection;
 use crate::respond;
 use crate::service_head::{Destination, max_forwards, write_head};
+use crate::shedding::shed;
 use crate::tunnel::Opened;
 
 /// What `Upgrade` calls a WebSocket (RFC 6455 section 4.1).
@@ -101,6 +102,8 @@ pub(crate) struct Exchange {
     pub(crate) cut: Cut,
     /// Among those in flight to its service, where that has only so many.
     pub(crate) place: Option<Place>,
+    /// It was not shed.
+    pub(crate) is_admitted: bool,
     /// Why it was refused for want of room.
     pub(crate) shed: Option<&'static str>,
     /// The answer broke off: the client's connection ends with a reset, so that nobody takes it for whole.
@@ -160,6 +163,7 @@ impl Exchange {
             attempts: 0,
             cut: Cut::No,
             place: None,
+            is_admitted: false,
             shed: None,
             broken_off: false,
             call: None,
@@ -269,6 +273,9 @@ impl Exchange {
         };
         let route = conn.view.published.snapshot.routes.get(index as usize).ok_or(Failure::Internal)?;
         self.route = Some(index);
+        if conn.worker.shedding.is_active() {
+            shed(conn, self, route, &request, trusted)?;
+        }
         // A body that is looked at is no longer than what is held of it.
         let held = route.access.validation.as_ref().and_then(|validation| validation.body_bytes_max());
         self.body_bytes_max = held.map_or(route.body_bytes, |held| Some(held as u64));
