@@ -67,7 +67,7 @@ impl Keeper {
         let published = hub.published();
         let mut old = std::mem::take(&mut self.checkers);
         for (key, target, health) in targets(&published) {
-            let known = old.remove(&key).filter(|old| old.target == target && Arc::ptr_eq(&old.health, &health));
+            let known = old.remove(&key).filter(|old| old.target.is_same(&target) && Arc::ptr_eq(&old.health, &health));
             let checker = known.unwrap_or_else(|| {
                 let checking = keep_checking(key.0.clone(), target.clone(), Arc::clone(&health), self.places.clone());
                 Checker { target, health, task: handle.spawn(checking).abort_handle() }
