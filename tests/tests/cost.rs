@@ -251,6 +251,14 @@ fn a_route_with_limits() {
     assert_get_is_cheap(&gateway, "/", 100);
 }
 
+#[test]
+fn a_service_with_a_bulkhead_and_an_adaptive_limit() {
+    let backend = sized(100);
+    let keys = "bulkhead: { requests: 100, pending: 10 }, adaptive_concurrency: { min: 10, probe_interval: 1s }";
+    let setup = ringway_tests::Setup { service: keys, ..Default::default() };
+    assert_get_is_cheap(&setup.start(backend.endpoint()), "/", 100);
+}
+
 /// A service with breakers, and with retries that nothing asks for.
 fn resilient(endpoint: &str) -> String {
     format!(

@@ -178,6 +178,7 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
         audit_log: file.audit_log.0?.0,
         drain: file.drain.0?.compile(),
         limits: file.limits.0?.compile(),
+        overload: file.overload.0?.0.map(|section| section.compile(cx)),
         redis: redis?,
         acme: acme?,
         redacted: emit::redacted(root),

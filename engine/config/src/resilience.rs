@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringway_core::breaker::{Breaker, BreakerSettings};
+use ringway_core::bulkhead::Bulkhead;
 use ringway_core::retry_budget::{BudgetSettings, RetryBudget};
 
 use crate::hub::Published;
@@ -79,6 +80,8 @@ pub struct Resilience {
     /// By endpoint; empty where they have none.
     pub endpoint_breakers: Vec<Arc<Breaker>>,
     pub budget: Arc<RetryBudget>,
+    /// Its requests in flight, counted where it has a limit on them.
+    pub bulkhead: Arc<Bulkhead>,
 }
 
 impl Failing {
@@ -132,13 +135,15 @@ impl Resilience {
         let (mut services, mut endpoints) = (HashMap::new(), HashMap::new());
         let known = old.into_iter().flat_map(|old| old.snapshot.services.iter().zip(&old.targets).zip(&old.resilience));
         for ((service, targets), known) in known {
-            services.insert(&*service.name, (known.breaker.clone(), known.budget.clone()));
+            let kept = (known.breaker.clone(), (known.budget.clone(), known.bulkhead.clone()));
+            services.insert(&*service.name, kept);
             for (endpoint, breaker) in targets.iter().zip(&known.endpoint_breakers) {
                 endpoints.insert((&*service.name, &*endpoint.label), breaker.clone());
             }
         }
         let of_service = |(service, targets): (&Arc<Service>, &Arc<[Endpoint]>)| {
-            let (known, budget) = services.get(&*service.name).cloned().unzip();
+            let (known, kept) = services.get(&*service.name).cloned().unzip();
+            let (budget, bulkhead) = kept.unzip();
             let new = || Arc::new(Breaker::new(workers));
             let scope = service.circuit_breaker.as_ref().map(|breaker| breaker.scope);
             let of_endpoint = |label: &str| endpoints.get(&(&*service.name, label)).cloned().unwrap_or_else(new);
@@ -152,6 +157,7 @@ impl Resilience {
                     _ => Vec::new(),
                 },
                 budget: budget.unwrap_or_else(|| Arc::new(RetryBudget::new(workers))),
+                bulkhead: bulkhead.unwrap_or_default(),
             }
         };
         snapshot.services.iter().zip(targets).map(of_service).collect()

@@ -14,6 +14,7 @@ pub use ringway_core::auth::Authenticator;
 use ringway_core::auth::{ClaimHeader, HttpUrl, Live, Looking, Source};
 use ringway_core::filter::Policy;
 use ringway_core::limit::{self, ConcurrencySpec, Rule, Scope};
+use ringway_core::overload::{Criticality, OverloadSettings};
 use ringway_core::path::PathPolicy;
 use ringway_core::proxy_protocol::Versions;
 use ringway_core::router::Router;
@@ -51,6 +52,8 @@ pub struct Snapshot {
     pub audit_log: AuditLog,
     pub drain: Drain,
     pub limits: GlobalLimits,
+    /// `None`: nothing is refused for want of time.
+    pub overload: Option<Overload>,
     /// What the gateways of a fleet share; `None`: this one stands alone.
     pub redis: Option<Redis>,
     /// How certificates are ordered, where they are.
@@ -81,6 +84,14 @@ pub enum DriverChoice {
     Auto,
     IoUring,
     Epoll,
+}
+
+/// When a worker has more to do than it can.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overload {
+    pub settings: OverloadSettings,
+    /// Says how critical a request is, in lower case.
+    pub header: Option<Arc<str>>,
 }
 
 #[derive(Debug, Clone)]
@@ -254,6 +265,8 @@ pub struct Route {
     pub body_bytes: Option<u64>,
     /// Written to the access log.
     pub log: bool,
+    /// Who is refused first.
+    pub criticality: Criticality,
 }
 
 /// What an authenticator judges by.

@@ -7,8 +7,11 @@ use std::time::Duration;
 use common::{compiled, repository};
 use ringway_config::Snapshot;
 use ringway_config::resilience::{Fallback, Retries, RetryOn, Scope};
-use ringway_config::snapshot::{Action, RouteRetries};
+use ringway_config::snapshot::{Action, Overload, RouteRetries};
+use ringway_core::adaptive::AdaptiveSettings;
 use ringway_core::breaker::{BreakerSettings, SlowCalls};
+use ringway_core::bulkhead::BulkheadSettings;
+use ringway_core::overload::{Criticality, OverloadSettings};
 use ringway_core::retry_budget::BudgetSettings;
 
 const SECOND: u64 = 1_000_000;
@@ -202,4 +205,43 @@ fn the_quickstart_has_the_breaker_of_the_article() {
     let breaker = product.circuit_breaker.as_ref().unwrap();
     assert_eq!((breaker.settings.error_share, breaker.settings.open_us), (Some(50), 30 * SECOND));
     assert_eq!(product.timeouts.answer, Duration::from_secs(5));
+}
+
+#[test]
+fn bulkheads() {
+    assert!(good("", "").services[0].bulkhead.is_none());
+    let snapshot = good("bulkhead: { requests: 7 }\nadaptive_concurrency: {}", "");
+    let adaptive = AdaptiveSettings { min: 5, max: 1000, tolerance: 25, probe_interval_us: 30 * SECOND };
+    let expected = BulkheadSettings { requests: Some(7), pending: 0, wait_us: SECOND / 10, adaptive: Some(adaptive) };
+    assert_eq!(snapshot.services[0].bulkhead, Some(expected));
+    let settings = good("adaptive_concurrency: { max: 9, tolerance: 50% }", "").services[0].bulkhead.unwrap();
+    assert_eq!((settings.requests, settings.pending), (None, 0));
+    assert_eq!(settings.adaptive, Some(AdaptiveSettings { max: 9, tolerance: 50, ..adaptive }));
+
+    said(&file("bulkhead: {}", ""), "f:6:15: the key `requests` is missing: a whole number from 1 to 1000000");
+    said(&file("adaptive_concurrency: { min: 10, max: 9 }", ""), "f:6:27: `min` (10) is above `max` (9)");
+    said(
+        &file("bulkhead: { requests: 4 }\nadaptive_concurrency: {}", ""),
+        "f:7:27: `min` (5) is above what `bulkhead.requests` (4) allows\n    hint: lower `min`, or leave one of them out",
+    );
+}
+
+#[test]
+fn overload() {
+    let snapshot = good("", "");
+    assert!(snapshot.overload.is_none());
+    let text =
+        "overload: {}\nroutes:\n  - { service: app, criticality: low }\n  - { match: { path: /a }, service: app }\n";
+    let snapshot = good("", text);
+    let settings = OverloadSettings { delay_us: Some(20_000), busy: None, interval_us: 200_000 };
+    assert_eq!(snapshot.overload, Some(Overload { settings, header: None }));
+    let criticality: Vec<_> = snapshot.routes.iter().map(|route| route.criticality).collect();
+    assert_eq!(criticality, [Criticality::Low, Criticality::Normal]);
+    let snapshot = good("", "overload: { delay: off, busy: 90%, interval: 1s, header: X-Class }\n");
+    let settings = OverloadSettings { delay_us: None, busy: Some(90), interval_us: SECOND };
+    assert_eq!(snapshot.overload, Some(Overload { settings, header: Some("x-class".into()) }));
+    said(
+        &file("", "overload: { delay: off }\n"),
+        "f:7:11: nothing is overload here\n    hint: `overload: off`, or say one of `delay` and `busy`",
+    );
 }

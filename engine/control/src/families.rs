@@ -16,6 +16,8 @@ families! {
         "Requests answered, by route and status; route \"unmatched\" where no route matched."
     REQUEST_DURATION = Histogram "gateway_request_duration_seconds" "seconds" ["route"]
         "From a request's head to the end of its answer."
+    SHED = Counter "gateway_shed_requests_total" "" ["route", "reason"]
+        "Requests refused because their worker was overloaded, by what showed it: delay (of what is ready) or busy."
     ACTIVE_CONNECTIONS = Gauge "gateway_active_connections" "" []
         "Open client connections."
     ACTIVE_REQUESTS = Gauge "gateway_active_requests" "" []
@@ -100,6 +102,17 @@ families! {
         "Changes of a circuit breaker's state: to closed, half_open, open."
     BREAKER_REJECTED = Counter "gateway_circuit_breaker_rejected_total" "" ["service"]
         "Requests that did not go to a service because its circuit breaker, or those of all its endpoints, were open."
+    BULKHEAD_REJECTED = Counter "gateway_bulkhead_rejected_total" "" ["service", "reason"]
+        "Requests refused because a service has as many as it may: requests or adaptive (the limit that was met, where nobody waits), \
+         pending (as many wait as may), timeout (it waited in vain)."
+    BULKHEAD_REQUESTS = Gauge "gateway_bulkhead_requests" "" ["service"]
+        "Requests in flight to a service with bulkhead or adaptive_concurrency, as those count them."
+    BULKHEAD_PENDING = Gauge "gateway_bulkhead_pending_requests" "" ["service"]
+        "Requests that wait for a place among those."
+    ADAPTIVE_LIMIT = Gauge "gateway_adaptive_concurrency_limit" "" ["service"]
+        "Requests in flight that a service's adaptive_concurrency allows now."
+    ADAPTIVE_BASELINE = Gauge "gateway_adaptive_concurrency_baseline_seconds" "seconds" ["service"]
+        "What it takes for the service's latency without a queue."
     GRPC_REQUESTS = Counter "gateway_grpc_requests_total" "" ["service", "grpc_status"]
         "gRPC calls that came to a service, by grpc-status, the gateway's own included."
     ENDPOINT_IN_FLIGHT = Gauge "gateway_endpoint_in_flight" "" ["service", "endpoint"]
@@ -159,6 +172,12 @@ families! {
         "Times that a worker's loop asked its ring for events (io_uring only)."
     LOOP_SLEEPS = Counter "gateway_worker_loop_sleeps_total" "" ["worker"]
         "Those of them that had to wait: the worker slept until the next event (io_uring only)."
+    QUEUEING_DELAY = Gauge "gateway_worker_queueing_delay_seconds" "seconds" ["worker"]
+        "How long what is ready waits for its turn, on average over the last tick; on epoll how late the tick was."
+    BUSY = Gauge "gateway_worker_busy_ratio" "ratio" ["worker"]
+        "Share of the last tick in which a worker had something to do (io_uring only)."
+    SHED_RATIO = Gauge "gateway_worker_shed_ratio" "ratio" ["worker"]
+        "Share of its requests that an overloaded worker refuses now; 0 where it is not overloaded."
     ALLOCATIONS = Counter "gateway_worker_allocations_total" "" ["worker"]
         "Heap allocations of a worker's thread."
     DRIVER = Info "gateway_worker_driver_info" "" ["worker", "driver"]

@@ -79,6 +79,17 @@ fn requests(out: &mut Exposition, published: &Published, hub: &Hub) {
         samples.histogram(&[&route.route], &buckets, sum_us);
     }
 
+    let mut samples = out.family(&f::SHED);
+    for route in &routes {
+        let mut reasons = BTreeMap::new();
+        for (reason, count) in route.workers.iter().flat_map(|cell| cell.shed()).filter(|(_, count)| *count > 0) {
+            *reasons.entry(reason).or_insert(0) += count;
+        }
+        for (reason, count) in reasons {
+            samples.count(&[&route.route, reason], count);
+        }
+    }
+
     out.family(&f::ACTIVE_CONNECTIONS).count(&[], total(hub, |cell| &cell.connections));
     out.family(&f::ACTIVE_REQUESTS).count(&[], total(hub, |cell| &cell.requests));
     out.family(&f::ACTIVE_TUNNELS).count(&[], total(hub, |cell| &cell.tunnels));
@@ -309,6 +320,17 @@ fn workers(out: &mut Exposition, hub: &Hub) {
     per_worker(out, hub, &f::RING_OPERATIONS, |cell| &cell.ring_ops);
     per_worker(out, hub, &f::LOOP_TURNS, |cell| &cell.loop_turns);
     per_worker(out, hub, &f::LOOP_SLEEPS, |cell| &cell.loop_sleeps);
+    let gauges: [(&'static Family, CounterOf<WorkerCell>, f64); 3] = [
+        (&f::QUEUEING_DELAY, |cell| &cell.queueing_us, 1e6),
+        (&f::BUSY, |cell| &cell.busy, 1e3),
+        (&f::SHED_RATIO, |cell| &cell.shed, 1e3),
+    ];
+    for (family, counter, unit) in gauges {
+        let mut samples = out.family(family);
+        for (worker, cell) in hub.workers.workers.iter().enumerate() {
+            samples.value(&[&worker.to_string()], counter(cell).get() as f64 / unit);
+        }
+    }
     per_worker(out, hub, &f::ALLOCATIONS, |cell| &cell.allocations);
     let mut samples = out.family(&f::DRIVER);
     for (worker, cell) in hub.workers.workers.iter().enumerate() {

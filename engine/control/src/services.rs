@@ -6,6 +6,7 @@ use ringway_config::Hub;
 use ringway_config::hub::Published;
 use ringway_config::snapshot;
 use ringway_core::breaker::{Breaker, BreakerSettings, State};
+use ringway_core::bulkhead::{Bulkhead, BulkheadSettings};
 use ringway_core::health::{EndpointHealth, Reason};
 use ringway_core::stats::EndpointStats;
 use serde::Serialize;
@@ -18,7 +19,21 @@ pub(crate) struct Service {
     panic: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     circuit_breaker: Option<BreakerState>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bulkhead: Option<BulkheadState>,
     endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct BulkheadState {
+    /// In flight, and how many may be.
+    requests: u32,
+    limit: u32,
+    pending: u32,
+    /// Of the adaptive limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    baseline_ms: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -88,6 +103,7 @@ fn of_service(published: &Published, index: usize, service: &snapshot::Service, 
         name: service.name.to_string(),
         panic: chosen.is_panic,
         circuit_breaker: known.breaker.as_deref().and_then(seen),
+        bulkhead: service.bulkhead.as_ref().map(|settings| of_bulkhead(&known.bulkhead, settings)),
         endpoints: endpoints
             .map(|(at, ((endpoint, health), stats))| Endpoint {
                 in_use: chosen.members.contains(&at),
@@ -133,6 +149,17 @@ fn of_reason(reason: Reason) -> &'static str {
         Reason::Failures => "requests fail, one after the other",
         Reason::SuccessRate => "it fails much more often than the others",
         Reason::Latency => "it is much slower than the others",
+    }
+}
+
+fn of_bulkhead(bulkhead: &Bulkhead, settings: &BulkheadSettings) -> BulkheadState {
+    let adaptive = settings.adaptive.as_ref();
+    let limit = adaptive.map_or(u32::MAX, |adaptive| bulkhead.adaptive.limit(adaptive));
+    BulkheadState {
+        requests: bulkhead.in_flight(),
+        limit: settings.requests.unwrap_or(u32::MAX).min(limit),
+        pending: bulkhead.pending(),
+        baseline_ms: adaptive.map(|_| bulkhead.adaptive.baseline_us() as f64 / 1e3),
     }
 }
 

@@ -19,6 +19,7 @@ pub(crate) fn snapshot() -> Snapshot {
         policy: Default::default(),
         body_bytes: None,
         log: true,
+        criticality: ringway_core::overload::Criticality::Normal,
     };
     let service = Service {
         name: "product".into(),
@@ -39,6 +40,7 @@ pub(crate) fn snapshot() -> Snapshot {
         retry_stale: true,
         discovery: None,
         circuit_breaker: None,
+        bulkhead: None,
         retries: None,
         retry_budget: ringway_config::resilience::Resilience::BUDGET,
         tls: None,
@@ -67,6 +69,7 @@ pub(crate) fn snapshot() -> Snapshot {
         audit_log: AuditLog::Off,
         drain: Drain { notice: second, timeout: second },
         limits: GlobalLimits { connections: 10, connections_per_ip: None },
+        overload: None,
         redis: None,
         acme: None,
         redacted: "listeners: []\n".into(),

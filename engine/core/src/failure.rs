@@ -76,6 +76,12 @@ pub enum Failure {
     /// The service is left alone because it fails; with the seconds for `Retry-After`.
     #[error("circuit breaker open")]
     CircuitOpen(u32),
+    /// The service has as many requests as it may; with the seconds for `Retry-After`.
+    #[error("bulkhead full")]
+    BulkheadFull(u32),
+    /// The gateway has more work than it can do, and this was less important; with the seconds for `Retry-After`.
+    #[error("request shed")]
+    Shed(u32),
     /// A panic that was caught.
     #[error("internal error")]
     Internal,
@@ -159,6 +165,8 @@ impl Failure {
             | Self::AuthenticationUnavailable
             | Self::LimiterUnavailable
             | Self::CircuitOpen(_)
+            | Self::BulkheadFull(_)
+            | Self::Shed(_)
             | Self::Internal => Fault::Gateway,
             Self::NoEndpoint
             | Self::ConnectionCap
@@ -207,6 +215,8 @@ impl Failure {
             | Self::Overloaded
             | Self::Internal
             | Self::CircuitOpen(_)
+            | Self::BulkheadFull(_)
+            | Self::Shed(_)
             | Self::NoEndpoint
             | Self::RequestTimeout
             | Self::AnswerHeadTooLarge
@@ -243,6 +253,8 @@ impl Failure {
             | Self::AnswerIncomplete => 502,
             Self::Overloaded
             | Self::CircuitOpen(_)
+            | Self::BulkheadFull(_)
+            | Self::Shed(_)
             | Self::ConnectionCap
             | Self::AuthenticationUnavailable
             | Self::LimiterUnavailable => 503,
@@ -286,6 +298,8 @@ impl Failure {
             Self::Internal => "Internal server error",
             Self::Overloaded
             | Self::CircuitOpen(_)
+            | Self::BulkheadFull(_)
+            | Self::Shed(_)
             | Self::ConnectionCap
             | Self::AuthenticationUnavailable
             | Self::LimiterUnavailable => "Service temporarily unavailable",
@@ -304,7 +318,7 @@ impl Failure {
     /// The value of `Retry-After`, which every 503 has, and a 429 where only the end of another request can tell.
     pub const fn retry_after_secs(self) -> Option<u32> {
         match (self, self.status()) {
-            (Self::CircuitOpen(seconds), _) => Some(seconds),
+            (Self::CircuitOpen(seconds) | Self::BulkheadFull(seconds) | Self::Shed(seconds), _) => Some(seconds),
             (Self::ConcurrencyLimited, _) | (_, 503) => Some(1),
             _ => None,
         }
@@ -342,6 +356,8 @@ impl Failure {
             | Self::NoRoute
             | Self::WrongMethod
             | Self::CircuitOpen(_)
+            | Self::BulkheadFull(_)
+            | Self::Shed(_)
             | Self::NoEndpoint
             | Self::ConnectionCap
             | Self::ConnectFailed
@@ -374,6 +390,7 @@ impl Failure {
             | Self::UnsupportedMethod
             | Self::UnsupportedUpgrade
             | Self::Overloaded
+            | Self::Shed(_)
             | Self::AuthenticationUnavailable
             | Self::LimiterUnavailable => Some("proxy_internal_response"),
             Self::Unauthenticated(_)
@@ -383,7 +400,7 @@ impl Failure {
             | Self::Invalid
             | Self::UnsupportedContent => Some("http_request_denied"),
             Self::Internal => Some("proxy_internal_error"),
-            Self::CircuitOpen(_) | Self::NoEndpoint => Some("destination_unavailable"),
+            Self::CircuitOpen(_) | Self::BulkheadFull(_) | Self::NoEndpoint => Some("destination_unavailable"),
             Self::ConnectionCap => Some("connection_limit_reached"),
             Self::ConnectFailed => Some("connection_refused"),
             Self::ConnectTimeout => Some("connection_timeout"),
@@ -434,6 +451,8 @@ impl Failure {
             | Self::ClientGone
             | Self::Overloaded
             | Self::CircuitOpen(_)
+            | Self::BulkheadFull(_)
+            | Self::Shed(_)
             | Self::Internal => None,
         }
     }
@@ -445,7 +464,7 @@ mod tests {
     use crate::answer;
     use crate::stats::STATUSES;
 
-    const ALL: [Failure; 39] = [
+    const ALL: [Failure; 41] = [
         Failure::Malformed("Missing Host header"),
         Failure::BadPath(PathError::AboveRoot),
         Failure::UnsupportedVersion,
@@ -485,6 +504,8 @@ mod tests {
         Failure::AnswerHeadTooLarge,
         Failure::AnswerIncomplete,
         Failure::CircuitOpen(7),
+        Failure::BulkheadFull(1),
+        Failure::Shed(2),
     ];
 
     #[test]
@@ -492,7 +513,7 @@ mod tests {
         let statuses: Vec<_> = ALL.iter().map(|failure| failure.status()).collect();
         let expected = [
             400, 400, 505, 501, 501, 501, 414, 431, 413, 417, 408, 408, 404, 405, 401, 401, 403, 429, 429, 400, 415,
-            499, 503, 503, 503, 500, 502, 503, 502, 504, 502, 502, 502, 504, 504, 502, 502, 502, 503,
+            499, 503, 503, 503, 500, 502, 503, 502, 504, 502, 502, 502, 504, 504, 502, 502, 502, 503, 503, 503,
         ];
         assert_eq!(statuses, expected);
     }

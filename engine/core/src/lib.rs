@@ -6,12 +6,14 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 pub mod access;
+pub mod adaptive;
 pub mod answer;
 pub mod audit_line;
 pub mod auth;
 pub mod auth_service;
 pub mod balance;
 pub mod breaker;
+pub mod bulkhead;
 mod byte_set;
 mod crc32c;
 pub mod ejection;
@@ -31,6 +33,7 @@ pub mod limit;
 pub mod log_line;
 pub mod log_queue;
 pub mod maglev;
+pub mod overload;
 pub mod path;
 pub mod proxy_protocol;
 pub mod registry;

@@ -47,6 +47,8 @@ pub struct Line<'a> {
     pub attempts: u8,
     /// What was answered while a circuit breaker was open: `open` (a refusal) or `fallback`; not written else.
     pub circuit_breaker: Option<&'static str>,
+    /// Why the request was refused for want of room: by a bulkhead or an overloaded worker; not written else.
+    pub shed: Option<&'static str>,
     /// What became of the connection after an upgrade; not written where there was none.
     pub tunnel: Option<Tunnel<'a>>,
 }
@@ -134,6 +136,11 @@ impl Formatter {
         if let Some(breaker) = line.circuit_breaker {
             out.extend_from_slice(b",\"circuitBreaker\":\"");
             out.extend_from_slice(breaker.as_bytes());
+            out.push(b'"');
+        }
+        if let Some(reason) = line.shed {
+            out.extend_from_slice(b",\"shed\":\"");
+            out.extend_from_slice(reason.as_bytes());
             out.push(b'"');
         }
         if let Some(tunnel) = &line.tunnel {
@@ -248,6 +255,7 @@ mod tests {
         grpc_status: None,
         attempts: 1,
         circuit_breaker: None,
+        shed: None,
         tunnel: None,
     };
 
@@ -288,6 +296,8 @@ mod tests {
         assert!(written(&call).ends_with("\"backendLatencyMs\":null,\"grpcStatus\":14}\n"));
         let tried = Line { attempts: 3, circuit_breaker: Some("fallback"), ..line };
         assert!(written(&tried).ends_with("null,\"attempts\":3,\"circuitBreaker\":\"fallback\"}\n"));
+        let shed = Line { shed: Some("adaptive"), ..line };
+        assert!(written(&shed).ends_with("null,\"shed\":\"adaptive\"}\n"));
         let tunnel = Tunnel { protocol: b"websocket", open_us: 60_000_500, bytes_in: 7, bytes_out: 9 };
         let end = r#""upgrade":"websocket","tunnelMs":60000.5,"tunnelBytesIn":7,"tunnelBytesOut":9}"#;
         assert!(written(&Line { tunnel: Some(tunnel), ..line }).ends_with(&format!(",{end}\n")));
@@ -369,6 +379,7 @@ mod tests {
                 grpc_status: Some(u8::MAX),
                 attempts: u8::MAX,
                 circuit_breaker: Some("fallback"),
+                shed: Some("requests"),
                 tunnel: Some(Tunnel { protocol: &long, open_us: u64::MAX, bytes_in: u64::MAX, bytes_out: u64::MAX }),
             };
             let text = written(&line);
@@ -392,7 +403,7 @@ mod tests {
                 client_ip: &client_ip, user_agent: user_agent.as_deref(), user_id: user_id.as_deref(),
                 rate_limit_remaining, backend_service: backend_service.as_deref(),
                 backend_latency_us: Some(backend_latency_us), http_version: None, concurrency_limit: None,
-                tls: TlsFacts::NONE, grpc_status: None, attempts: 1, circuit_breaker: None, tunnel: None,
+                tls: TlsFacts::NONE, grpc_status: None, attempts: 1, circuit_breaker: None, shed: None, tunnel: None,
             });
             prop_assert!(text.len() <= LINE_BYTES_MAX);
             prop_assert_eq!(text.find('\n'), Some(text.len() - 1));

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam::utils::CachePadded;
 
+use crate::bulkhead::Full;
 use crate::grpc::Status;
+use crate::overload::Reason;
 
 mod tls;
 
@@ -110,6 +112,7 @@ pub struct RouteCell {
     statuses: [Counter; STATUSES.len() + CLASSES],
     pub latency: Histogram,
     pub tunnels: TunnelCounters,
+    shed: [Counter; Reason::ALL.len()],
 }
 
 /// What went through a route after an upgrade.
@@ -129,6 +132,7 @@ impl Default for RouteCell {
             statuses: [const { Counter::new() }; STATUSES.len() + CLASSES],
             latency: Histogram::default(),
             tunnels: TunnelCounters::default(),
+            shed: Default::default(),
         }
     }
 }
@@ -144,6 +148,17 @@ impl RouteCell {
             counter.add(1);
         }
         self.latency.record_us(us);
+    }
+
+    /// Counts a request that the worker had no time for.
+    pub fn record_shed(&self, reason: Reason) {
+        if let Some(counter) = self.shed.get(reason as usize) {
+            counter.add(1);
+        }
+    }
+
+    pub fn shed(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Reason::ALL.iter().zip(&self.shed).map(|(reason, counter)| (reason.label(), counter.get()))
     }
 
     /// (status label, count) of every status that occurred.
@@ -247,6 +262,7 @@ pub struct ServiceCell {
     pub retries_denied_by_breaker: Counter,
     /// Requests that found a breaker open.
     pub breaker_rejected: Counter,
+    bulkhead_rejected: [Counter; Full::ALL.len()],
     calls: [Counter; Status::COUNT],
 }
 
@@ -269,6 +285,17 @@ impl ServiceCell {
         if let Some(counter) = self.errors.get(error as usize) {
             counter.add(1);
         }
+    }
+
+    /// Counts a request that found no place.
+    pub fn record_full(&self, full: Full) {
+        if let Some(counter) = self.bulkhead_rejected.get(full as usize) {
+            counter.add(1);
+        }
+    }
+
+    pub fn full(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Full::ALL.iter().zip(&self.bulkhead_rejected).map(|(full, counter)| (full.label(), counter.get()))
     }
 
     /// Counts a gRPC call by how it ended.
@@ -497,6 +524,11 @@ pub struct WorkerCell {
     /// Times that the loop asked its ring for events, and those at which there were none and it slept.
     pub loop_turns: Counter,
     pub loop_sleeps: Counter,
+    /// How long what was ready has waited of late, in microseconds (a gauge).
+    pub queueing_us: Counter,
+    /// Thousandths of the time in which there was something to do, and of the requests that are shed (gauges).
+    pub busy: Counter,
+    pub shed: Counter,
     /// Heap allocations of this thread.
     pub allocations: Counter,
     /// Buffers taken from the pool now (a gauge), and made since the start.

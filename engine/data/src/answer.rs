@@ -10,6 +10,7 @@ use ringway_core::http::{
 use ringway_core::limit::HeaderStyle;
 
 use crate::buffer::Buffer;
+use crate::bulkhead;
 use crate::clock::us;
 use crate::deadline::Slot;
 use crate::forward::Attempt;
@@ -74,6 +75,7 @@ pub(crate) async fn relay(
         let shape = write_answer_head(attempt, exchange, head, out)?;
         if !shape.interim {
             attempt.passage.answered(exchange.status, head, attempt.took_us());
+            bulkhead::answered(attempt, exchange.status, attempt.took_us());
         }
         buffer.consume(length);
         if !shape.interim {
@@ -136,7 +138,7 @@ pub(crate) async fn relay(
         let has_trailers = frame(&mut buffer, shape.delivery, &body, decoded.done);
         if decoded.done {
             // With the last piece the client may ask again, of another worker.
-            exchange.gate.places.give_back();
+            exchange.give_back(conn);
         }
         if std::mem::take(&mut has_head) && !buffer.prepend(out) && write_client(conn, out).await.is_err() {
             return Ok(Relayed::ClientGone);
@@ -171,7 +173,7 @@ pub(crate) async fn relay(
                     if shape.framing == Framing::Close
                         && attempt.outbound.late(Failure::AnswerIncomplete).is_none() =>
                 {
-                    exchange.gate.places.give_back();
+                    exchange.give_back(conn);
                     let end: &[u8] = if shape.delivery == Delivery::Chunked { b"0\r\n\r\n" } else { b"" };
                     if let Some(stream) = conn.client.stream() {
                         let ended = stream.send_bytes(b"", true).is_ok();

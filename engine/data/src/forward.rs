@@ -14,6 +14,7 @@ use ringway_core::stats::BackendError;
 use crate::answer::{Relayed, relay};
 use crate::breaker::Passage;
 use crate::buffer::Buffer;
+use crate::bulkhead;
 use crate::clock::us;
 use crate::connection::Connection;
 use crate::deadline::Slot;
@@ -336,6 +337,9 @@ impl<'a> Attempt<'a> {
         let failure = Failure::from(broken);
         if self.is_of_service(failure) {
             self.passage.failed();
+        }
+        if failure == Failure::AnswerTimeout {
+            bulkhead::answered(self, 0, self.took_us());
         }
         let is_at_hand = !self.relaying.get() && !self.uploaded.get();
         let plans = |on| self.tries.plan(&self.passage, self.outbound.conn, on, self.outbound.cell);

@@ -12,6 +12,7 @@ mod audit;
 mod auth_service;
 mod breaker;
 mod buffer;
+mod bulkhead;
 mod call;
 mod client;
 mod clock;
@@ -38,6 +39,7 @@ mod retry;
 mod runtime;
 mod serve;
 mod service_head;
+mod shedding;
 mod stream;
 mod subrequest;
 #[cfg(test)]

@@ -136,6 +136,7 @@ pub(crate) fn log(worker: &Worker, exchange: &Exchange, head: &[u8], rest: &Rest
         grpc_status: rest.grpc.map(Status::code),
         attempts: exchange.attempts,
         circuit_breaker: exchange.cut.label(),
+        shed: exchange.shed,
         tunnel: rest.tunnel,
     };
     formatter.write(&line, lines);

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ringway_config::snapshot::{Action, Forward, HostRewrite, Rewrite, Route};
 use ringway_core::access::{Preflight, cors};
 use ringway_core::auth_service::Asking;
+use ringway_core::bulkhead::Place;
 use ringway_core::failure::Failure;
 use ringway_core::filter::{self, Answer, Gate, Lookup, Permit, Progress, Told, Verdict};
 use ringway_core::forwarded::{client_ip, is_trusted};
@@ -22,10 +23,12 @@ use crate::acme;
 use crate::affinity::affinity;
 use crate::auth_service::{Known, Question};
 use crate::breaker::{Cut, Passage, Way, find_way};
+use crate::bulkhead;
 use crate::call::Call;
 use crate::connection::Connection;
 use crate::respond;
 use crate::service_head::{Destination, max_forwards, write_head};
+use crate::shedding::shed;
 use crate::tunnel::Opened;
 
 /// What `Upgrade` calls a WebSocket (RFC 6455 section 4.1).
@@ -97,6 +100,12 @@ pub(crate) struct Exchange {
     pub(crate) attempts: u8,
     /// A breaker was open.
     pub(crate) cut: Cut,
+    /// Among those in flight to its service, where that has only so many.
+    pub(crate) place: Option<Place>,
+    /// It was not shed.
+    pub(crate) is_admitted: bool,
+    /// Why it was refused for want of room.
+    pub(crate) shed: Option<&'static str>,
     /// The answer broke off: the client's connection ends with a reset, so that nobody takes it for whole.
     pub(crate) broken_off: bool,
     /// It is a gRPC call.
@@ -114,6 +123,8 @@ pub(crate) enum Step<'a> {
     },
     /// The gate has to know this first.
     Wait(Lookup),
+    /// Its service has no place for it, and it may wait for one.
+    Queue(usize),
     /// The whole answer is written, body and all.
     Answer,
     Fail(Failure),
@@ -151,10 +162,19 @@ impl Exchange {
             status: 0,
             attempts: 0,
             cut: Cut::No,
+            place: None,
+            is_admitted: false,
+            shed: None,
             broken_off: false,
             call: None,
             opened: None,
         }
+    }
+
+    /// Gives back what it counts on among those under way.
+    pub(crate) fn give_back(&mut self, conn: &Connection) {
+        self.gate.places.give_back();
+        bulkhead::give_back(conn, self);
     }
 
     /// Keeps of the head what the log wants: a tunnel outlives its head by far.
@@ -253,6 +273,9 @@ impl Exchange {
         };
         let route = conn.view.published.snapshot.routes.get(index as usize).ok_or(Failure::Internal)?;
         self.route = Some(index);
+        if conn.worker.shedding.is_active() {
+            shed(conn, self, route, &request, trusted)?;
+        }
         // A body that is looked at is no longer than what is held of it.
         let held = route.access.validation.as_ref().and_then(|validation| validation.body_bytes_max());
         self.body_bytes_max = held.map_or(route.body_bytes, |held| Some(held as u64));
@@ -312,6 +335,9 @@ impl Exchange {
                         return Ok(Step::Answer);
                     }
                 };
+                if !bulkhead::has_place(conn, self, passage.service)? {
+                    return Ok(Step::Queue(passage.service));
+                }
                 let service = conn.view.services.get(passage.service).ok_or(Failure::Internal)?;
                 if request.has(Name::Upgrade) {
                     // Over HTTP/2 there are names for what is carried, and this is the one in use (RFC 8441 section 5).

@@ -9,6 +9,7 @@ use ringway_core::http::{BodyDecoder, Framing, HeadScan, HeadScanner, leading_em
 use ringway_io::yield_now;
 
 use crate::buffer::Buffer;
+use crate::bulkhead;
 use crate::clock::us;
 use crate::connection::Connection;
 use crate::deadline::Slot;
@@ -157,8 +158,13 @@ async fn exchange(conn: &mut Connection, inbox: &mut Buffer, head_length: usize,
     let mut exchange = Exchange::new(conn);
     out.clear();
     let mut step = exchange.prepare(conn, inbox.data().get(..head_length).unwrap_or_default(), out);
-    while let Step::Wait(lookup) = step {
-        if let Err(failure) = gate::look_up(conn, &mut exchange, lookup).await {
+    loop {
+        let waited = match step {
+            Step::Wait(lookup) => gate::look_up(conn, &mut exchange, lookup).await,
+            Step::Queue(service) => Box::pin(bulkhead::wait(conn, &mut exchange, service)).await,
+            _ => break,
+        };
+        if let Err(failure) = waited {
             step = Step::Fail(failure);
             break;
         }
@@ -172,7 +178,7 @@ async fn exchange(conn: &mut Connection, inbox: &mut Buffer, head_length: usize,
 
     let failure = match step {
         Step::Answer => None,
-        Step::Wait(_) => Some(Failure::Internal),
+        Step::Wait(_) | Step::Queue(_) => Some(Failure::Internal),
         Step::Fail(failure) => Some(failure),
         Step::Forward { passage, permit } => {
             let held = hold(conn, &mut exchange, inbox, &mut used, &mut body, out, &mut spare).await;
@@ -182,11 +188,12 @@ async fn exchange(conn: &mut Connection, inbox: &mut Buffer, head_length: usize,
             };
             match forwarded {
                 Ok(_) if exchange.opened.is_some() => {
+                    bulkhead::opened(conn, &mut exchange);
                     conn.tunnel.set(Tunnel::new(conn, exchange, inbox, used));
                     return false;
                 }
                 Ok(rest) => {
-                    exchange.gate.places.give_back();
+                    exchange.give_back(conn);
                     record(conn, &exchange, inbox.data());
                     spare = spare.or(rest);
                     return finish(conn, &exchange, inbox, used, body, spare).await;
@@ -212,7 +219,7 @@ async fn exchange(conn: &mut Connection, inbox: &mut Buffer, head_length: usize,
         }
     }
     // Before the client knows that it may ask again.
-    exchange.gate.places.give_back();
+    exchange.give_back(conn);
     if failure != Some(Failure::ClientGone) && write_client(conn, out).await.is_err() {
         exchange.keep_alive = false;
     }

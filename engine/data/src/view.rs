@@ -17,6 +17,7 @@ use ringway_core::maglev::Maglev;
 use ringway_core::stats::{RouteStats, ServiceCell};
 
 use crate::auth_service::AuthState;
+use crate::bulkhead::Line;
 use crate::upstream::EndpointPool;
 use crate::worker::Worker;
 
@@ -39,6 +40,8 @@ pub(crate) struct ServiceView {
     epoch: Cell<u64>,
     members: RefCell<Members>,
     pub(crate) pools: Vec<Rc<EndpointPool>>,
+    /// Requests of this core that wait for a place; the same one as long as the service's bulkhead is.
+    pub(crate) line: Rc<Line>,
 }
 
 /// The endpoints among whom the core balances.
@@ -73,7 +76,17 @@ impl View {
                 let epoch = Cell::new(health.fleet.epoch());
                 let (service, fleet) = (Arc::clone(service), Arc::clone(&health.fleet));
                 let members = RefCell::new(Members::choose(health, &service));
-                Some(ServiceView { service, index, published: Arc::clone(&published), fleet, epoch, members, pools })
+                let line = line_of(&published, index, old);
+                Some(ServiceView {
+                    service,
+                    index,
+                    published: Arc::clone(&published),
+                    fleet,
+                    epoch,
+                    members,
+                    pools,
+                    line,
+                })
             })
             .collect();
         let auth_states = auth_states(&published, old);
@@ -112,6 +125,15 @@ impl View {
     pub(crate) fn service_cell(&self, service: usize, worker: usize) -> Option<&ServiceCell> {
         self.published.services.get(service)?.workers.get(worker).map(|cell| &**cell)
     }
+}
+
+/// Where a service's requests wait: where they do already.
+fn line_of(published: &Published, index: usize, old: Option<&View>) -> Rc<Line> {
+    let bulkhead = |published: &Published, index: usize| Some(Arc::as_ptr(&published.resilience.get(index)?.bulkhead));
+    let own = bulkhead(published, index);
+    let mut known = old.into_iter().flat_map(|old| &old.services);
+    let found = known.find(|known| bulkhead(&known.published, known.index) == own);
+    found.map(|known| Rc::clone(&known.line)).unwrap_or_default()
 }
 
 /// An empty table of verified tokens, of the size that the configuration says. Its seed is secret.

@@ -26,6 +26,7 @@ use crate::gathered::Gathered;
 use crate::mailbox::{Mailbox, PerIp};
 use crate::places::Place;
 use crate::record::Log;
+use crate::shedding::Shedding;
 use crate::tls::Handshakes;
 use crate::tunnel_relay::CLOSE_US;
 use crate::view::View;
@@ -62,6 +63,8 @@ pub(crate) struct Worker {
     pub(crate) deadlines: Rc<Deadlines>,
     pub(crate) log: Log,
     pub(crate) audit: Audit,
+    /// What it refuses when it is overloaded.
+    pub(crate) shedding: Shedding,
     /// Room for the one path at a time that has to be rewritten.
     pub(crate) path: RefCell<Vec<u8>>,
     pub(crate) listeners: RefCell<HashMap<SocketAddr, accept::Accepting>>,
@@ -128,6 +131,7 @@ impl Worker {
             deadlines: Rc::default(),
             log: Log::new(),
             audit: Audit::new(),
+            shedding: Shedding::default(),
             path: RefCell::new(Vec::with_capacity(1024)),
             listeners: RefCell::default(),
             handshakes: Handshakes::default(),
@@ -329,7 +333,12 @@ impl Worker {
         }
         self.log.flush(self);
         self.audit.flush(&self.hub);
-        let LoopCounts { ring_ops, turns, sleeps } = LoopCounts::of_this_thread();
+        let counts = LoopCounts::of_this_thread();
+        let (load, shed) = self.shedding.tick(self.view().published.snapshot.overload.as_ref(), &counts, now);
+        cell.queueing_us.set(load.delay_us);
+        cell.busy.set((load.busy * 1000.0) as u64);
+        cell.shed.set((shed * 1000.0) as u64);
+        let LoopCounts { ring_ops, turns, sleeps, .. } = counts;
         cell.ring_ops.set(ring_ops);
         cell.loop_turns.set(turns);
         cell.loop_sleeps.set(sleeps);
@@ -360,7 +369,7 @@ pub(crate) struct News {
 }
 
 impl News {
-    fn ring(&self) {
+    pub(crate) fn ring(&self) {
         self.count.set(self.count.get() + 1);
         self.waiting.borrow_mut().drain(..).for_each(Waker::wake);
     }

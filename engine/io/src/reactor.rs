@@ -20,7 +20,9 @@ use crate::busy_poll::BusyPoll;
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Reactor>>> = const { RefCell::new(None) };
-    static COUNTS: Cell<LoopCounts> = const { Cell::new(LoopCounts { ring_ops: 0, turns: 0, sleeps: 0 }) };
+    static COUNTS: Cell<LoopCounts> = const {
+        Cell::new(LoopCounts { ring_ops: 0, turns: 0, sleeps: 0, idle_ns: 0, waited_us2: 0 })
+    };
 }
 
 /// Looks between two readings of the clock.
@@ -32,13 +34,18 @@ const READ_ENDED: u32 = (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) as u32
 const WRITE_ENDED: u32 = (libc::POLLHUP | libc::POLLERR) as u32;
 
 /// What this thread's loop has done since it started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LoopCounts {
     /// Operations handed to the ring; on epoll, waits.
     pub ring_ops: u64,
     /// Times that the ring was asked for events, and those of them at which there were none and the thread slept.
     pub turns: u64,
     pub sleeps: u64,
+    /// Time without anything to do.
+    pub idle_ns: u64,
+    /// Sum of the squares of the rounds between two turns, in microseconds: over the time that has passed, how long an event
+    /// waits for its turn on average.
+    pub waited_us2: u64,
 }
 
 impl LoopCounts {
@@ -63,6 +70,8 @@ pub(crate) struct Reactor {
     states: RefCell<Slab<State>>,
     generation: Cell<u32>,
     busy_poll: RefCell<BusyPoll>,
+    /// When the last turn ended.
+    resumed: Cell<Instant>,
     /// What the kernel would not take when the ring was full, in order; two for each descriptor at most. A poll that is
     /// lost would never end its wait, a cancellation that is lost would leave its socket open.
     deferred: RefCell<VecDeque<squeue::Entry>>,
@@ -125,6 +134,7 @@ impl Reactor {
             states: RefCell::default(),
             generation: Cell::new(0),
             busy_poll: RefCell::new(BusyPoll::new(None)),
+            resumed: Cell::new(Instant::now()),
             deferred: RefCell::default(),
         }
     }
@@ -175,17 +185,27 @@ impl Reactor {
         let mut ring = self.ring.borrow_mut();
         let mut deferred = self.deferred.borrow_mut();
         self.hand_over(&mut ring, &mut deferred);
+        let since = Instant::now();
+        let round_us = since.duration_since(self.resumed.get()).as_micros() as u64;
         if idle && deferred.is_empty() {
-            let since = Instant::now();
             let mut busy_poll = self.busy_poll.borrow_mut();
-            let found = look(&mut ring, since, busy_poll.patience_ns());
-            count(|counts| (counts.turns, counts.sleeps) = (counts.turns + 1, counts.sleeps + u64::from(!found)));
+            let looked_ns = look(&mut ring, since, busy_poll.patience_ns());
             enter(&mut ring, 1)?;
-            busy_poll.learn(since.elapsed().as_nanos() as u64);
+            let gap = since.elapsed();
+            busy_poll.learn(gap.as_nanos() as u64);
+            self.resumed.set(since + gap);
+            count(|counts| {
+                counts.sleeps += u64::from(looked_ns.is_none());
+                counts.idle_ns += looked_ns.unwrap_or(gap.as_nanos() as u64);
+            });
         } else {
-            count(|counts| counts.turns += 1);
             enter(&mut ring, 0)?;
+            self.resumed.set(since);
         }
+        count(|counts| {
+            counts.turns += 1;
+            counts.waited_us2 = counts.waited_us2.wrapping_add(round_us.saturating_mul(round_us));
+        });
         let mut states = self.states.borrow_mut();
         for completion in ring.completion() {
             let data = completion.user_data();
@@ -212,24 +232,27 @@ fn enter(ring: &mut IoUring, wanted: u32) -> io::Result<()> {
     }
 }
 
-/// Looks for an event for a while, without sleeping; whether there is one.
-fn look(ring: &mut IoUring, since: Instant, patience_ns: u64) -> bool {
+/// Looks for an event for a while, without sleeping; for how long, where there is one.
+fn look(ring: &mut IoUring, since: Instant, patience_ns: u64) -> Option<u64> {
     let is_there = |ring: &mut IoUring| ring.submission().taskrun() || !ring.completion().is_empty();
     if patience_ns == 0 {
-        return is_there(ring);
+        return is_there(ring).then_some(0);
     }
     if !ring.submission().is_empty() && ring.submit().is_err() {
-        return false;
+        return None;
     }
-    while since.elapsed().as_nanos() < u128::from(patience_ns) {
+    loop {
+        let looked_ns = since.elapsed().as_nanos() as u64;
+        if looked_ns >= patience_ns {
+            return None;
+        }
         for _ in 0..LOOKS {
             if is_there(ring) {
-                return true;
+                return Some(looked_ns);
             }
             std::hint::spin_loop();
         }
     }
-    false
 }
 
 impl Source {

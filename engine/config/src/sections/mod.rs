@@ -8,6 +8,7 @@ mod auth_service;
 mod authenticator;
 mod authorize;
 mod balance;
+mod bulkhead;
 mod circuit_breaker;
 mod concurrency_limit;
 mod cors;
@@ -23,6 +24,7 @@ mod listener;
 mod matching;
 mod metadata;
 mod outlier_ejection;
+mod overload;
 mod parameter;
 mod process;
 mod proxy_protocol;
@@ -47,6 +49,7 @@ pub use instance::{INSTANCE_BYTES_MAX, Instance};
 pub(crate) use key_list::Redis;
 pub use key_list::is_redis_key;
 pub(crate) use listener::Listener;
+pub(crate) use overload::OverloadSection;
 pub(crate) use process::{AccessLog, AdminSection, DrainSection, LimitsSection, RuntimeSection};
 pub(crate) use rate_limit::RateLimit;
 pub(crate) use redis::{RedisSection, hide_password};
@@ -74,6 +77,8 @@ shape! {
         drain: Lenient<DrainSection> = "{}",
         /// Limits of the process as a whole.
         limits: Lenient<LimitsSection> = "{}",
+        /// What a worker refuses that has more to do than it can. `off`: nothing.
+        overload: Lenient<OrOff<Spanned<OverloadSection>>> = "off",
         /// The Redis that the gateways of a fleet share. `off`: each gateway stands alone.
         redis: Lenient<OrOff<RedisSection>> = "off",
         /// How certificates of listeners are ordered. `off`: they come from files only.

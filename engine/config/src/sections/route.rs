@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ringway_core::filter::Policy;
 use ringway_core::limit::PLACES_MAX;
+use ringway_core::overload::Criticality;
 use ringway_core::router::{RouteError, Router, RouterBuilder};
 use schemars::{Schema, SchemaGenerator, json_schema};
 
@@ -86,6 +87,9 @@ shape! {
         deprecation: Option<Spanned<DeprecationSection>>,
         /// What requests must look like; 400 or 415 for others.
         validate: Option<Spanned<ValidateSection>>,
+        /// How much its requests matter when a worker is overloaded and `overload` says that some are refused: `low` ones are
+        /// refused first, `critical` ones last. Those that the gateway answers itself never are.
+        criticality: Criticality = "normal",
         /// Write its requests to the access log.
         log: bool = "true",
     }
@@ -300,6 +304,7 @@ impl Compiler {
             name: Arc::from(name),
             body_bytes: route.limits.body.0.map(|size| size.0),
             log: route.log,
+            criticality: route.criticality,
             access,
             request_headers: request_headers.map(|ops| ops.value.compile(true, &parameters, cx)).unwrap_or_default(),
             response_headers: route.response_headers.compile(false, &parameters, cx),

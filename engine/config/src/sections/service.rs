@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ringway_core::keepalive::KeepaliveSettings;
 use ringway_core::proxy_protocol::Version;
 
+use super::bulkhead::{self, AdaptiveSection, BulkheadSection};
 use super::circuit_breaker::CircuitBreakerSection;
 use super::discovery::DiscoverySection;
 pub use super::endpoint::Lookup;
@@ -70,6 +71,10 @@ shape! {
         retries: Option<RetriesSection>,
         /// Leaves the service alone for a while when it fails too often.
         circuit_breaker: Option<Spanned<CircuitBreakerSection>>,
+        /// How many requests it may have in flight. Without it: any number.
+        bulkhead: Option<BulkheadSection>,
+        /// Finds out how many requests it can take at a time, by its latency, and lets no more be in flight; 503 above.
+        adaptive_concurrency: Option<Spanned<AdaptiveSection>>,
         /// Tell the service the client's address with the PROXY protocol, `v1` or `v2`. Each request then has a connection of
         /// its own, which is not kept.
         proxy_protocol: Option<Version>,
@@ -183,6 +188,7 @@ impl Service {
             },
             retry_stale: self.retry_stale,
             circuit_breaker: self.circuit_breaker.map(|breaker| breaker.compile(cx)),
+            bulkhead: bulkhead::compile(self.bulkhead, self.adaptive_concurrency, cx),
             retries,
             retry_budget: budget.unwrap_or(Resilience::BUDGET),
             tls: tls.map(|tls| tls.service),

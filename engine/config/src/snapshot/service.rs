@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringway_core::auth::HttpUrl;
+use ringway_core::bulkhead::BulkheadSettings;
 use ringway_core::keepalive::KeepaliveSettings;
 use ringway_core::proxy_protocol::Version;
 use ringway_core::retry_budget::BudgetSettings;
@@ -32,6 +33,8 @@ pub struct Service {
     pub retry_stale: bool,
     /// `None`: it is asked whatever becomes of it.
     pub circuit_breaker: Option<CircuitBreaker>,
+    /// `None`: it has any number of requests in flight.
+    pub bulkhead: Option<BulkheadSettings>,
     /// `None`: a request that failed is not tried again.
     pub retries: Option<Retries>,
     pub retry_budget: BudgetSettings,

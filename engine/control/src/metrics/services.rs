@@ -53,6 +53,7 @@ pub(super) fn calls(out: &mut Exposition, published: &Published) {
     }
 
     resilience(out, published);
+    bulkheads(out, published);
 
     let mut samples = out.family(&f::GRPC_REQUESTS);
     for service in &published.services {
@@ -116,6 +117,42 @@ fn resilience(out: &mut Exposition, published: &Published) {
         if service.circuit_breaker.is_some() {
             samples.count(&[&stats.service], stats.workers.iter().map(|cell| cell.breaker_rejected.get()).sum());
         }
+    }
+}
+
+/// Without samples of services that have none.
+fn bulkheads(out: &mut Exposition, published: &Published) {
+    let services = published.snapshot.services.iter().zip(&published.resilience).zip(&published.services);
+    let bulkheads: Vec<_> = services
+        .filter_map(|((service, known), stats)| Some((&*service.name, service.bulkhead?, &known.bulkhead, stats)))
+        .collect();
+    let mut samples = out.family(&f::BULKHEAD_REJECTED);
+    for (service, _, _, stats) in &bulkheads {
+        let mut reasons = BTreeMap::new();
+        for (reason, count) in stats.workers.iter().flat_map(|cell| cell.full()) {
+            *reasons.entry(reason).or_insert(0) += count;
+        }
+        for (reason, count) in reasons {
+            samples.count(&[service, reason], count);
+        }
+    }
+    let mut samples = out.family(&f::BULKHEAD_REQUESTS);
+    for (service, _, bulkhead, _) in &bulkheads {
+        samples.count(&[service], bulkhead.in_flight().into());
+    }
+    let mut samples = out.family(&f::BULKHEAD_PENDING);
+    for (service, _, bulkhead, _) in &bulkheads {
+        samples.count(&[service], bulkhead.pending().into());
+    }
+    let adaptive =
+        || bulkheads.iter().filter_map(|(service, known, of, _)| Some((service, known.adaptive?, &of.adaptive)));
+    let mut samples = out.family(&f::ADAPTIVE_LIMIT);
+    for (service, settings, known) in adaptive() {
+        samples.count(&[service], known.limit(&settings).into());
+    }
+    let mut samples = out.family(&f::ADAPTIVE_BASELINE);
+    for (service, _, known) in adaptive() {
+        samples.value(&[service], known.baseline_us() as f64 / 1e6);
     }
 }
 

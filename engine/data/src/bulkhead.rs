@@ -1,0 +1,177 @@
+//! A request's place among those in flight to its service, where the service has only so many; and the wait for one.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Poll, Waker};
+
+use ringway_core::breaker::retry_after_secs;
+use ringway_core::bulkhead::{BulkheadSettings, Full};
+use ringway_core::failure::Failure;
+
+use crate::connection::Connection;
+use crate::forward::Attempt;
+use crate::request::Exchange;
+
+/// This core's requests that wait for a place at one service, in order. Only the first one looks for it: the others have
+/// nothing to do until then, and no less time. As long as the bulkhead's `pending` allows.
+#[derive(Default)]
+pub(crate) struct Line {
+    next: Cell<u64>,
+    /// By number, which go up.
+    waiting: RefCell<VecDeque<(u64, Option<Waker>)>>,
+}
+
+/// A place in a line. Dropped: left.
+struct Standing<'a> {
+    line: &'a Line,
+    number: u64,
+}
+
+impl Line {
+    fn join(&self) -> Standing<'_> {
+        let number = self.next.replace(self.next.get() + 1);
+        self.waiting.borrow_mut().push_back((number, None));
+        Standing { line: self, number }
+    }
+}
+
+impl Standing<'_> {
+    /// Waits until nobody is in front.
+    async fn first(&self) {
+        poll_fn(|cx| {
+            let mut waiting = self.line.waiting.borrow_mut();
+            match waiting.binary_search_by_key(&self.number, |(number, _)| *number) {
+                Ok(at @ 1..) => {
+                    if let Some((_, waker)) = waiting.get_mut(at) {
+                        *waker = Some(cx.waker().clone());
+                    }
+                    Poll::Pending
+                }
+                _ => Poll::Ready(()),
+            }
+        })
+        .await;
+    }
+}
+
+impl Drop for Standing<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.line.waiting.borrow_mut();
+        if let Ok(at) = waiting.binary_search_by_key(&self.number, |(number, _)| *number) {
+            waiting.remove(at);
+        }
+        if let Some((_, waker)) = waiting.front_mut() {
+            waker.take().into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+/// Whether the request has a place at its service, or needs none; else it is to [`wait`].
+///
+/// # Errors
+/// There is none, and nobody may wait.
+#[inline]
+pub(crate) fn has_place(conn: &Connection, exchange: &mut Exchange, service: usize) -> Result<bool, Failure> {
+    match conn.view.services.get(service).map(|view| &view.service.bulkhead) {
+        Some(Some(settings)) => enter(conn, exchange, service, settings),
+        _ => Ok(true),
+    }
+}
+
+fn enter(
+    conn: &Connection,
+    exchange: &mut Exchange,
+    service: usize,
+    settings: &BulkheadSettings,
+) -> Result<bool, Failure> {
+    let bulkhead = &conn.view.published.resilience.get(service).ok_or(Failure::Internal)?.bulkhead;
+    if exchange.place.as_ref().is_some_and(|place| place.is_of(bulkhead)) {
+        return Ok(true);
+    }
+    exchange.place = None;
+    // Those that wait are not overtaken.
+    if settings.pending > 0 && bulkhead.has_pending() {
+        return Ok(false);
+    }
+    match bulkhead.enter(settings) {
+        Ok(place) => {
+            exchange.place = Some(place);
+            Ok(true)
+        }
+        Err(full) if settings.pending == 0 => Err(refuse(conn, exchange, service, full)),
+        Err(_) => Ok(false),
+    }
+}
+
+/// Waits for a place at a service, behind those that wait already.
+///
+/// A place that comes back on this core is seen at once, one of another core's within a millisecond.
+///
+/// # Errors
+/// There is none in time, or too many wait.
+pub(crate) async fn wait(conn: &Connection, exchange: &mut Exchange, service: usize) -> Result<(), Failure> {
+    let view = conn.view.services.get(service).ok_or(Failure::Internal)?;
+    let settings = view.service.bulkhead.as_ref().ok_or(Failure::Internal)?;
+    let bulkhead = &conn.view.published.resilience.get(service).ok_or(Failure::Internal)?.bulkhead;
+    let Some(_pending) = bulkhead.queue(settings) else {
+        return Err(refuse(conn, exchange, service, Full::Pending));
+    };
+    let until = conn.worker.clock.now() + settings.wait_us;
+    // Looks at the time each millisecond.
+    let _held = conn.worker.hold();
+    let standing = view.line.join();
+    standing.first().await;
+    loop {
+        if let Ok(place) = bulkhead.enter(settings) {
+            exchange.place = Some(place);
+            return Ok(());
+        }
+        if conn.worker.clock.now() >= until {
+            return Err(refuse(conn, exchange, service, Full::Timeout));
+        }
+        conn.worker.news.wait().await;
+    }
+}
+
+#[cold]
+fn refuse(conn: &Connection, exchange: &mut Exchange, service: usize, full: Full) -> Failure {
+    exchange.shed = Some(full.label());
+    if let Some(cell) = conn.view.service_cell(service, conn.worker.id) {
+        cell.record_full(full);
+    }
+    Failure::BulkheadFull(retry_after_secs(0, conn.worker.random()))
+}
+
+/// Gives a request's place back, and tells who waits for it.
+#[inline]
+pub(crate) fn give_back(conn: &Connection, exchange: &mut Exchange) {
+    if exchange.place.take().is_some() {
+        let view = exchange.service.and_then(|service| conn.view.services.get(service));
+        if view.is_some_and(|view| !view.line.waiting.borrow().is_empty()) {
+            conn.worker.news.ring();
+        }
+    }
+}
+
+/// What has become a tunnel tells nothing of how the service copes: it does not take of a limit that goes by that.
+pub(crate) fn opened(conn: &Connection, exchange: &mut Exchange) {
+    let view = exchange.service.and_then(|service| conn.view.services.get(service));
+    let settings = view.and_then(|view| view.service.bulkhead.as_ref());
+    if settings.is_some_and(|settings| settings.adaptive.is_some()) {
+        give_back(conn, exchange);
+    }
+}
+
+/// The answer has begun, or was waited for in vain: the limit that goes by latency hears of it. Failures of the service may
+/// be quick, and say nothing.
+#[inline]
+pub(crate) fn answered(attempt: &Attempt<'_>, status: u16, took_us: u64) {
+    let Some(settings) = &attempt.outbound.service.bulkhead else { return };
+    if let Some(adaptive) = &settings.adaptive
+        && status < 500
+        && let Some(known) = attempt.outbound.conn.view.published.resilience.get(attempt.passage.service)
+    {
+        known.bulkhead.adaptive.sample(adaptive, took_us, attempt.outbound.conn.worker.clock.lately());
+    }
+}
