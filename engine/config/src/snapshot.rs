@@ -1,6 +1,7 @@
 //! The runtime shape of a configuration: checked, resolved, immutable. The data plane reads nothing else.
 
 mod service;
+mod split;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -23,6 +24,8 @@ pub use self::service::{
     Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, HashOn, Pool, Records, Service,
     ServiceHttp2, ServiceTimeouts, ServiceTls,
 };
+pub(crate) use self::split::split_stats;
+pub use self::split::{Split, Target};
 use crate::acme::Acme;
 use crate::resilience::Retries;
 
@@ -388,8 +391,7 @@ pub enum Action {
 
 #[derive(Debug)]
 pub struct Forward {
-    /// Index into [`Snapshot::services`].
-    pub service: usize,
+    pub service: Target,
     pub rewrite: Rewrite,
     pub host: HostRewrite,
     pub timeouts: RouteTimeouts,

@@ -34,6 +34,7 @@ pub mod proxy_protocol;
 pub mod request_id;
 pub mod retry_budget;
 pub mod router;
+pub mod split;
 pub mod stats;
 mod strict_json;
 pub mod template;

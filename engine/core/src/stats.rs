@@ -9,7 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam::utils::CachePadded;
 
+pub use self::traffic::SplitStats;
 use crate::grpc::Status;
+
+mod traffic;
 
 /// A number with one writer.
 #[derive(Debug, Default)]

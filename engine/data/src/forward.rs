@@ -23,6 +23,7 @@ use crate::link::Link;
 use crate::outbound::{Broken, Outbound};
 use crate::request::Exchange;
 use crate::retry::{self, Tries};
+use crate::time_left;
 use crate::tunnel::Opened;
 use crate::upstream::Upstream;
 
@@ -112,12 +113,16 @@ pub(crate) async fn forward(
     let of_route = route_timeouts(conn, exchange).request;
     attempt.outbound.own_deadline.set(of_call.is_none_or(|call| of_route.is_some_and(|route| route <= call)));
     let stale = attempt.outbound.service.retry_stale && is_whole && exchange.is_idempotent;
-    let per_try = timeouts.per_try.into_iter().chain(attempt.tries.policy.and_then(|policy| policy.per_try)).min();
-    let (mut fresh, mut was_refused) = (false, false);
+    let per_try = retry::per_try(conn, exchange, attempt.outbound.service);
+    let (mut is_first, mut fresh, mut was_refused) = (true, false, false);
     loop {
         if let Some(per_try) = per_try {
             attempt.outbound.try_until.set(conn.worker.clock.lately() + us(per_try));
         }
+        if !is_first {
+            time_left::renew(conn, exchange, attempt.outbound.service, attempt.outbound.try_until.get(), head);
+        }
+        is_first = false;
         let (broken, reused) = match attempt.outbound.acquire(fresh).await {
             Ok((upstream, reused)) => {
                 match attempt.run(exchange, upstream, body, decoded.data.len() as u64, head).await {

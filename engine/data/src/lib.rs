@@ -38,10 +38,12 @@ mod retry;
 mod runtime;
 mod serve;
 mod service_head;
+mod split;
 mod stream;
 mod subrequest;
 #[cfg(test)]
 mod testing;
+mod time_left;
 mod tls;
 mod tunnel;
 mod tunnel_relay;

@@ -32,6 +32,7 @@ mod route;
 mod security_headers;
 mod service;
 mod service_tls;
+mod split;
 mod tls;
 mod validate;
 

@@ -19,6 +19,7 @@ use super::ip::IpSection;
 use super::matching::MatchSection;
 use super::retries::RouteRetries;
 use super::security_headers::SecurityHeadersChoice;
+use super::split::ServiceChoice;
 use super::validate::ValidateSection;
 use crate::decode::{Cx, Decode, OneOrMore, Spanned};
 use crate::error::Span;
@@ -41,8 +42,8 @@ shape! {
         r#match: MatchSection = "{}",
         /// Of the routes that match a request the one with the highest priority wins.
         priority: Int<-1_000_000, 1_000_000> = "0",
-        /// The service that requests are forwarded to.
-        service: Option<ServiceRef>,
+        /// The service that requests are forwarded to, by name, or several that share them.
+        service: Option<ServiceChoice>,
         /// Answer with a redirect.
         redirect: Option<Spanned<RedirectSection>>,
         /// Answer with this.
@@ -360,7 +361,7 @@ impl Compiler {
     }
 }
 
-fn action(route: Route, span: Span, parameters: &[String], cx: &mut Cx) -> Option<Action> {
+fn action(mut route: Route, span: Span, parameters: &[String], cx: &mut Cx) -> Option<Action> {
     let given = [
         route.service.as_ref().map(|_| "`service`"),
         route.redirect.as_ref().map(|_| "`redirect`"),
@@ -373,7 +374,7 @@ fn action(route: Route, span: Span, parameters: &[String], cx: &mut Cx) -> Optio
         cx.error(span, message, None);
         return None;
     }
-    if let Some(service) = route.service {
+    if let Some(service) = route.service.take() {
         return forward(route, service, parameters, cx).map(Action::Forward);
     }
     for (key, span) in [
@@ -394,7 +395,7 @@ fn action(route: Route, span: Span, parameters: &[String], cx: &mut Cx) -> Optio
     route.respond?.compile(cx).map(Action::Respond)
 }
 
-fn forward(route: Route, service: ServiceRef, parameters: &[String], cx: &mut Cx) -> Option<snapshot::Forward> {
+fn forward(route: Route, service: ServiceChoice, parameters: &[String], cx: &mut Cx) -> Option<snapshot::Forward> {
     let rewrite = match route.rewrite {
         Some(rewrite) => rewrite.compile(route.r#match.written(), parameters, cx),
         None => Some(Rewrite::Keep),
@@ -424,7 +425,8 @@ fn forward(route: Route, service: ServiceRef, parameters: &[String], cx: &mut Cx
             Some(own) => snapshot::RouteRetries::Own(own.value.compile()),
         },
     };
-    Some(snapshot::Forward { service: service.0, rewrite: rewrite?, host, timeouts, upgrades, retries })
+    let service = service.compile(cx);
+    Some(snapshot::Forward { service: service?, rewrite: rewrite?, host, timeouts, upgrades, retries })
 }
 
 const WEBSOCKET: &str = "websocket";
