@@ -21,8 +21,8 @@ use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
 
 pub use self::service::{
-    Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, HashOn, Pool, Records, Service,
-    ServiceHttp2, ServiceTimeouts, ServiceTls,
+    Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, Etcd, EtcdLogin, HashOn, Metadata,
+    Pool, Records, RegistryPlace, Service, ServiceHttp2, ServiceTimeouts, ServiceTls,
 };
 pub(crate) use self::split::split_stats;
 pub use self::split::{Split, Target};

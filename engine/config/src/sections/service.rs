@@ -13,6 +13,7 @@ use super::endpoint::{Address, Endpoint};
 pub(crate) use super::endpoint::{Resolver, system_lookup};
 use super::headers::HeaderName;
 use super::health_check::HealthCheckSection;
+use super::key_list::Redis;
 use super::outlier_ejection::OutlierEjectionSection;
 use super::retries::RetriesSection;
 use super::route::ServiceRef;
@@ -124,7 +125,7 @@ choice! {
 }
 
 impl Service {
-    pub(crate) fn compile(self, resolver: &mut Resolver<'_>, cx: &mut Cx) -> snapshot::Service {
+    pub(crate) fn compile(self, resolver: &mut Resolver<'_>, redis: Redis<'_>, cx: &mut Cx) -> snapshot::Service {
         let tls = self.tls.and_then(|tls| tls.value.compile(tls.span, cx));
         let http2 = http2(&self.protocol, self.http2, cx);
         if http2.is_some() && self.proxy_protocol.is_some() {
@@ -133,7 +134,9 @@ impl Service {
         }
         let (endpoints, discovery) = match (self.endpoints, self.discovery) {
             (Some(written), None) => (endpoints(written.0, tls.as_ref(), resolver, cx), None),
-            (None, Some(section)) => (Vec::new(), DiscoverySection::compile(section, tls.as_ref(), cx)),
+            (None, Some(section)) => {
+                (Vec::new(), DiscoverySection::compile(section, &self.name.value, tls.as_ref(), redis, cx))
+            }
             (Some(_), Some(section)) => {
                 cx.error(section.span, "the service has `endpoints` already", "either `endpoints` or `discovery`");
                 (Vec::new(), None)
@@ -241,7 +244,8 @@ fn endpoints(
 ) -> Vec<snapshot::Endpoint> {
     let mut first: HashMap<Address, Span> = HashMap::new();
     let (mut endpoints, mut known) = (Vec::new(), HashSet::new());
-    for Endpoint { address, weight, is_backup } in written {
+    for written in written {
+        let address = &written.address;
         if let Some(at) = first.get(&address.value) {
             let place = cx.sink.place(*at);
             cx.error(
@@ -252,14 +256,12 @@ fn endpoints(
             continue;
         }
         first.insert(address.value.clone(), address.span);
-        let tls = tls.and_then(|tls| tls.of_endpoint(&address, cx));
+        let tls = tls.and_then(|tls| tls.of_endpoint(address, cx));
         match resolver.resolve(&address.value) {
             Ok(found) => {
                 for (label, address) in found {
                     if known.insert(address.clone()) {
-                        let tls = tls.clone();
-                        let label = Arc::from(label);
-                        endpoints.push(snapshot::Endpoint { label, address, weight, is_backup, tls });
+                        endpoints.push(written.at(label.into(), address, tls.clone()));
                     }
                 }
             }

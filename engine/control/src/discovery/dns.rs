@@ -1,6 +1,7 @@
 //! Endpoints from DNS.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
@@ -12,14 +13,12 @@ use hickory_resolver::{Resolver, TokioResolver};
 use ringway_config::snapshot::{Endpoint, EndpointAddress, Records};
 use tokio::time::sleep;
 
-use super::Found;
+use super::{ENDPOINTS_MAX, Found};
 
 /// Of one question to one server; it is asked twice.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// However short records hold.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
-/// Endpoints of a service; what DNS says beyond that is left out.
-const ENDPOINTS_MAX: usize = 1024;
 
 pub(super) async fn find(mut found: Found, name: &str, records: Records, port: u16, servers: &[SocketAddr]) {
     let mut resolver = resolver(servers);
@@ -40,6 +39,8 @@ pub(super) async fn find(mut found: Found, name: &str, records: Records, port: u
                     address: EndpointAddress::Tcp(address),
                     weight,
                     is_backup: false,
+                    zone: None,
+                    metadata: Arc::default(),
                     tls: tls.clone(),
                 };
                 found.learn(found_now.into_iter().take(ENDPOINTS_MAX).map(endpoint).collect());
