@@ -1,5 +1,6 @@
 //! The runtime shape of a configuration: checked, resolved, immutable. The data plane reads nothing else.
 
+mod mirror;
 mod service;
 mod split;
 
@@ -20,6 +21,8 @@ use ringway_core::proxy_protocol::Versions;
 use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
 
+pub use self::mirror::Mirror;
+pub(crate) use self::mirror::mirror_stats;
 pub use self::service::{
     Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, Etcd, EtcdLogin, HashOn, Metadata,
     Pool, Records, RegistryPlace, Service, ServiceHttp2, ServiceTimeouts, ServiceTls,
@@ -392,6 +395,8 @@ pub enum Action {
 #[derive(Debug)]
 pub struct Forward {
     pub service: Target,
+    /// `None`: nothing is copied.
+    pub mirror: Option<Box<Mirror>>,
     pub rewrite: Rewrite,
     pub host: HostRewrite,
     pub timeouts: RouteTimeouts,

@@ -1,9 +1,9 @@
-//! Splits: good sections, bad sections and what is said about them.
+//! Splits and mirrors: good sections, bad sections and what is said about them.
 
 mod common;
 
 use common::compiled;
-use ringway_config::snapshot::{Action, Forward, HashOn, Route};
+use ringway_config::snapshot::{Action, Forward, HashOn, Mirror, Route};
 
 /// A file with the services `v1` and `v2` and one route, in line 4.
 fn file(route: &str) -> String {
@@ -75,4 +75,25 @@ fn headers_for_deadlines() {
         let expected = format!("the gateway writes `{}` for another purpose", name.to_ascii_lowercase());
         assert!(said.contains(&expected), "{said}");
     }
+}
+
+#[test]
+fn mirrors() {
+    let snapshot = compiled(&file("service: v1, mirror: { service: v2 }")).unwrap_or_else(|errors| panic!("{errors}"));
+    let mirror = forward(&snapshot.routes[0]).mirror.clone().unwrap();
+    let timeout = std::time::Duration::from_secs(15);
+    assert_eq!(*mirror, Mirror { service: 1, share: 100, body_bytes_max: 64 << 10, in_flight: 100, timeout });
+    let full = "service: v1, mirror: { service: v2, share: 10%, body_max: 0B, in_flight: 7, timeout: 1s }";
+    let snapshot = compiled(&file(full)).unwrap_or_else(|errors| panic!("{errors}"));
+    let mirror = forward(&snapshot.routes[0]).mirror.clone().unwrap();
+    assert_eq!((mirror.share, mirror.body_bytes_max, mirror.in_flight), (10, 0, 7));
+    said(
+        "service: v1, mirror: { service: v1 }",
+        "f:4:39: the route forwards to this service: it would get requests twice
+    hint: mirror to another one",
+    );
+    said(
+        "respond: { text: hi }, mirror: { service: v1 }",
+        "f:4:38: `mirror` has no effect in a route without a `service`",
+    );
 }

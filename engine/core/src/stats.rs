@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam::utils::CachePadded;
 
-pub use self::traffic::SplitStats;
+pub use self::traffic::{MirrorOutcome, MirrorStats, SplitStats};
 use crate::grpc::Status;
 
 mod traffic;

@@ -1,6 +1,6 @@
 //! A request goes to its service, the answer comes back; bodies stream in both directions at once.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::pin::pin;
 use std::task::Poll;
 
@@ -20,6 +20,7 @@ use crate::deadline::Slot;
 use crate::gate;
 use crate::io::{Blocks, write_service};
 use crate::link::Link;
+use crate::mirror::{self, Copied};
 use crate::outbound::{Broken, Outbound};
 use crate::request::Exchange;
 use crate::retry::{self, Tries};
@@ -43,6 +44,8 @@ pub(crate) struct Attempt<'a> {
     /// The current try's way to its endpoint.
     pub(crate) passage: Passage<'a>,
     tries: Tries<'a>,
+    /// A copy for the route's mirror, of which some of the body is still to come.
+    copied: RefCell<Option<Copied>>,
 }
 
 /// What follows a broken try.
@@ -92,6 +95,7 @@ pub(crate) async fn forward(
     *used += decoded.consumed;
     let timeouts = timeouts(conn, exchange);
     let is_whole = body.is_done();
+    let copied = mirror::copy(conn, exchange, head, is_whole);
     let tries = Tries::begin(conn, exchange, (passage.service, outbound.service), is_whole, timeouts.request);
     let mut attempt = Attempt {
         outbound,
@@ -102,6 +106,7 @@ pub(crate) async fn forward(
         begun: Cell::new(0),
         passage,
         tries,
+        copied: RefCell::new(copied),
     };
     exchange.attempts = 1;
     if let Some(request) = timeouts.request {
@@ -411,6 +416,14 @@ impl<'a> Attempt<'a> {
         self.outbound.conn.client.reset_on_close();
     }
 
+    /// A piece of the body as it is sent.
+    fn add_to_copy(&self, piece: &[u8]) {
+        let mut copied = self.copied.borrow_mut();
+        if copied.as_mut().is_some_and(|copied| !copied.add(piece)) {
+            *copied = None;
+        }
+    }
+
     /// Passes the rest of the request's body on. Gives back what followed it, if it did not end with a read.
     async fn upload(&self, facts: &Upload<'_>, body: &mut BodyDecoder, link: &Link) -> Result<Option<Buffer>, Failure> {
         let conn = self.outbound.conn;
@@ -442,9 +455,11 @@ impl<'a> Attempt<'a> {
                 out.clear();
                 let data = buffer.data().get(decoded.data.clone()).unwrap_or_default();
                 write_body(conn, facts.route, facts.framing, data, body, &mut out)?;
+                self.add_to_copy(&out);
                 write_service(conn, link, &out, idle).await
             } else {
                 let data = buffer.data().get(decoded.data.clone()).unwrap_or_default();
+                self.add_to_copy(data);
                 write_service(conn, link, data, idle).await
             };
             pace.started += clock.now() - writing;
@@ -455,6 +470,9 @@ impl<'a> Attempt<'a> {
             }
         }
         conn.worker.give_head(out);
+        if let Some(copied) = self.copied.take() {
+            copied.send();
+        }
         self.outbound.sent();
         if !self.answered.get() {
             self.outbound.arm_answer();

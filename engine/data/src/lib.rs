@@ -27,6 +27,7 @@ mod http2_upstream;
 mod io;
 mod link;
 mod mailbox;
+mod mirror;
 mod outbound;
 mod pipe;
 mod places;

@@ -50,6 +50,10 @@ impl Span {
         }
     }
 
+    pub(crate) fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
     pub(crate) fn get(self, head: &[u8]) -> Option<&[u8]> {
         let part = head.get(self.start as usize..(self.start + self.len) as usize)?;
         (self.len > 0).then_some(part)

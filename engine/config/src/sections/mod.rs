@@ -22,6 +22,7 @@ mod key_list;
 mod listener;
 mod matching;
 mod metadata;
+mod mirror;
 mod outlier_ejection;
 mod parameter;
 mod process;

@@ -17,6 +17,7 @@ use super::deprecation::DeprecationSection;
 use super::headers::HeaderSection;
 use super::ip::IpSection;
 use super::matching::MatchSection;
+use super::mirror::MirrorSection;
 use super::retries::RouteRetries;
 use super::security_headers::SecurityHeadersChoice;
 use super::split::ServiceChoice;
@@ -44,6 +45,8 @@ shape! {
         priority: Int<-1_000_000, 1_000_000> = "0",
         /// The service that requests are forwarded to, by name, or several that share them.
         service: Option<ServiceChoice>,
+        /// Copies of its requests for another service, whose answers are dropped.
+        mirror: Option<Spanned<MirrorSection>>,
         /// Answer with a redirect.
         redirect: Option<Spanned<RedirectSection>>,
         /// Answer with this.
@@ -383,6 +386,7 @@ fn action(mut route: Route, span: Span, parameters: &[String], cx: &mut Cx) -> O
         ("request_headers", route.request_headers.as_ref().map(|section| section.span)),
         ("timeouts", route.timeouts.as_ref().map(|section| section.span)),
         ("upgrades", route.upgrades.as_ref().and_then(|list| list.0.as_ref()).map(|list| list.span)),
+        ("mirror", route.mirror.as_ref().map(|section| section.span)),
         ("retries", route.retries.as_ref().and_then(|retries| retries.0.as_ref()).map(|retries| retries.span)),
     ] {
         if let Some(span) = span {
@@ -425,8 +429,9 @@ fn forward(route: Route, service: ServiceChoice, parameters: &[String], cx: &mut
             Some(own) => snapshot::RouteRetries::Own(own.value.compile()),
         },
     };
-    let service = service.compile(cx);
-    Some(snapshot::Forward { service: service?, rewrite: rewrite?, host, timeouts, upgrades, retries })
+    let service = service.compile(cx)?;
+    let mirror = route.mirror.map(|section| Box::new(section.value.compile(&service, cx)));
+    Some(snapshot::Forward { service, mirror, rewrite: rewrite?, host, timeouts, upgrades, retries })
 }
 
 const WEBSOCKET: &str = "websocket";

@@ -75,7 +75,7 @@ impl ServiceChoice {
     pub(crate) fn compile(self, cx: &mut Cx) -> Option<Target> {
         match self {
             Self::One(service) => Some(Target::Service(service.0)),
-            Self::Split(section) => section.compile(cx).map(Target::Split),
+            Self::Split(section) => section.compile(cx).map(|split| Target::Split(Box::new(split))),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::hub::Published;
 #[derive(Debug)]
 pub enum Target {
     Service(usize),
-    Split(Split),
+    Split(Box<Split>),
 }
 
 /// Several services that share a route's requests.
