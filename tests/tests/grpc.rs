@@ -532,6 +532,37 @@ fn the_routes_deadline_holds_where_it_is_sooner() {
 }
 
 #[test]
+fn a_retry_is_told_what_is_left() {
+    let service = Service::start();
+    // Its queue is full: no connection stands within its time.
+    let full = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    rustix::net::listen(&full, 0).expect("a short queue");
+    let address = full.local_addr().expect("an address");
+    let mut waiting = Vec::new();
+    while let Ok(stream) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+        waiting.push(stream);
+    }
+    let gateway = gateway(
+        &format!("{address}\", \"{}", service.endpoint),
+        "balance: round_robin, timeouts: { connect: 500ms }, retries: { backoff: { base: 0s } }",
+        "",
+        "",
+    );
+    for _ in 0..2 {
+        let mut request = message("hello");
+        request.set_timeout(Duration::from_secs(20));
+        assert_eq!(call(&gateway, request).expect("an answer").get_ref().as_ref(), b"hello");
+    }
+    let left = |index| -> u64 {
+        let head = service.head(index);
+        let text = head["grpc-timeout"].to_str().expect("text");
+        text.strip_suffix('u').expect("microseconds").parse().expect("a number")
+    };
+    let retried = left(0).min(left(1));
+    assert!((10_000_000..=19_500_000).contains(&retried), "{retried}");
+}
+
+#[test]
 fn a_deadline_that_cannot_be_read_is_refused() {
     let service = Service::start();
     let gateway = gateway(&service.endpoint, "", "", "");

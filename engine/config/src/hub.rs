@@ -13,14 +13,15 @@ use ringway_core::auth::Live;
 use ringway_core::limit::{Concurrency, Limiter, Mode};
 use ringway_core::log_queue::LogQueue;
 use ringway_core::stats::{
-    AuthenticatorStats, EndpointStats, LimitStats, RouteStats, ServiceStats, TlsStats, WorkerStats,
+    AuthenticatorStats, EndpointStats, LimitStats, MirrorStats, RouteStats, ServiceStats, SplitStats, TlsStats,
+    WorkerStats,
 };
 
 use crate::acme;
 use crate::discovered::{Discovered, DiscoveryStats};
 use crate::health::Health;
 use crate::resilience::Resilience;
-use crate::snapshot::{Discovery, Endpoint, KeySources, Snapshot};
+use crate::snapshot::{Discovery, Endpoint, KeySources, Snapshot, mirror_stats, split_stats};
 
 /// The name that requests without a route are counted under.
 pub const UNMATCHED: &str = "unmatched";
@@ -32,6 +33,10 @@ pub struct Published {
     pub generation: u64,
     pub snapshot: Arc<Snapshot>,
     pub routes: Vec<Arc<RouteStats>>,
+    /// By route, then by the services of its split.
+    pub splits: Vec<Vec<Arc<SplitStats>>>,
+    /// By route; `None` where nothing is copied.
+    pub mirrors: Vec<Option<Arc<MirrorStats>>>,
     /// Requests that matched no route.
     pub unmatched: Arc<RouteStats>,
     pub services: Vec<Arc<ServiceStats>>,
@@ -216,6 +221,8 @@ impl Published {
                 .iter()
                 .map(|route| stats_of(&routes, &route.name, || RouteStats::new(route.name.clone(), workers)))
                 .collect(),
+            splits: split_stats(&snapshot, workers, old),
+            mirrors: mirror_stats(&snapshot, workers, old),
             unmatched,
             services: snapshot
                 .services

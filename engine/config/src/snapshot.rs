@@ -1,6 +1,8 @@
 //! The runtime shape of a configuration: checked, resolved, immutable. The data plane reads nothing else.
 
+mod mirror;
 mod service;
+mod split;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -20,10 +22,14 @@ use ringway_core::proxy_protocol::Versions;
 use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
 
+pub use self::mirror::Mirror;
+pub(crate) use self::mirror::mirror_stats;
 pub use self::service::{
     Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, Etcd, EtcdLogin, HashOn, Metadata,
     Pool, Records, RegistryPlace, Service, ServiceHttp2, ServiceTimeouts, ServiceTls,
 };
+pub(crate) use self::split::split_stats;
+pub use self::split::{Split, Target};
 use crate::acme::Acme;
 use crate::resilience::Retries;
 
@@ -401,8 +407,9 @@ pub enum Action {
 
 #[derive(Debug)]
 pub struct Forward {
-    /// Index into [`Snapshot::services`].
-    pub service: usize,
+    pub service: Target,
+    /// `None`: nothing is copied.
+    pub mirror: Option<Box<Mirror>>,
     pub rewrite: Rewrite,
     pub host: HostRewrite,
     pub timeouts: RouteTimeouts,

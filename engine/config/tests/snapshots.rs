@@ -324,7 +324,7 @@ fn a_directory_is_one_configuration() {
         .routes
         .iter()
         .map(|route| match &route.action {
-            Action::Forward(forward) => &*snapshot.services[forward.service].name,
+            Action::Forward(forward) => &*snapshot.services[forward.service.services()[0]].name,
             _ => "",
         })
         .collect();

@@ -1,6 +1,7 @@
 //! The counters of all workers, merged into one exposition. Runs when somebody asks, off every request's path.
 
 mod services;
+mod traffic;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ pub fn render(hub: &Hub, redis: &RedisStats, started: SystemTime, format: Format
     authenticators(&mut out, &published);
     rate_limits(&mut out, &published);
     concurrency_limits(&mut out, &published);
+    traffic::render(&mut out, &published);
     services::calls(&mut out, &published);
     services::endpoints(&mut out, &published);
     services::discovery(&mut out, hub, &published);

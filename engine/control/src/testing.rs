@@ -36,6 +36,7 @@ pub(crate) fn snapshot() -> Snapshot {
         watch: ringway_config::health::Watch { check: None, ejection: None, panic_threshold: 50 },
         pool: Pool { idle_per_endpoint: 1, connections_per_endpoint: None, idle: second, max_age: None, http2: None },
         timeouts: ServiceTimeouts { connect: second, answer: second, idle: second, head_bytes: 1024 },
+        deadline_header: None,
         proxy_protocol: None,
         retry_stale: true,
         discovery: None,

@@ -40,6 +40,7 @@ pub mod registry;
 pub mod request_id;
 pub mod retry_budget;
 pub mod router;
+pub mod split;
 pub mod stats;
 pub mod strict_json;
 pub mod template;

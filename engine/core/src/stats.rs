@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam::utils::CachePadded;
 
+pub use self::traffic::{MirrorOutcome, MirrorStats, SplitStats};
 use crate::bulkhead::Full;
 use crate::grpc::Status;
 use crate::overload::Reason;
@@ -16,6 +17,8 @@ use crate::overload::Reason;
 mod tls;
 
 pub use tls::{Handshake, TlsCell, TlsStats};
+
+mod traffic;
 
 /// A number with one writer.
 #[derive(Debug, Default)]

@@ -16,7 +16,8 @@ pub(crate) fn affinity(balance: &Balance, exchange: &Exchange, request: &Request
     key_of(on, exchange, request).map_or(0, |key| ((key >> 32) as u32).max(1))
 }
 
-fn key_of(on: &HashOn, exchange: &Exchange, request: &RequestHead<'_, '_>) -> Option<u64> {
+/// What tells the request from those of others, where it has that.
+pub(crate) fn key_of(on: &HashOn, exchange: &Exchange, request: &RequestHead<'_, '_>) -> Option<u64> {
     match on {
         HashOn::ClientIp => Some(match exchange.client_ip {
             IpAddr::V4(ip) => hash(&ip.octets()),

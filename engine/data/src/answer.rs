@@ -19,6 +19,7 @@ use crate::io::{Blocks, Gone, wait_sent, write_client};
 use crate::request::{Exchange, WEBSOCKET};
 use crate::respond::{write_answer_ops, write_connection, write_number};
 use crate::service_head::write_upgrade;
+use crate::split;
 use crate::stream::Stream;
 use crate::upstream::Upstream;
 
@@ -335,6 +336,9 @@ fn write_answer_head(
         out.extend_from_slice(b"\r\n");
     }
     gate::write_limit(conn, exchange, out);
+    if exchange.given_key != 0 {
+        split::write_cookie(conn, exchange, out);
+    }
     if let Some(access) = access {
         access.write_answer_headers(exchange.origin.get(attempt.request), conn.listener.tls.is_some(), seen, out);
     }

@@ -16,7 +16,7 @@ use ringway_core::http::{HeadStorage, ResponseHead};
 
 use crate::clock::us;
 use crate::connection::Connection;
-use crate::subrequest::{Limits, Reply, call};
+use crate::subrequest::{Keep, Limits, Reply, call};
 use crate::worker::Worker;
 
 /// What one core knows of an auth service. Outlives a reload that leaves its settings alone.
@@ -132,7 +132,7 @@ impl AuthState {
         }
         let landing = Landing::take_off(self, &question.key);
         let may_repeat = AuthService::may_repeat(&question.request, &settings.mode);
-        let limits = Limits { until, body_bytes_max: settings.body_bytes_max, may_repeat };
+        let limits = Limits { until, body: Keep::UpTo(settings.body_bytes_max), may_repeat };
         let verdict = match call(conn, settings.service, &question.request, limits).await {
             Err(Failure::ClientGone) => return Err(Failure::ClientGone),
             Err(failure) => Verdict::Down(failure.backend_error().map_or("internal", |error| error.label())),

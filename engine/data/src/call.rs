@@ -14,7 +14,7 @@ use crate::forward::timeouts;
 use crate::request::Exchange;
 
 /// The field that tells how long a call may take. Its value is written anew for the service.
-const TIMEOUT: &str = "grpc-timeout";
+pub(crate) const TIMEOUT: &str = "grpc-timeout";
 const STATUS: &str = "grpc-status";
 
 /// What is known of a call.

@@ -105,11 +105,21 @@ impl Connection {
 
     /// A stream of this connection, as a connection with one request.
     pub(crate) fn for_stream(&self, stream: Rc<Stream>) -> Box<Self> {
+        self.beside(Rc::clone(&stream.signal), Client::of_stream(stream))
+    }
+
+    /// For what the gateway asks on account of this connection and nobody waits for.
+    pub(crate) fn for_nobody(&self) -> Box<Self> {
+        self.beside(Rc::default(), Client::nobody())
+    }
+
+    /// Another one of the same client. Deadlines act on `signal`.
+    fn beside(&self, signal: Rc<Signal>, client: Client) -> Box<Self> {
         Box::new(Self {
-            timers: self.worker.deadlines.register(End::Task(Rc::clone(&stream.signal))),
+            timers: self.worker.deadlines.register(End::Task(signal)),
             view: Rc::clone(&self.view),
             worker: Rc::clone(&self.worker),
-            client: Client::of_stream(stream),
+            client,
             peer: self.peer,
             destination: self.destination,
             secured: self.secured.clone(),

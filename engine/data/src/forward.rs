@@ -1,6 +1,6 @@
 //! A request goes to its service, the answer comes back; bodies stream in both directions at once.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::pin::pin;
 use std::task::Poll;
 
@@ -21,9 +21,11 @@ use crate::deadline::Slot;
 use crate::gate;
 use crate::io::{Blocks, write_service};
 use crate::link::Link;
+use crate::mirror::{self, Copied};
 use crate::outbound::{Broken, Outbound};
 use crate::request::Exchange;
 use crate::retry::{self, Tries};
+use crate::time_left;
 use crate::tunnel::Opened;
 use crate::upstream::Upstream;
 
@@ -43,6 +45,8 @@ pub(crate) struct Attempt<'a> {
     /// The current try's way to its endpoint.
     pub(crate) passage: Passage<'a>,
     tries: Tries<'a>,
+    /// A copy for the route's mirror, of which some of the body is still to come.
+    copied: RefCell<Option<Copied>>,
 }
 
 /// What follows a broken try.
@@ -92,6 +96,7 @@ pub(crate) async fn forward(
     *used += decoded.consumed;
     let timeouts = timeouts(conn, exchange);
     let is_whole = body.is_done();
+    let copied = mirror::copy(conn, exchange, head, is_whole);
     let tries = Tries::begin(conn, exchange, (passage.service, outbound.service), is_whole, timeouts.request);
     let mut attempt = Attempt {
         outbound,
@@ -102,6 +107,7 @@ pub(crate) async fn forward(
         begun: Cell::new(0),
         passage,
         tries,
+        copied: RefCell::new(copied),
     };
     exchange.attempts = 1;
     if let Some(request) = timeouts.request {
@@ -113,12 +119,16 @@ pub(crate) async fn forward(
     let of_route = route_timeouts(conn, exchange).request;
     attempt.outbound.own_deadline.set(of_call.is_none_or(|call| of_route.is_some_and(|route| route <= call)));
     let stale = attempt.outbound.service.retry_stale && is_whole && exchange.is_idempotent;
-    let per_try = timeouts.per_try.into_iter().chain(attempt.tries.policy.and_then(|policy| policy.per_try)).min();
-    let (mut fresh, mut was_refused) = (false, false);
+    let per_try = retry::per_try(conn, exchange, attempt.outbound.service);
+    let (mut is_first, mut fresh, mut was_refused) = (true, false, false);
     loop {
         if let Some(per_try) = per_try {
             attempt.outbound.try_until.set(conn.worker.clock.lately() + us(per_try));
         }
+        if !is_first {
+            time_left::renew(conn, exchange, attempt.outbound.service, attempt.outbound.try_until.get(), head);
+        }
+        is_first = false;
         let (broken, reused) = match attempt.outbound.acquire(fresh).await {
             Ok((upstream, reused)) => {
                 match attempt.run(exchange, upstream, body, decoded.data.len() as u64, head).await {
@@ -410,6 +420,14 @@ impl<'a> Attempt<'a> {
         self.outbound.conn.client.reset_on_close();
     }
 
+    /// A piece of the body as it is sent.
+    fn add_to_copy(&self, piece: &[u8]) {
+        let mut copied = self.copied.borrow_mut();
+        if copied.as_mut().is_some_and(|copied| !copied.add(piece)) {
+            *copied = None;
+        }
+    }
+
     /// Passes the rest of the request's body on. Gives back what followed it, if it did not end with a read.
     async fn upload(&self, facts: &Upload<'_>, body: &mut BodyDecoder, link: &Link) -> Result<Option<Buffer>, Failure> {
         let conn = self.outbound.conn;
@@ -441,9 +459,11 @@ impl<'a> Attempt<'a> {
                 out.clear();
                 let data = buffer.data().get(decoded.data.clone()).unwrap_or_default();
                 write_body(conn, facts.route, facts.framing, data, body, &mut out)?;
+                self.add_to_copy(&out);
                 write_service(conn, link, &out, idle).await
             } else {
                 let data = buffer.data().get(decoded.data.clone()).unwrap_or_default();
+                self.add_to_copy(data);
                 write_service(conn, link, data, idle).await
             };
             pace.started += clock.now() - writing;
@@ -454,6 +474,9 @@ impl<'a> Attempt<'a> {
             }
         }
         conn.worker.give_head(out);
+        if let Some(copied) = self.copied.take() {
+            copied.send();
+        }
         self.outbound.sent();
         if !self.answered.get() {
             self.outbound.arm_answer();

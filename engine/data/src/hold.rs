@@ -10,6 +10,8 @@ use crate::deadline::Slot;
 use crate::forward::{Pace, check_size, timeouts};
 use crate::io::{Blocks, write_client};
 use crate::request::Exchange;
+use crate::retry::per_try;
+use crate::time_left;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -53,6 +55,12 @@ pub(crate) async fn hold(
         exchange.service = None;
     } else if exchange.framing == Framing::Chunked {
         frame(begin, out);
+    }
+    if let (Ok(()), Some(view)) = (&checked, exchange.service.and_then(|service| conn.view.services.get(service))) {
+        // It has taken its time.
+        let try_until =
+            per_try(conn, exchange, &view.service).map_or(u64::MAX, |limit| conn.worker.clock.now() + us(limit));
+        time_left::renew(conn, exchange, &view.service, try_until, out);
     }
     checked
 }

@@ -29,6 +29,7 @@ use crate::connection::Connection;
 use crate::respond;
 use crate::service_head::{Destination, max_forwards, write_head};
 use crate::shedding::shed;
+use crate::split::choose;
 use crate::tunnel::Opened;
 
 /// What `Upgrade` calls a WebSocket (RFC 6455 section 4.1).
@@ -50,6 +51,10 @@ impl Span {
             true => Self { start: start as u32, len: part.len() as u32 },
             false => Self::default(),
         }
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self.len == 0
     }
 
     pub(crate) fn get(self, head: &[u8]) -> Option<&[u8]> {
@@ -98,6 +103,11 @@ pub(crate) struct Exchange {
     pub(crate) status: u16,
     /// Tries at a service.
     pub(crate) attempts: u8,
+    /// What a split has told the client from others by, which it gets as a cookie; 0 where it gets none.
+    pub(crate) given_key: u64,
+    /// When somebody before the gateway gives the answer up, as far as the service's `deadline_header` says; `u64::MAX`
+    /// where it does not.
+    pub(crate) told_until: u64,
     /// A breaker was open.
     pub(crate) cut: Cut,
     /// Among those in flight to its service, where that has only so many.
@@ -161,6 +171,8 @@ impl Exchange {
             service_us: None,
             status: 0,
             attempts: 0,
+            given_key: 0,
+            told_until: u64::MAX,
             cut: Cut::No,
             place: None,
             is_admitted: false,
@@ -320,10 +332,11 @@ impl Exchange {
                 Ok(Step::Answer)
             }
             Action::Forward(forward) => {
-                self.service = Some(forward.service);
-                let service = conn.view.services.get(forward.service).ok_or(Failure::Internal)?;
+                let target = choose(conn, self, &forward.service, &request).ok_or(Failure::Internal)?;
+                self.service = Some(target);
+                let service = conn.view.services.get(target).ok_or(Failure::Internal)?;
                 let key = affinity(&service.service.balance, self, &request);
-                let passage = match find_way(conn, self, forward.service, key)? {
+                let passage = match find_way(conn, self, target, key)? {
                     Way::Open(passage) => passage,
                     // See above.
                     Way::Answer(_) if self.is_http2 && request.has(Name::Upgrade) => {
@@ -351,7 +364,8 @@ impl Exchange {
                     _ => service.endpoint_host(passage.endpoint),
                 };
                 let vars = Vars { service: &service.service.name, ..vars };
-                let to = Destination { listener, route, forward, host, trusted };
+                let service = &*service.service;
+                let to = Destination { listener, route, forward, service, host, trusted };
                 write_head(conn, self, head, &request, &to, &vars, out);
                 Ok(Step::Forward { passage, permit })
             }

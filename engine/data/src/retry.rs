@@ -15,6 +15,7 @@ use crate::breaker::{Passage, Shut};
 use crate::buffer::Buffer;
 use crate::clock::us;
 use crate::connection::Connection;
+use crate::forward::timeouts;
 use crate::outbound::Broken;
 use crate::request::Exchange;
 
@@ -43,14 +44,7 @@ impl<'a> Tries<'a> {
         is_whole: bool,
         deadline: Option<Duration>,
     ) -> Self {
-        let policy = match conn.route(exchange).map(|route| &route.action) {
-            Some(Action::Forward(forward)) => match &forward.retries {
-                RouteRetries::OfService => service.retries.as_ref(),
-                RouteRetries::Off => None,
-                RouteRetries::Own(own) => Some(own),
-            },
-            _ => None,
-        };
+        let policy = policy(conn, exchange, service);
         if let (Some(_), Some(known)) = (policy, conn.view.published.resilience.get(index)) {
             known.budget.request(conn.worker.id, conn.worker.clock.lately());
         }
@@ -110,6 +104,24 @@ impl<'a> Tries<'a> {
     pub(crate) fn next(&self) -> Option<(Passage<'a>, u64)> {
         self.next.take()
     }
+}
+
+/// The one that holds for a request to this service.
+fn policy<'a>(conn: &'a Connection, exchange: &Exchange, service: &'a Service) -> Option<&'a Retries> {
+    match conn.route(exchange).map(|route| &route.action) {
+        Some(Action::Forward(forward)) => match &forward.retries {
+            RouteRetries::OfService => service.retries.as_ref(),
+            RouteRetries::Off => None,
+            RouteRetries::Own(own) => Some(own),
+        },
+        _ => None,
+    }
+}
+
+/// How long one try may take to its answer's head.
+pub(crate) fn per_try(conn: &Connection, exchange: &Exchange, service: &Service) -> Option<Duration> {
+    let of_policy = policy(conn, exchange, service).and_then(|policy| policy.per_try);
+    timeouts(conn, exchange).per_try.into_iter().chain(of_policy).min()
 }
 
 /// What a broken try means for another one.

@@ -1,6 +1,6 @@
 //! The head that a service gets: what of the client's goes on, and what the gateway adds.
 
-use ringway_config::snapshot::{Forward, Listener, Rewrite, Route, TraceStart};
+use ringway_config::snapshot::{Forward, Listener, Rewrite, Route, Service, TraceStart};
 use ringway_core::forwarded::{write_forwarded_element, write_ip};
 use ringway_core::http::{Framing, HeadLines, Name, RequestHead};
 use ringway_core::http::{claims_a_hop, is_look_alike, list, list_has_token};
@@ -12,12 +12,14 @@ use crate::connection::Connection;
 use crate::gate;
 use crate::request::Exchange;
 use crate::respond;
+use crate::time_left;
 
 /// Where a request goes.
 pub(crate) struct Destination<'a> {
     pub(crate) listener: &'a Listener,
     pub(crate) route: &'a Route,
     pub(crate) forward: &'a Forward,
+    pub(crate) service: &'a Service,
     pub(crate) host: &'a [u8],
     /// Whether the peer's forwarding headers are believed.
     pub(crate) trusted: bool,
@@ -26,14 +28,14 @@ pub(crate) struct Destination<'a> {
 /// Writes the head for the service.
 pub(crate) fn write_head(
     conn: &Connection,
-    exchange: &Exchange,
+    exchange: &mut Exchange,
     head: &[u8],
     request: &RequestHead<'_, '_>,
     to: &Destination<'_>,
     vars: &Vars<'_>,
     out: &mut Vec<u8>,
 ) {
-    let Destination { listener, route, forward, host, trusted } = *to;
+    let Destination { listener, route, forward, service, host, trusted } = *to;
     out.extend_from_slice(request.method.as_bytes());
     out.push(b' ');
     match &forward.rewrite {
@@ -60,6 +62,7 @@ pub(crate) fn write_head(
     let hops = if request.has(Name::MaxForwards) { max_forwards(request) } else { None };
     let tells_certificate = listener.tls.as_ref().is_some_and(|tls| tls.client_cert_header);
     let hides_fields = gate::hides_fields(conn, route);
+    let deadline = service.deadline_header.as_deref();
     let mut hides_cookies = false;
     HeadLines { head, headers: request.headers, names: request.names }.copy(out, |name, header| {
         let kept = match name {
@@ -68,6 +71,7 @@ pub(crate) fn write_head(
                     && (trusted || !claims_a_hop(header.name))
                     && !gate::vouches_for(conn, route, header.name)
                     && (exchange.call.is_none() || !call::is_rewritten(header.name))
+                    && deadline.is_none_or(|name| !name.eq_ignore_ascii_case(header.name))
             }
             Name::Accept | Name::UserAgent => true,
             Name::Host | Name::XRequestId => false,
@@ -108,6 +112,7 @@ pub(crate) fn write_head(
     if exchange.call.is_some() {
         call::write_time_left(conn, exchange, out);
     }
+    time_left::write(conn, exchange, service, request, out);
     out.extend_from_slice(b"X-Request-ID: ");
     out.extend_from_slice(exchange.id.as_bytes());
     out.extend_from_slice(b"\r\n");

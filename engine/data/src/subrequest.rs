@@ -18,11 +18,19 @@ use crate::upstream::Upstream;
 pub(crate) struct Limits {
     /// When the whole answer must be there, all tries together, on the core's clock.
     pub(crate) until: u64,
-    /// Bytes of the answer's body; more is [`Failure::BadAnswer`].
-    pub(crate) body_bytes_max: usize,
+    pub(crate) body: Keep,
     /// The service may get the request twice: a pooled connection that was closed just before it was used is made up
     /// for by a fresh one, once.
     pub(crate) may_repeat: bool,
+}
+
+/// What becomes of the answer's body.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Keep {
+    /// So many bytes; more is [`Failure::BadAnswer`].
+    UpTo(usize),
+    /// It is read, and dropped.
+    Nothing,
 }
 
 /// A whole answer, in a buffer of the core's.
@@ -30,6 +38,8 @@ pub(crate) struct Reply {
     /// The head, then the body.
     buffer: Buffer,
     head: usize,
+    /// From the request's sending to the answer's head, in microseconds.
+    pub(crate) head_us: u64,
 }
 
 impl Reply {
@@ -49,30 +59,52 @@ impl Reply {
 /// Uses `conn`'s row of deadlines, so that its client's going away ends the wait ([`Failure::ClientGone`]); nothing else
 /// of the client's connection is touched. Counts as any other request to the service, in flight, errors and time.
 pub(crate) async fn call(conn: &Connection, service: usize, request: &[u8], limits: Limits) -> Result<Reply, Failure> {
-    let result = attempt(conn, service, request, limits).await;
+    let endpoint = conn.view.services.get(service).map(|view| view.pick(&conn.worker, 0));
+    match endpoint {
+        Some(Some(endpoint)) => call_at(conn, service, endpoint, request, limits).await,
+        Some(None) => Err(counted(conn, service, Failure::NoEndpoint)),
+        None => Err(Failure::Internal),
+    }
+}
+
+/// As [`call`], of an endpoint that was chosen.
+pub(crate) async fn call_at(
+    conn: &Connection,
+    service: usize,
+    endpoint: usize,
+    request: &[u8],
+    limits: Limits,
+) -> Result<Reply, Failure> {
+    let result = attempt(conn, service, endpoint, request, limits).await;
     conn.timers.service(None, 0);
     // The request that waits goes on as if this had not been.
     conn.timers.forget(Slot::Request);
-    if let Err(failure) = &result
-        && let (Some(cell), Some(error)) = (conn.view.service_cell(service, conn.worker.id), failure.backend_error())
-    {
-        cell.record_error(error);
-    }
-    result
+    result.map_err(|failure| counted(conn, service, failure))
 }
 
-async fn attempt(conn: &Connection, service: usize, request: &[u8], limits: Limits) -> Result<Reply, Failure> {
-    let view = conn.view.services.get(service).ok_or(Failure::Internal)?;
-    let endpoint = view.pick(&conn.worker, 0).ok_or(Failure::NoEndpoint)?;
+fn counted(conn: &Connection, service: usize, failure: Failure) -> Failure {
+    if let (Some(cell), Some(error)) = (conn.view.service_cell(service, conn.worker.id), failure.backend_error()) {
+        cell.record_error(error);
+    }
+    failure
+}
+
+async fn attempt(
+    conn: &Connection,
+    service: usize,
+    endpoint: usize,
+    request: &[u8],
+    limits: Limits,
+) -> Result<Reply, Failure> {
     let outbound = Outbound::new(conn, service, endpoint)?;
     conn.timers.set(Slot::Request, limits.until);
     let (upstream, reused) = outbound.acquire(false).await?;
     let repeats = reused && limits.may_repeat && outbound.service.retry_stale;
-    match exchange(&outbound, upstream, request, limits.body_bytes_max).await {
+    match exchange(&outbound, upstream, request, limits.body).await {
         Err(broken) if matches!(broken, Broken::Refused) || (repeats && matches!(broken, Broken::Unanswered)) => {
             outbound.cell.stale_retries.add(1);
             let (upstream, _) = outbound.acquire(true).await?;
-            Ok(exchange(&outbound, upstream, request, limits.body_bytes_max).await?)
+            Ok(exchange(&outbound, upstream, request, limits.body).await?)
         }
         result => Ok(result?),
     }
@@ -83,7 +115,7 @@ async fn exchange(
     outbound: &Outbound<'_>,
     mut upstream: Upstream,
     request: &[u8],
-    body_bytes_max: usize,
+    keep: Keep,
 ) -> Result<Reply, Broken> {
     let clock = &outbound.conn.worker.clock;
     let begun = clock.lately();
@@ -91,17 +123,18 @@ async fn exchange(
     outbound.sent();
     outbound.arm_answer();
     let (mut buffer, mut length) = outbound.read_answer(&mut upstream, None).await?;
-    outbound.cell.latency.record_us(clock.now().saturating_sub(begun));
+    let head_us = clock.now().saturating_sub(begun);
+    outbound.cell.latency.record_us(head_us);
     let to_head = request.starts_with(b"HEAD ");
     for _ in 0..INTERIM_MAX {
         let Shape { status, framing, reusable } = judge(buffer.data().get(..length).unwrap_or_default(), to_head)?;
         if status >= 200 {
-            let is_spent = read_body(outbound, &mut upstream, &mut buffer, length, framing, body_bytes_max).await?;
+            let is_spent = read_body(outbound, &mut upstream, &mut buffer, length, framing, keep).await?;
             if taken && reusable && !is_spent {
                 outbound.conn.timers.service(None, 0);
                 upstream.give_back(clock.lately());
             }
-            return Ok(Reply { buffer, head: length });
+            return Ok(Reply { buffer, head: length, head_us });
         }
         buffer.consume(length);
         (buffer, length) = outbound.next_answer(&mut upstream, buffer).await?;
@@ -126,7 +159,7 @@ fn judge(head: &[u8], to_head: bool) -> Result<Shape, Failure> {
     }
 }
 
-/// Gathers the body behind the head, which is `head` bytes long. Gives back whether the connection must not be used
+/// Reads the body behind the head, which is `head` bytes long. Gives back whether the connection must not be used
 /// again: more came than the answer.
 async fn read_body(
     outbound: &Outbound<'_>,
@@ -134,11 +167,15 @@ async fn read_body(
     buffer: &mut Buffer,
     head: usize,
     framing: Framing,
-    bytes_max: usize,
+    keep: Keep,
 ) -> Result<bool, Failure> {
     let timers = &outbound.conn.timers;
     let idle = us(outbound.service.timeouts.idle);
-    if matches!(framing, Framing::Length(length) if length > bytes_max as u64) {
+    let (bytes_max, is_kept) = match keep {
+        Keep::UpTo(bytes) => (bytes, true),
+        Keep::Nothing => (0, false),
+    };
+    if is_kept && matches!(framing, Framing::Length(length) if length > bytes_max as u64) {
         return Err(Failure::BadAnswer);
     }
     let mut body = BodyDecoder::new(framing);
@@ -151,7 +188,9 @@ async fn read_body(
         let gathered = decoded.data.len();
         // What the transfer coding has left out leaves no gap.
         arrived.copy_within(decoded.data, 0);
-        end += gathered;
+        if is_kept {
+            end += gathered;
+        }
         buffer.narrow(0..end);
         if end - head > bytes_max {
             return Err(Failure::BadAnswer);
@@ -161,7 +200,9 @@ async fn read_body(
         }
         blocks.next().await;
         if buffer.room().is_empty() {
-            buffer.make_room((head + bytes_max + 1).min(buffer.len() * 2));
+            // What is not kept needs room for a piece at a time, and the head may have taken all of it.
+            let whole = if is_kept { head + bytes_max + 1 } else { usize::MAX };
+            buffer.make_room(whole.min(buffer.len() * 2));
         }
         timers.set(Slot::Service, outbound.conn.worker.clock.lately() + idle);
         loop {
@@ -193,7 +234,7 @@ mod tests {
 
     async fn ask(conn: &Connection, within: Duration, body_bytes_max: usize) -> Result<Reply, Failure> {
         let until = conn.worker.clock.now() + us(within);
-        call(conn, 0, REQUEST, Limits { until, body_bytes_max, may_repeat: true }).await
+        call(conn, 0, REQUEST, Limits { until, body: Keep::UpTo(body_bytes_max), may_repeat: true }).await
     }
 
     async fn ask_for(conn: &Connection, body_bytes_max: usize) -> Result<(u16, String), Failure> {
@@ -292,6 +333,33 @@ mod tests {
                 assert_eq!(ask_for(conn, 59_999).await, Err(Failure::BadAnswer));
                 assert_eq!(errors(conn), [("bad_answer", 1)]);
                 assert_eq!(gauges(conn), [0, 0, 0]);
+            });
+        }
+    }
+
+    #[test]
+    fn a_body_that_nobody_wants_takes_no_room_and_leaves_the_connection() {
+        let long: &'static str = Box::leak("x".repeat(300_000).into_boxed_str());
+        let by_length: &'static str =
+            Box::leak(format!("HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n{long}").into());
+        let chunked: &'static str = Box::leak(
+            format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n493E0\r\n{long}\r\n0\r\n\r\n").into(),
+        );
+        for answer in [by_length, chunked] {
+            let service = Service::start(move |_, stream, read_request| {
+                while read_request(stream) {
+                    let _ = stream.write_all(answer.as_bytes());
+                }
+            });
+            on_core(&service, async |conn: &Connection, _| {
+                for _ in 0..2 {
+                    let until = conn.worker.clock.now() + us(Duration::from_secs(10));
+                    let limits = Limits { until, body: Keep::Nothing, may_repeat: true };
+                    let reply = call(conn, 0, REQUEST, limits).await.unwrap();
+                    assert_eq!((status(&reply), reply.body().len()), (200, 0));
+                    assert!(reply.buffer.len() < 20_000);
+                    assert_eq!((gauges(conn), errors(conn)), ([0, 1, 1], vec![]));
+                }
             });
         }
     }

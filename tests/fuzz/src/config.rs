@@ -113,7 +113,11 @@ fn check_snapshot(snapshot: &Snapshot, text: &str) {
     for route in &snapshot.routes {
         assert!(!route.name.is_empty());
         match &route.action {
-            Action::Forward(forward) => assert!(forward.service < snapshot.services.len()),
+            Action::Forward(forward) => {
+                let mut services =
+                    forward.service.services().iter().chain(forward.mirror.iter().map(|mirror| &mirror.service));
+                assert!(services.all(|service| *service < snapshot.services.len()));
+            }
             Action::Redirect(redirect) => assert!((300..400).contains(&redirect.status)),
             Action::Respond(respond) => assert!((200..600).contains(&respond.status)),
         }

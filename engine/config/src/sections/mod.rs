@@ -23,6 +23,7 @@ mod key_list;
 mod listener;
 mod matching;
 mod metadata;
+mod mirror;
 mod outlier_ejection;
 mod overload;
 mod parameter;
@@ -36,6 +37,7 @@ mod route;
 mod security_headers;
 mod service;
 mod service_tls;
+mod split;
 mod tls;
 mod validate;
 

@@ -18,8 +18,10 @@ use super::deprecation::DeprecationSection;
 use super::headers::HeaderSection;
 use super::ip::IpSection;
 use super::matching::MatchSection;
+use super::mirror::MirrorSection;
 use super::retries::RouteRetries;
 use super::security_headers::SecurityHeadersChoice;
+use super::split::ServiceChoice;
 use super::validate::ValidateSection;
 use crate::decode::{Cx, Decode, OneOrMore, Spanned};
 use crate::error::Span;
@@ -42,8 +44,10 @@ shape! {
         r#match: MatchSection = "{}",
         /// Of the routes that match a request the one with the highest priority wins.
         priority: Int<-1_000_000, 1_000_000> = "0",
-        /// The service that requests are forwarded to.
-        service: Option<ServiceRef>,
+        /// The service that requests are forwarded to, by name, or several that share them.
+        service: Option<ServiceChoice>,
+        /// Copies of its requests for another service, whose answers are dropped.
+        mirror: Option<Spanned<MirrorSection>>,
         /// Answer with a redirect.
         redirect: Option<Spanned<RedirectSection>>,
         /// Answer with this.
@@ -365,7 +369,7 @@ impl Compiler {
     }
 }
 
-fn action(route: Route, span: Span, parameters: &[String], cx: &mut Cx) -> Option<Action> {
+fn action(mut route: Route, span: Span, parameters: &[String], cx: &mut Cx) -> Option<Action> {
     let given = [
         route.service.as_ref().map(|_| "`service`"),
         route.redirect.as_ref().map(|_| "`redirect`"),
@@ -378,7 +382,7 @@ fn action(route: Route, span: Span, parameters: &[String], cx: &mut Cx) -> Optio
         cx.error(span, message, None);
         return None;
     }
-    if let Some(service) = route.service {
+    if let Some(service) = route.service.take() {
         return forward(route, service, parameters, cx).map(Action::Forward);
     }
     for (key, span) in [
@@ -387,6 +391,7 @@ fn action(route: Route, span: Span, parameters: &[String], cx: &mut Cx) -> Optio
         ("request_headers", route.request_headers.as_ref().map(|section| section.span)),
         ("timeouts", route.timeouts.as_ref().map(|section| section.span)),
         ("upgrades", route.upgrades.as_ref().and_then(|list| list.0.as_ref()).map(|list| list.span)),
+        ("mirror", route.mirror.as_ref().map(|section| section.span)),
         ("retries", route.retries.as_ref().and_then(|retries| retries.0.as_ref()).map(|retries| retries.span)),
     ] {
         if let Some(span) = span {
@@ -399,7 +404,7 @@ fn action(route: Route, span: Span, parameters: &[String], cx: &mut Cx) -> Optio
     route.respond?.compile(cx).map(Action::Respond)
 }
 
-fn forward(route: Route, service: ServiceRef, parameters: &[String], cx: &mut Cx) -> Option<snapshot::Forward> {
+fn forward(route: Route, service: ServiceChoice, parameters: &[String], cx: &mut Cx) -> Option<snapshot::Forward> {
     let rewrite = match route.rewrite {
         Some(rewrite) => rewrite.compile(route.r#match.written(), parameters, cx),
         None => Some(Rewrite::Keep),
@@ -429,7 +434,9 @@ fn forward(route: Route, service: ServiceRef, parameters: &[String], cx: &mut Cx
             Some(own) => snapshot::RouteRetries::Own(own.value.compile()),
         },
     };
-    Some(snapshot::Forward { service: service.0, rewrite: rewrite?, host, timeouts, upgrades, retries })
+    let service = service.compile(cx)?;
+    let mirror = route.mirror.map(|section| Box::new(section.value.compile(&service, cx)));
+    Some(snapshot::Forward { service, mirror, rewrite: rewrite?, host, timeouts, upgrades, retries })
 }
 
 const WEBSOCKET: &str = "websocket";

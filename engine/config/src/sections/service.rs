@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use ringway_core::http::Name as HeaderField;
 use ringway_core::keepalive::KeepaliveSettings;
 use ringway_core::proxy_protocol::Version;
 
@@ -12,6 +13,7 @@ use super::discovery::DiscoverySection;
 pub use super::endpoint::Lookup;
 use super::endpoint::{Address, Endpoint};
 pub(crate) use super::endpoint::{Resolver, system_lookup};
+use super::headers::HeaderName;
 use super::health_check::HealthCheckSection;
 use super::key_list::Redis;
 use super::outlier_ejection::OutlierEjectionSection;
@@ -75,6 +77,9 @@ shape! {
         bulkhead: Option<BulkheadSection>,
         /// Finds out how many requests it can take at a time, by its latency, and lets no more be in flight; 503 above.
         adaptive_concurrency: Option<Spanned<AdaptiveSection>>,
+        /// The header that tells the service in how many milliseconds the answer must be there: what is left of the route's
+        /// `timeouts.request` or the time of one try, whichever is less. A client's own counts where that is less.
+        deadline_header: Option<Spanned<HeaderName>>,
         /// Tell the service the client's address with the PROXY protocol, `v1` or `v2`. Each request then has a connection of
         /// its own, which is not kept.
         proxy_protocol: Option<Version>,
@@ -192,9 +197,19 @@ impl Service {
             retries,
             retry_budget: budget.unwrap_or(Resilience::BUDGET),
             tls: tls.map(|tls| tls.service),
+            deadline_header: self.deadline_header.map(|name| deadline_header(name, cx)),
             proxy_protocol: self.proxy_protocol,
         }
     }
+}
+
+fn deadline_header(name: Spanned<HeaderName>, cx: &mut Cx) -> Arc<str> {
+    let Spanned { value: HeaderName(name), span } = name;
+    if HeaderField::of(&name) != HeaderField::Other || name == "grpc-timeout" {
+        let hint = "such as `X-Request-Timeout-Ms`";
+        cx.error(span, format!("the gateway writes `{name}` for another purpose"), hint);
+    }
+    Arc::from(name)
 }
 
 fn http2(

@@ -40,6 +40,8 @@ pub struct Service {
     pub retry_budget: BudgetSettings,
     /// `None`: in the clear.
     pub tls: Option<ServiceTls>,
+    /// The header that tells it how many milliseconds a request has left, in lower case; `None`: it is not told.
+    pub deadline_header: Option<Arc<str>>,
     /// Each connection begins with a PROXY header, and is not kept.
     pub proxy_protocol: Option<Version>,
 }

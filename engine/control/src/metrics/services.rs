@@ -79,7 +79,9 @@ fn resilience(out: &mut Exposition, published: &Published) {
     ];
     let retried = |service: usize| {
         let of_route = |route: &Arc<Route>| match &route.action {
-            Action::Forward(forward) => forward.service == service && matches!(forward.retries, RouteRetries::Own(_)),
+            Action::Forward(forward) => {
+                forward.service.services().contains(&service) && matches!(forward.retries, RouteRetries::Own(_))
+            }
             _ => false,
         };
         let known = published.snapshot.services.get(service);
