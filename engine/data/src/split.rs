@@ -32,6 +32,10 @@ fn choose_of(
     split: &Split,
     request: &RequestHead<'_, '_>,
 ) -> Option<usize> {
+    // Prepared again after a wait: it keeps its side.
+    if let Some(chosen) = exchange.service.filter(|chosen| split.services.contains(chosen)) {
+        return Some(chosen);
+    }
     let side = match overridden(conn, split, request) {
         Some(side) => side,
         None => split.shares.pick(key(conn, exchange, split, request))?,
