@@ -172,6 +172,34 @@ fn a_name_server_that_is_down_delays_the_start_and_does_not_prevent_it() {
 }
 
 #[test]
+fn what_is_known_of_an_endpoint_is_shown_and_a_change_of_it_costs_no_connection() {
+    let backend = named("one");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("endpoints.yaml");
+    let install = |known: &str| {
+        let new = directory.path().join("new");
+        fs::write(&new, format!("- {{ address: {}, {known} }}\n", backend.endpoint())).unwrap();
+        fs::rename(&new, &path).unwrap();
+    };
+    install("zone: eu-1, metadata: { version: v1, canary: true }");
+    let gateway = Gateway::start(&config(&format!("file: \"{}\"", path.display())));
+    let shown = || {
+        let page: serde_json::Value = serde_json::from_str(&gateway.admin("/services").1).unwrap();
+        let endpoint = &page[0]["endpoints"][0];
+        format!("{} {} {}", endpoint["weight"], endpoint["zone"], endpoint["metadata"])
+    };
+    assert_eq!(shown(), r#"1 "eu-1" {"canary":"true","version":"v1"}"#);
+    assert_eq!(answering(&gateway), set(&["one"]));
+    let before = backend.connections();
+    install("weight: 2, zone: eu-2");
+    settles_at(r#"2 "eu-2" null"#.to_owned(), shown);
+    let generation = gateway.metric("gateway_config_generation");
+    settles_at(true, || gateway.metric("gateway_worker_config_generation{worker=\"0\"}") >= generation);
+    assert_eq!(answering(&gateway), set(&["one"]));
+    assert_eq!(backend.connections(), before);
+}
+
+#[test]
 fn a_file_is_followed() {
     let (first, second) = (named("one"), named("two"));
     let directory = tempfile::tempdir().unwrap();

@@ -20,8 +20,8 @@ use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
 
 pub use self::service::{
-    Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, HashOn, Pool, Records, Service,
-    ServiceHttp2, ServiceTimeouts, ServiceTls,
+    Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, HashOn, Metadata, Pool, Records,
+    Service, ServiceHttp2, ServiceTimeouts, ServiceTls,
 };
 use crate::acme::Acme;
 use crate::resilience::Retries;

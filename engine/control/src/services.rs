@@ -1,5 +1,7 @@
 //! What operators see of services: their breakers and their endpoints, how those are and why.
 
+use std::collections::BTreeMap;
+
 use ringway_config::Hub;
 use ringway_config::hub::Published;
 use ringway_config::snapshot;
@@ -36,6 +38,10 @@ struct Endpoint {
     weight: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     share: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: BTreeMap<String, String>,
     /// Over all workers, as are the others.
     in_flight: u64,
     connections: u64,
@@ -112,6 +118,8 @@ fn of_endpoint(endpoint: &snapshot::Endpoint, health: &EndpointHealth, stats: &E
         backup: endpoint.is_backup,
         weight,
         share: Some(health.ramp()).filter(|ramp| *ramp < 100),
+        zone: endpoint.zone.as_ref().map(|zone| zone.to_string()),
+        metadata: endpoint.metadata.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
         in_flight: stats.in_flight(),
         connections: stats.open(),
         latency_ms: (latency_us > 0.0).then_some((latency_us / 10.0).round() / 100.0),

@@ -27,6 +27,8 @@ pub(crate) fn snapshot() -> Snapshot {
             address: EndpointAddress::Tcp(([127, 0, 0, 1], 9).into()),
             weight: 1,
             is_backup: false,
+            zone: None,
+            metadata: Arc::default(),
             tls: None,
         }],
         balance: Balance::RoundRobin,

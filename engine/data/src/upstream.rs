@@ -176,11 +176,7 @@ impl EndpointPool {
 
     /// Whether the pool of a newer configuration may go on with this one's connections.
     pub(crate) fn serves(&self, endpoint: &Endpoint, settings: &Pool, stats: &Arc<EndpointStats>) -> bool {
-        let Endpoint { label: _, address, weight: _, is_backup: _, tls } = endpoint;
-        self.endpoint.address == *address
-            && self.endpoint.tls == *tls
-            && self.settings == *settings
-            && Arc::ptr_eq(&self.stats, stats)
+        self.endpoint.is_place_of(endpoint) && self.settings == *settings && Arc::ptr_eq(&self.stats, stats)
     }
 
     /// Closes the idle connections and keeps none any more.

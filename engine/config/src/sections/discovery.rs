@@ -139,18 +139,22 @@ pub fn read_endpoints(name: &str, text: &str, tls: Option<&EndpointTls>) -> Resu
     };
     let mut known = HashSet::new();
     let mut endpoints = Vec::new();
-    for Endpoint { address, weight, is_backup } in written {
-        let label: Arc<str> = address.value.to_string().into();
-        let address = match address.value {
-            Address::Ip(ip) => EndpointAddress::Tcp(ip),
-            Address::Unix(path) => EndpointAddress::Unix(path),
+    for written in written {
+        let label: Arc<str> = written.address.value.to_string().into();
+        let address = match &written.address.value {
+            Address::Ip(ip) => EndpointAddress::Tcp(*ip),
+            Address::Unix(path) => EndpointAddress::Unix(path.clone()),
             Address::Name { .. } => {
-                cx.error(address.span, format!("`{label}`: a file names addresses"), "names are found by `dns`");
+                cx.error(
+                    written.address.span,
+                    format!("`{label}`: a file names addresses"),
+                    "names are found by `dns`",
+                );
                 continue;
             }
         };
         if known.insert(address.clone()) {
-            endpoints.push(snapshot::Endpoint { label, address, weight, is_backup, tls: tls.cloned() });
+            endpoints.push(written.at(label, address, tls.cloned()));
         }
     }
     if cx.sink.is_clean() { Ok(endpoints) } else { Err(cx.sink.into_errors()) }
@@ -170,11 +174,18 @@ mod tests {
         assert_eq!(found, [("127.0.0.1:80", 1), ("127.0.0.1:81", 3), ("unix:/a", 1)]);
         assert_eq!(read(r#"["127.0.0.1:80", {"address": "127.0.0.1:81"}]"#).unwrap().len(), 2);
         assert_eq!(read("[]").unwrap().len(), 0);
+        let known = read("{ address: 127.0.0.1:80, zone: eu-1, metadata: { version: 2, os: a b } }").unwrap();
+        let metadata: Vec<_> = known[0].metadata.iter().map(|(name, value)| (&**name, &**value)).collect();
+        assert_eq!((known[0].zone.as_deref(), metadata), (Some("eu-1"), vec![("os", "a b"), ("version", "2")]));
         for (text, said) in [
             ("- a.example:80\n- 127.0.0.1:81", "list:1:3: `a.example:80`: a file names addresses"),
             ("- { address: 127.0.0.1:80, wieght: 3 }", "wieght"),
             ("", "the file is empty"),
             ("- 127.0.0.1", "127.0.0.1:8080"),
+            ("- { address: 127.0.0.1:80, zone: \"\" }", "from 1 to 64"),
+            ("- { address: 127.0.0.1:80, metadata: { a: 1, a: 2 } }", "occurs twice"),
+            ("- { address: 127.0.0.1:80, metadata: { a b: 1 } }", "letters, digits and `-._/:`"),
+            ("- { address: 127.0.0.1:80, metadata: { a: [] } }", "expected text"),
             ("- [", "list"),
         ] {
             let errors = read(text).unwrap_err();

@@ -5,13 +5,15 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
+use super::metadata::{Label, Metadata};
 use crate::decode::{Cx, Decode, Spanned};
 use crate::scalar::Int;
 use crate::shape::shape;
-use crate::snapshot::EndpointAddress;
+use crate::snapshot::{self, EndpointAddress, EndpointTls};
 use crate::tree::{Node, Value};
 
 shape! {
@@ -24,29 +26,48 @@ shape! {
         weight: Int<0, 65_535> = "1",
         /// It gets requests only when too few of the others are usable (`panic_threshold`).
         backup: bool = "false",
+        /// Where it is, as the gateway's own zone is named.
+        zone: Option<Label>,
+        /// Whatever else is known of it: `{ version: v2 }`.
+        metadata: Metadata = "{}",
     }
 }
 
-/// `host:port`, `unix:/path`, or a section with the address and a weight.
+/// `host:port`, `unix:/path`, or a section with the address and more.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) address: Spanned<Address>,
     pub(crate) weight: u32,
     pub(crate) is_backup: bool,
+    pub(crate) zone: Option<Arc<str>>,
+    pub(crate) metadata: snapshot::Metadata,
+}
+
+impl Endpoint {
+    pub(crate) fn plain(address: Spanned<Address>) -> Self {
+        Self { address, weight: 1, is_backup: false, zone: None, metadata: Arc::default() }
+    }
+
+    /// What it stands for at one of its addresses.
+    pub(crate) fn at(&self, label: Arc<str>, address: EndpointAddress, tls: Option<EndpointTls>) -> snapshot::Endpoint {
+        let (zone, metadata) = (self.zone.clone(), Arc::clone(&self.metadata));
+        snapshot::Endpoint { label, address, weight: self.weight, is_backup: self.is_backup, zone, metadata, tls }
+    }
 }
 
 impl Decode for Endpoint {
     fn kind() -> String {
-        format!("{}, or a section of `address`, `weight` and `backup`", Address::kind())
+        format!("{}, or a section of keys", Address::kind())
     }
 
     fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
         match &node.value {
             Value::Map(_) => {
-                let Weighted { address, weight, backup } = Weighted::decode(node, cx)?;
-                Some(Self { address, weight: weight.0 as u32, is_backup: backup })
+                let Weighted { address, weight, backup, zone, metadata } = Weighted::decode(node, cx)?;
+                let (zone, metadata) = (zone.map(|zone| zone.0), metadata.0);
+                Some(Self { address, weight: weight.0 as u32, is_backup: backup, zone, metadata })
             }
-            _ => Some(Self { address: Spanned::decode(node, cx)?, weight: 1, is_backup: false }),
+            _ => Some(Self::plain(Spanned::decode(node, cx)?)),
         }
     }
 

@@ -20,6 +20,7 @@ mod ip;
 mod key_list;
 mod listener;
 mod matching;
+mod metadata;
 mod outlier_ejection;
 mod parameter;
 mod process;

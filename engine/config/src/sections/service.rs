@@ -226,7 +226,8 @@ fn endpoints(
 ) -> Vec<snapshot::Endpoint> {
     let mut first: HashMap<Address, Span> = HashMap::new();
     let (mut endpoints, mut known) = (Vec::new(), HashSet::new());
-    for Endpoint { address, weight, is_backup } in written {
+    for written in written {
+        let address = &written.address;
         if let Some(at) = first.get(&address.value) {
             let place = cx.sink.place(*at);
             cx.error(
@@ -237,14 +238,12 @@ fn endpoints(
             continue;
         }
         first.insert(address.value.clone(), address.span);
-        let tls = tls.and_then(|tls| tls.of_endpoint(&address, cx));
+        let tls = tls.and_then(|tls| tls.of_endpoint(address, cx));
         match resolver.resolve(&address.value) {
             Ok(found) => {
                 for (label, address) in found {
                     if known.insert(address.clone()) {
-                        let tls = tls.clone();
-                        let label = Arc::from(label);
-                        endpoints.push(snapshot::Endpoint { label, address, weight, is_backup, tls });
+                        endpoints.push(written.at(label.into(), address, tls.clone()));
                     }
                 }
             }

@@ -91,8 +91,21 @@ pub struct Endpoint {
     pub weight: u32,
     /// It gets requests only when too few of the others are usable.
     pub is_backup: bool,
+    /// Where it is.
+    pub zone: Option<Arc<str>>,
+    pub metadata: Metadata,
     /// `None`: in the clear.
     pub tls: Option<EndpointTls>,
+}
+
+/// Whatever else is known of an endpoint: names with their values, sorted.
+pub type Metadata = Arc<[(Arc<str>, Arc<str>)]>;
+
+impl Endpoint {
+    /// Whether connections to both are the same, whatever else is known of them.
+    pub fn is_place_of(&self, other: &Self) -> bool {
+        self.address == other.address && self.tls == other.tls
+    }
 }
 
 /// How an endpoint is secured.

@@ -1,6 +1,7 @@
 //! Endpoints from DNS.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
@@ -40,6 +41,8 @@ pub(super) async fn find(mut found: Found, name: &str, records: Records, port: u
                     address: EndpointAddress::Tcp(address),
                     weight,
                     is_backup: false,
+                    zone: None,
+                    metadata: Arc::default(),
                     tls: tls.clone(),
                 };
                 found.learn(found_now.into_iter().take(ENDPOINTS_MAX).map(endpoint).collect());

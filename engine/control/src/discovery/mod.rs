@@ -170,6 +170,8 @@ mod tests {
             address: EndpointAddress::Tcp(([127, 0, 0, 1], *port).into()),
             weight: 1,
             is_backup: false,
+            zone: None,
+            metadata: Arc::default(),
             tls: None,
         };
         ports.iter().map(endpoint).collect()
