@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringway_core::ejection::EjectionSettings;
-use ringway_core::health::{Candidate, Chosen, EndpointHealth, Fleet, choose};
+use ringway_core::health::{EndpointHealth, Fleet};
+use ringway_core::members::{Candidate, Chosen, Rules, choose};
 
 use crate::snapshot::{Endpoint, Service, Snapshot};
 
@@ -103,13 +104,17 @@ impl Health {
 
     /// The service's endpoints as they are now, and among whom it is to be balanced.
     pub fn choose(&self, service: &Service) -> (Vec<Candidate>, Chosen) {
+        let own_zone = service.zones.as_ref().map(|zones| &zones.own);
         let of = |(endpoint, health): (&Endpoint, &Arc<EndpointHealth>)| Candidate {
             weight: health.weight(endpoint.weight),
+            full_weight: health.full_weight(endpoint.weight),
             is_usable: health.is_usable(),
-            is_backup: endpoint.is_backup,
+            priority: endpoint.priority,
+            is_local: own_zone.is_some() && endpoint.zone.as_ref() == own_zone,
         };
         let candidates: Vec<_> = self.targets.iter().zip(&self.endpoints).map(of).collect();
-        let chosen = choose(&candidates, service.watch.panic_threshold);
+        let capacity = service.zones.as_ref().map(|zones| zones.capacity);
+        let chosen = choose(&candidates, Rules { panic_threshold: service.watch.panic_threshold, capacity });
         (candidates, chosen)
     }
 }

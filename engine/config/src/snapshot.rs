@@ -21,7 +21,7 @@ use ringway_core::template::{HeaderOps, Template};
 
 pub use self::service::{
     Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, HashOn, Metadata, Pool, Records,
-    Service, ServiceHttp2, ServiceTimeouts, ServiceTls,
+    Service, ServiceHttp2, ServiceTimeouts, ServiceTls, Zones,
 };
 use crate::acme::Acme;
 use crate::resilience::Retries;

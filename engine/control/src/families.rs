@@ -120,6 +120,8 @@ families! {
         "Endpoints of a service whose endpoints are looked for."
     SERVICE_PANIC = Gauge "gateway_service_panic" "" ["service"]
         "1 while too few of a service's endpoints are usable, so that all are used."
+    LOCAL_SHARE = Gauge "gateway_service_local_share" "" ["service"]
+        "Share of a service's requests that go to endpoints of the gateway's own zone: 1 as long as those can carry them; of services with zones."
     ENDPOINT_WEIGHT = Gauge "gateway_endpoint_weight" "" ["service", "endpoint"]
         "An endpoint's weight now: less while it recovers, 0 where an operator has taken it out."
     ENDPOINT_LATENCY = Gauge "gateway_endpoint_latency_seconds" "seconds" ["service", "endpoint"]

@@ -29,6 +29,7 @@ pub mod limit;
 pub mod log_line;
 pub mod log_queue;
 pub mod maglev;
+pub mod members;
 pub mod path;
 pub mod proxy_protocol;
 pub mod request_id;

@@ -14,6 +14,7 @@ use ringway_core::auth_service::AuthService;
 use ringway_core::balance::{Balancer, Kind};
 use ringway_core::health::Fleet;
 use ringway_core::maglev::Maglev;
+use ringway_core::members::Members;
 use ringway_core::stats::{RouteStats, ServiceCell};
 
 use crate::auth_service::AuthState;
@@ -41,13 +42,6 @@ pub(crate) struct ServiceView {
     pub(crate) pools: Vec<Rc<EndpointPool>>,
 }
 
-/// The endpoints among whom the core balances.
-struct Members {
-    balancer: Balancer,
-    /// Of the service's endpoints, by the balancer's indices.
-    endpoints: Box<[usize]>,
-}
-
 impl View {
     /// Joins a snapshot with this core's pools; those of `old` whose endpoint is unchanged go on with their
     /// connections, the others are closed.
@@ -72,7 +66,7 @@ impl View {
                 let pools = pools.collect();
                 let epoch = Cell::new(health.fleet.epoch());
                 let (service, fleet) = (Arc::clone(service), Arc::clone(&health.fleet));
-                let members = RefCell::new(Members::choose(health, &service));
+                let members = RefCell::new(choose(health, &service));
                 Some(ServiceView { service, index, published: Arc::clone(&published), fleet, epoch, members, pools })
             })
             .collect();
@@ -144,26 +138,25 @@ fn auth_states(published: &Published, old: Option<&View>) -> Vec<Option<Rc<AuthS
     published.snapshot.authenticators.iter().map(state_of).collect()
 }
 
-impl Members {
-    /// What the endpoints are like now decides.
-    fn choose(health: &Health, service: &Service) -> Self {
-        let (candidates, chosen) = health.choose(service);
-        let weight = |index: &usize| candidates.get(*index).map_or(1, |candidate| candidate.weight);
-        let weights: Vec<u32> = chosen.members.iter().map(weight).collect();
+/// Among whom a core balances; what the endpoints are like now decides.
+fn choose(health: &Health, service: &Service) -> Members {
+    let (candidates, chosen) = health.choose(service);
+    let weight = |index: &usize| candidates.get(*index).map_or(1, |candidate| candidate.weight);
+    Members::new(chosen, |endpoints| {
+        let weights: Vec<u32> = endpoints.iter().map(weight).collect();
         let of_kind = |kind| Balancer::new(kind, &weights);
-        let balancer = match &service.balance {
+        match &service.balance {
             Balance::RoundRobin => of_kind(Kind::RoundRobin),
             Balance::LeastLoaded => of_kind(Kind::LeastLoaded),
             Balance::PeakEwma => of_kind(Kind::PeakEwma),
             Balance::Random => of_kind(Kind::Random),
             Balance::ConsistentHash(_) => {
                 let name = |index: &usize| health.targets.get(*index).map_or("", |endpoint| &*endpoint.label);
-                let named = chosen.members.iter().map(name).zip(weights);
+                let named = endpoints.iter().map(name).zip(weights);
                 Balancer::ConsistentHash(Maglev::new(named, health.targets.len()))
             }
-        };
-        Self { balancer, endpoints: chosen.members.into() }
-    }
+        }
+    })
 }
 
 impl ServiceView {
@@ -171,13 +164,8 @@ impl ServiceView {
     #[inline]
     pub(crate) fn pick(&self, worker: &Worker, key: u32) -> Option<usize> {
         self.look();
-        let mut members = self.members.borrow_mut();
-        let Members { balancer, endpoints } = &mut *members;
-        if let [only] = **endpoints {
-            return Some(only);
-        }
-        let load = |member: usize| {
-            let Some(pool) = endpoints.get(member).and_then(|endpoint| self.pools.get(*endpoint)) else { return 0 };
+        let load = |endpoint: usize| {
+            let Some(pool) = self.pools.get(endpoint) else { return 0 };
             match self.service.balance {
                 Balance::PeakEwma => pool.health.latency.cost(pool.stats.in_flight(), worker.clock.lately()),
                 _ => pool.stats.in_flight(),
@@ -188,8 +176,7 @@ impl ServiceView {
             (1.., Balance::ConsistentHash(_)) => u64::from(key) << 32,
             _ => worker.random(),
         };
-        let member = balancer.pick(random, None, load)?;
-        endpoints.get(member).copied()
+        self.members.borrow_mut().pick(random, load)
     }
 
     /// Chooses the members anew where something of an endpoint has changed.
@@ -205,7 +192,7 @@ impl ServiceView {
     fn choose(&self, epoch: u64) {
         self.epoch.set(epoch);
         if let Some(health) = self.published.health.get(self.index) {
-            *self.members.borrow_mut() = Members::choose(health, &self.service);
+            *self.members.borrow_mut() = choose(health, &self.service);
         }
     }
 
@@ -231,9 +218,8 @@ impl ServiceView {
         }
         let is_tried = |endpoint: usize| tried & 1 << endpoint.min(63) != 0;
         let members = self.members.borrow();
-        let start = worker.random() as usize % members.endpoints.len().max(1);
-        let (before, after) = members.endpoints.split_at(start);
-        let others = || after.iter().chain(before).copied().filter(|endpoint| Some(*endpoint) != refused);
+        let start = worker.random();
+        let others = || members.around(start).filter(|endpoint| Some(*endpoint) != refused);
         let found = others().find(|endpoint| !is_tried(*endpoint) && lets_pass(*endpoint));
         found.or_else(|| others().find(|endpoint| is_tried(*endpoint) && lets_pass(*endpoint)))
     }

@@ -35,6 +35,7 @@ mod service;
 mod service_tls;
 mod tls;
 mod validate;
+mod zones;
 
 pub(crate) use access::DefaultsSection;
 pub(crate) use acme::{AcmeOf, AcmeSection, count_names};
@@ -51,6 +52,7 @@ pub(crate) use route::{Compiler, Route};
 pub use service::Lookup;
 pub(crate) use service::{Resolver, Service, check_fallbacks, system_lookup};
 
+use self::metadata::Label;
 use crate::decode::{Items, Lenient, Spanned};
 use crate::scalar::OrOff;
 use crate::shape::shape;
@@ -69,6 +71,8 @@ shape! {
         audit_log: Lenient<AuditLog> = "stderr",
         /// How the process ends after SIGTERM or SIGINT.
         drain: Lenient<DrainSection> = "{}",
+        /// Where the gateway is, as its endpoints' `zone` is named; what `services[].zones` goes by.
+        zone: Option<Label>,
         /// Limits of the process as a whole.
         limits: Lenient<LimitsSection> = "{}",
         /// The Redis that the gateways of a fleet share. `off`: each gateway stands alone.

@@ -15,6 +15,7 @@ use super::outlier_ejection::OutlierEjectionSection;
 use super::retries::RetriesSection;
 use super::route::ServiceRef;
 use super::service_tls::{Compiled, ServiceTlsSection};
+use super::zones::ZonesSection;
 use crate::decode::{Cx, Decode, OneOrMore, Spanned};
 use crate::error::Span;
 use crate::health::Watch;
@@ -52,9 +53,11 @@ shape! {
         health_check: Option<Spanned<HealthCheckSection>>,
         /// Leaves endpoints out for a while that answer badly.
         outlier_ejection: Option<Spanned<OutlierEjectionSection>>,
-        /// Share of the endpoints that must be usable. Where fewer are, the `backup` ones join them, and where there are none,
+        /// Share of the endpoints that must be usable. Where fewer are, those of the next `priority` join them, and where there are none,
         /// all are used, whatever is known of them. `0%`: what is not usable is never used.
         panic_threshold: Percent<0, 100> = "50%",
+        /// Requests stay in the gateway's own zone. Without it: zones do not matter.
+        zones: Option<Spanned<ZonesSection>>,
         /// Connections that are kept for the next request.
         pool: PoolSection = "{}",
         /// How long the service may take.
@@ -119,7 +122,13 @@ choice! {
 }
 
 impl Service {
-    pub(crate) fn compile(self, resolver: &mut Resolver<'_>, cx: &mut Cx) -> snapshot::Service {
+    /// `zone`: the gateway's own.
+    pub(crate) fn compile(
+        self,
+        resolver: &mut Resolver<'_>,
+        zone: Option<&Arc<str>>,
+        cx: &mut Cx,
+    ) -> snapshot::Service {
         let tls = self.tls.and_then(|tls| tls.value.compile(tls.span, cx));
         let http2 = http2(&self.protocol, self.http2, cx);
         if http2.is_some() && self.proxy_protocol.is_some() {
@@ -150,6 +159,7 @@ impl Service {
                 ejection: self.outlier_ejection.map(|ejection| ejection.compile(cx)),
                 panic_threshold: self.panic_threshold.0,
             },
+            zones: self.zones.and_then(|zones| zones.compile(zone, cx)),
             pool: snapshot::Pool {
                 // Whose connection it is was said when it began.
                 idle_per_endpoint: if self.proxy_protocol.is_some() { 0 } else { self.pool.idle.0 as usize },

@@ -22,6 +22,8 @@ pub struct Service {
     pub discovery: Option<Discovery>,
     pub balance: Balance,
     pub watch: Watch,
+    /// `None`: zones do not matter.
+    pub zones: Option<Zones>,
     pub pool: Pool,
     pub timeouts: ServiceTimeouts,
     /// Send a request again, once, on a fresh connection when a pooled one turns out to have been closed before
@@ -36,6 +38,14 @@ pub struct Service {
     pub tls: Option<ServiceTls>,
     /// Each connection begins with a PROXY header, and is not kept.
     pub proxy_protocol: Option<Version>,
+}
+
+/// Requests stay in the gateway's own zone as long as that can carry them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Zones {
+    pub own: Arc<str>,
+    /// Percent of what its endpoints have to carry that they can, when all are well.
+    pub capacity: u32,
 }
 
 /// TLS to a service, as far as it is the same for its endpoints.
@@ -89,8 +99,8 @@ pub struct Endpoint {
     pub address: EndpointAddress,
     /// 0: it gets no requests.
     pub weight: u32,
-    /// It gets requests only when too few of the others are usable.
-    pub is_backup: bool,
+    /// 0 comes first; those of a later one get requests only when too few of the others are usable.
+    pub priority: u8,
     /// Where it is.
     pub zone: Option<Arc<str>>,
     pub metadata: Metadata,

@@ -1,0 +1,70 @@
+//! Zones, priorities, sessions and subsets: good sections, bad sections and what is said about them.
+
+mod common;
+
+use common::compiled;
+use ringway_config::Snapshot;
+use ringway_config::snapshot::Zones;
+
+/// The lines of `text` are the fourth and later ones.
+fn with(text: &str) -> String {
+    format!(
+        "listeners:\n- {{ name: public, address: 127.0.0.1:3000 }}\nservices: [{{ name: app, endpoints: 127.0.0.1:1 }}]\n{text}"
+    )
+}
+
+#[track_caller]
+fn good(text: &str) -> Snapshot {
+    compiled(text).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+#[track_caller]
+fn said(text: &str, expected: &str) {
+    let said = compiled(text).unwrap_err().to_string();
+    let (errors, _) = said.rsplit_once('\n').unwrap_or((&said, ""));
+    assert_eq!(errors, expected, "about\n{text}");
+}
+
+/// One service, whose section has the second line.
+fn of_service(section: &str) -> String {
+    format!(
+        "services:\n- {{ name: app, endpoints: 127.0.0.1:1, {section} }}\nlisteners:\n- {{ name: public, address: 127.0.0.1:3000 }}\n"
+    )
+}
+
+#[test]
+fn zones() {
+    assert_eq!(
+        good(&of_service("zones: {}, balance: random").replace("services", "zone: a\nservices")).services[0].zones,
+        Some(Zones { own: "a".into(), capacity: 140 })
+    );
+    assert_eq!(good(&with("zone: a\n")).services[0].zones, None);
+    said(
+        &of_service("zones: { prefer: local }"),
+        "f:2:47: the gateway does not know its own zone\n    hint: say `zone: NAME` at the top level",
+    );
+    said(
+        &of_service("zones: { prefer: far, capacity: 99% }"),
+        "f:2:57: expected one of `local`, found `far`\nf:2:72: expected a share from 100% to 250%, found `99%`",
+    );
+    said(
+        &with("zone: a b\n"),
+        "f:4:7: expected a name: letters, digits and `-._/:`, found `a b`\n    hint: from 1 to 64 of them",
+    );
+}
+
+#[test]
+fn priorities() {
+    let priority = |section: &str| {
+        let text = of_service("balance: random")
+            .replace("127.0.0.1:1,", &format!("[{{ address: \"127.0.0.1:1\", {section} }}],"));
+        compiled(&text).map(|snapshot| snapshot.services[0].endpoints[0].priority).map_err(|errors| errors.to_string())
+    };
+    for (section, expected) in
+        [("weight: 1", 0), ("backup: true", 1), ("priority: 127", 127), ("priority: 3, backup: true", 3)]
+    {
+        assert_eq!(priority(section), Ok(expected), "{section}");
+    }
+    assert!(priority("priority: 0, backup: true").unwrap_err().contains("a backup does not come first"));
+    assert!(priority("priority: 128").unwrap_err().contains("from 0 to 127"));
+}
