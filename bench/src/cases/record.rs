@@ -31,6 +31,7 @@ pub const LINE: Line<'static> = Line {
     grpc_status: None,
     attempts: 1,
     circuit_breaker: None,
+    session: None,
     tunnel: None,
 };
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ringway_core::ejection::EjectionSettings;
 use ringway_core::health::{EndpointHealth, Fleet};
 use ringway_core::members::{Candidate, Chosen, Rules, choose};
+use ringway_core::sticky::Sessions;
 
 use crate::snapshot::{Endpoint, Service, Snapshot};
 
@@ -67,6 +68,8 @@ pub struct Health {
     pub targets: Arc<[Endpoint]>,
     /// By target.
     pub endpoints: Vec<Arc<EndpointHealth>>,
+    /// Of a service whose sessions stay.
+    pub sessions: Option<Sessions>,
 }
 
 impl Health {
@@ -99,7 +102,11 @@ impl Health {
                 health.reinstate();
             }
         }
-        Self { fleet, targets: Arc::clone(targets), endpoints }
+        let sessions = service.sticky.as_ref().map(|sticky| {
+            let names = targets.iter().map(|endpoint| &*endpoint.label);
+            Sessions::new(sticky.secret.bytes(), &service.name, names)
+        });
+        Self { fleet, targets: Arc::clone(targets), endpoints, sessions }
     }
 
     /// The service's endpoints as they are now, and among whom it is to be balanced.

@@ -5,6 +5,7 @@ mod common;
 use common::compiled;
 use ringway_config::Snapshot;
 use ringway_config::snapshot::Zones;
+use ringway_config::sticky::{Secure, Sticky};
 
 /// The lines of `text` are the fourth and later ones.
 fn with(text: &str) -> String {
@@ -67,4 +68,38 @@ fn priorities() {
     }
     assert!(priority("priority: 0, backup: true").unwrap_err().contains("a backup does not come first"));
     assert!(priority("priority: 128").unwrap_err().contains("from 0 to 127"));
+}
+
+#[test]
+fn sessions() {
+    let sticky = |section: &str| -> Sticky {
+        let mut snapshot = good(&of_service(&format!("sticky: {section}")));
+        std::sync::Arc::into_inner(snapshot.services.remove(0)).expect("the only one").sticky.expect("sessions")
+    };
+    let simple = sticky("{ cookie: stay }");
+    assert_eq!((&*simple.cookie, &*simple.attributes), ("stay", "; Path=/; HttpOnly; SameSite=Lax"));
+    assert_eq!((simple.secure, simple.is_indirect, simple.secret.bytes().len()), (Secure::Auto, false, 32));
+    assert_eq!(simple, sticky("{ cookie: stay }"), "one secret for the process");
+    let full = sticky(
+        "{ cookie: stay, secret: 0123456789abcdef, ttl: 1h, path: /a, same_site: none, secure: true, http_only: false, \
+         indirect: true }",
+    );
+    assert_eq!(&*full.attributes, "; Path=/a; Max-Age=3600; SameSite=None");
+    assert_eq!((full.secure, full.is_indirect, full.secret.bytes()), (Secure::Always, true, &b"0123456789abcdef"[..]));
+    assert!(!format!("{full:?}").contains("0123456789"));
+
+    for (section, expected) in [
+        ("{}", "the key `cookie` is missing"),
+        ("{ cookie: a b }", "a token of up to 64 characters"),
+        ("{ cookie: a, secret: short }", "the secret has 5 bytes: fewer than 16"),
+        ("{ cookie: a, path: shop }", "such as `/` or `/shop`"),
+        ("{ cookie: a, path: /a;b }", "such as `/` or `/shop`"),
+        ("{ cookie: a, same_site: none, secure: false }", "browsers drop a cookie with `same_site: none`"),
+        ("{ cookie: __Host-a, path: /a }", "whose `path` is not `/`"),
+        ("{ cookie: __Secure-a, secure: false }", "that is not `secure`"),
+        ("{ cookie: a, ttl: 1ms }", "expected a duration from 1s"),
+    ] {
+        let said = compiled(&of_service(&format!("sticky: {section}"))).unwrap_err().to_string();
+        assert!(said.contains(expected), "{section}: {said}");
+    }
 }

@@ -92,6 +92,9 @@ families! {
         "Tries after a request's first one: success, or failure (no answer, or one to be tried again)."
     RETRIES_DENIED = Counter "gateway_retries_denied_total" "" ["service", "reason"]
         "Failed tries that were to be followed by another one, but budget (used up) or breaker (open) forbade it."
+    STICKY_REQUESTS = Counter "gateway_sticky_requests_total" "" ["service", "session"]
+        "Answers of a sticky service, by the client's session: new (it had none), kept, moved (its endpoint is not usable), unknown (its cookie \
+         is forged, or that of an endpoint that is gone)."
     BREAKER_STATE = Gauge "gateway_circuit_breaker_state" "" ["service", "endpoint"]
         "State of a circuit breaker: 0 closed, 1 half-open, 2 open; endpoint \"\" is the service's own."
     BREAKER_TRANSITIONS = Counter "gateway_circuit_breaker_transitions_total" "" ["service", "endpoint", "to"]

@@ -32,6 +32,7 @@ pub(crate) fn snapshot() -> Snapshot {
             tls: None,
         }],
         balance: Balance::RoundRobin,
+        sticky: None,
         zones: None,
         watch: ringway_config::health::Watch { check: None, ejection: None, panic_threshold: 50 },
         pool: Pool { idle_per_endpoint: 1, connections_per_endpoint: None, idle: second, max_age: None, http2: None },

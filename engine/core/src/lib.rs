@@ -36,6 +36,7 @@ pub mod request_id;
 pub mod retry_budget;
 pub mod router;
 pub mod stats;
+pub mod sticky;
 mod strict_json;
 pub mod template;
 pub mod timestamp;

@@ -47,6 +47,9 @@ pub struct Line<'a> {
     pub attempts: u8,
     /// What was answered while a circuit breaker was open: `open` (a refusal) or `fallback`; not written else.
     pub circuit_breaker: Option<&'static str>,
+    /// What became of the client's session with an endpoint: `new`, `kept`, `moved` or `unknown`; not written where services
+    /// have none.
+    pub session: Option<&'static str>,
     /// What became of the connection after an upgrade; not written where there was none.
     pub tunnel: Option<Tunnel<'a>>,
 }
@@ -134,6 +137,11 @@ impl Formatter {
         if let Some(breaker) = line.circuit_breaker {
             out.extend_from_slice(b",\"circuitBreaker\":\"");
             out.extend_from_slice(breaker.as_bytes());
+            out.push(b'"');
+        }
+        if let Some(session) = line.session {
+            out.extend_from_slice(b",\"session\":\"");
+            out.extend_from_slice(session.as_bytes());
             out.push(b'"');
         }
         if let Some(tunnel) = &line.tunnel {
@@ -248,6 +256,7 @@ mod tests {
         grpc_status: None,
         attempts: 1,
         circuit_breaker: None,
+        session: None,
         tunnel: None,
     };
 
@@ -369,6 +378,7 @@ mod tests {
                 grpc_status: Some(u8::MAX),
                 attempts: u8::MAX,
                 circuit_breaker: Some("fallback"),
+                session: Some("unknown"),
                 tunnel: Some(Tunnel { protocol: &long, open_us: u64::MAX, bytes_in: u64::MAX, bytes_out: u64::MAX }),
             };
             let text = written(&line);
@@ -392,7 +402,7 @@ mod tests {
                 client_ip: &client_ip, user_agent: user_agent.as_deref(), user_id: user_id.as_deref(),
                 rate_limit_remaining, backend_service: backend_service.as_deref(),
                 backend_latency_us: Some(backend_latency_us), http_version: None, concurrency_limit: None,
-                tls: TlsFacts::NONE, grpc_status: None, attempts: 1, circuit_breaker: None, tunnel: None,
+                tls: TlsFacts::NONE, grpc_status: None, attempts: 1, circuit_breaker: None, session: None, tunnel: None,
             });
             prop_assert!(text.len() <= LINE_BYTES_MAX);
             prop_assert_eq!(text.find('\n'), Some(text.len() - 1));

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crossbeam::utils::CachePadded;
 
 use crate::grpc::Status;
+use crate::sticky::Outcome;
 
 /// A number with one writer.
 #[derive(Debug, Default)]
@@ -244,6 +245,7 @@ pub struct ServiceCell {
     /// Requests that found a breaker open.
     pub breaker_rejected: Counter,
     calls: [Counter; Status::COUNT],
+    sessions: [Counter; Outcome::ALL.len()],
 }
 
 impl ServiceCell {
@@ -265,6 +267,18 @@ impl ServiceCell {
         if let Some(counter) = self.errors.get(error as usize) {
             counter.add(1);
         }
+    }
+
+    /// Counts an answer by what became of its session.
+    #[inline]
+    pub fn record_session(&self, outcome: Outcome) {
+        if let Some(counter) = self.sessions.get(outcome as usize) {
+            counter.add(1);
+        }
+    }
+
+    pub fn sessions(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Outcome::ALL.iter().zip(&self.sessions).map(|(outcome, counter)| (outcome.label(), counter.get()))
     }
 
     /// Counts a gRPC call by how it ended.

@@ -38,6 +38,7 @@ mod retry;
 mod runtime;
 mod serve;
 mod service_head;
+mod sticky;
 mod stream;
 mod subrequest;
 #[cfg(test)]

@@ -16,16 +16,17 @@ use ringway_core::log_line::LONG_BYTES_MAX;
 use ringway_core::path::normalize;
 use ringway_core::request_id::RequestId;
 use ringway_core::router::{Captures, Found, RouteRequest};
+use ringway_core::sticky::Outcome;
 use ringway_core::template::Vars;
 
 use crate::acme;
-use crate::affinity::affinity;
 use crate::auth_service::{Known, Question};
 use crate::breaker::{Cut, Passage, Way, find_way};
 use crate::call::Call;
 use crate::connection::Connection;
 use crate::respond;
 use crate::service_head::{Destination, max_forwards, write_head};
+use crate::sticky::hidden_cookie;
 use crate::tunnel::Opened;
 
 /// What `Upgrade` calls a WebSocket (RFC 6455 section 4.1).
@@ -97,6 +98,8 @@ pub(crate) struct Exchange {
     pub(crate) attempts: u8,
     /// A breaker was open.
     pub(crate) cut: Cut,
+    /// What became of the client's session, where the service has them.
+    pub(crate) session: Option<Outcome>,
     /// The answer broke off: the client's connection ends with a reset, so that nobody takes it for whole.
     pub(crate) broken_off: bool,
     /// It is a gRPC call.
@@ -151,6 +154,7 @@ impl Exchange {
             status: 0,
             attempts: 0,
             cut: Cut::No,
+            session: None,
             broken_off: false,
             call: None,
             opened: None,
@@ -298,9 +302,7 @@ impl Exchange {
             }
             Action::Forward(forward) => {
                 self.service = Some(forward.service);
-                let service = conn.view.services.get(forward.service).ok_or(Failure::Internal)?;
-                let key = affinity(&service.service.balance, self, &request);
-                let passage = match find_way(conn, self, forward.service, key)? {
+                let passage = match find_way(conn, self, forward.service, &request)? {
                     Way::Open(passage) => passage,
                     // See above.
                     Way::Answer(_) if self.is_http2 && request.has(Name::Upgrade) => {
@@ -325,7 +327,8 @@ impl Exchange {
                     _ => service.endpoint_host(passage.endpoint),
                 };
                 let vars = Vars { service: &service.service.name, ..vars };
-                let to = Destination { listener, route, forward, host, trusted };
+                let hidden_cookie = hidden_cookie(&service.service);
+                let to = Destination { listener, route, forward, host, hidden_cookie, trusted };
                 write_head(conn, self, head, &request, &to, &vars, out);
                 Ok(Step::Forward { passage, permit })
             }

@@ -4,6 +4,7 @@
 use ringway_core::failure::Failure;
 use ringway_core::http::{BodyDecoder, Framing, HeadStorage, ResponseHead};
 
+use crate::affinity::Wish;
 use crate::answer::INTERIM_MAX;
 use crate::buffer::Buffer;
 use crate::clock::us;
@@ -63,7 +64,7 @@ pub(crate) async fn call(conn: &Connection, service: usize, request: &[u8], limi
 
 async fn attempt(conn: &Connection, service: usize, request: &[u8], limits: Limits) -> Result<Reply, Failure> {
     let view = conn.view.services.get(service).ok_or(Failure::Internal)?;
-    let endpoint = view.pick(&conn.worker, 0).ok_or(Failure::NoEndpoint)?;
+    let endpoint = view.pick_where(&conn.worker, Wish::default(), 0, |_| true).ok_or(Failure::NoEndpoint)?;
     let outbound = Outbound::new(conn, service, endpoint)?;
     conn.timers.set(Slot::Request, limits.until);
     let (upstream, reused) = outbound.acquire(false).await?;

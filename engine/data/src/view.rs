@@ -16,7 +16,9 @@ use ringway_core::health::Fleet;
 use ringway_core::maglev::Maglev;
 use ringway_core::members::Members;
 use ringway_core::stats::{RouteStats, ServiceCell};
+use ringway_core::sticky::{Session, Sessions};
 
+use crate::affinity::Wish;
 use crate::auth_service::AuthState;
 use crate::upstream::EndpointPool;
 use crate::worker::Worker;
@@ -160,10 +162,23 @@ fn choose(health: &Health, service: &Service) -> Members {
 }
 
 impl ServiceView {
+    /// The values of cookies, where sessions stay.
+    #[inline]
+    pub(crate) fn sessions(&self) -> Option<&Sessions> {
+        self.published.health.get(self.index)?.sessions.as_ref()
+    }
+
+    /// The endpoint that a request's session is with, as long as that is usable; the weight of who is drained does not matter.
+    #[inline]
+    fn kept(&self, wish: &Wish) -> Option<usize> {
+        let Session::With(endpoint) = wish.session else { return None };
+        let pool = self.pools.get(endpoint as usize)?;
+        (pool.health.is_usable() || self.members.borrow().is_panic).then_some(endpoint as usize)
+    }
+
     /// The endpoint for the next request, which goes by `key` where that is not 0 and the balance goes by keys.
     #[inline]
-    pub(crate) fn pick(&self, worker: &Worker, key: u32) -> Option<usize> {
-        self.look();
+    fn pick(&self, worker: &Worker, key: u32) -> Option<usize> {
         let load = |endpoint: usize| {
             let Some(pool) = self.pools.get(endpoint) else { return 0 };
             match self.service.balance {
@@ -197,24 +212,29 @@ impl ServiceView {
     }
 
     /// The endpoint for a try: a member that `lets_pass` lets it, and none of `tried` (a bit each; the last for all from there
-    /// on) where there is another. A first try is the balancer's to place, unless it may not go there.
+    /// on) where there is another. A first try stays with its session, else it is the balancer's to place, unless it may not go
+    /// there.
     pub(crate) fn pick_where(
         &self,
         worker: &Worker,
-        key: u32,
+        wish: Wish,
         tried: u64,
         mut lets_pass: impl FnMut(usize) -> bool,
     ) -> Option<usize> {
+        self.look();
         let mut refused = None;
         // What is tried again is no request more: if it took its turn, the next one would always meet the same endpoint.
         if tried == 0 {
-            let picked = self.pick(worker, key)?;
+            if let Some(kept) = self.kept(&wish)
+                && lets_pass(kept)
+            {
+                return Some(kept);
+            }
+            let picked = self.pick(worker, wish.key)?;
             if lets_pass(picked) {
                 return Some(picked);
             }
             refused = Some(picked);
-        } else {
-            self.look();
         }
         let is_tried = |endpoint: usize| tried & 1 << endpoint.min(63) != 0;
         let members = self.members.borrow();

@@ -33,6 +33,7 @@ mod route;
 mod security_headers;
 mod service;
 mod service_tls;
+mod sticky;
 mod tls;
 mod validate;
 mod zones;

@@ -15,6 +15,7 @@ use super::outlier_ejection::OutlierEjectionSection;
 use super::retries::RetriesSection;
 use super::route::ServiceRef;
 use super::service_tls::{Compiled, ServiceTlsSection};
+use super::sticky::StickySection;
 use super::zones::ZonesSection;
 use crate::decode::{Cx, Decode, OneOrMore, Spanned};
 use crate::error::Span;
@@ -49,6 +50,8 @@ shape! {
         /// `round_robin`: in turn, by weight. `random`: by weight. `{ consistent_hash: { on: header X-Tenant } }`: by what the
         /// request has, always the same endpoint.
         balance: Balance = "least_loaded",
+        /// Who has been with an endpoint once comes back to it, by a cookie of the gateway's.
+        sticky: Option<Spanned<StickySection>>,
         /// Asks each endpoint at intervals how it is.
         health_check: Option<Spanned<HealthCheckSection>>,
         /// Leaves endpoints out for a while that answer badly.
@@ -159,6 +162,7 @@ impl Service {
                 ejection: self.outlier_ejection.map(|ejection| ejection.compile(cx)),
                 panic_threshold: self.panic_threshold.0,
             },
+            sticky: self.sticky.and_then(|sticky| sticky.compile(cx)),
             zones: self.zones.and_then(|zones| zones.compile(zone, cx)),
             pool: snapshot::Pool {
                 // Whose connection it is was said when it began.

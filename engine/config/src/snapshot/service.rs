@@ -12,6 +12,7 @@ use rustls::pki_types::ServerName;
 
 use crate::health::Watch;
 use crate::resilience::{CircuitBreaker, Retries};
+use crate::sticky::Sticky;
 
 #[derive(Debug)]
 pub struct Service {
@@ -21,6 +22,8 @@ pub struct Service {
     /// Where they are found otherwise.
     pub discovery: Option<Discovery>,
     pub balance: Balance,
+    /// `None`: a request goes where the balance has it.
+    pub sticky: Option<Sticky>,
     pub watch: Watch,
     /// `None`: zones do not matter.
     pub zones: Option<Zones>,

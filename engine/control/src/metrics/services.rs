@@ -93,6 +93,19 @@ fn resilience(out: &mut Exposition, published: &Published) {
             }
         }
     }
+    let mut samples = out.family(&f::STICKY_REQUESTS);
+    for (stats, service) in published.services.iter().zip(&published.snapshot.services) {
+        if service.sticky.is_none() {
+            continue;
+        }
+        let mut sessions = BTreeMap::new();
+        for (session, count) in stats.workers.iter().flat_map(|cell| cell.sessions()) {
+            *sessions.entry(session).or_insert(0) += count;
+        }
+        for (session, count) in sessions {
+            samples.count(&[&stats.service, session], count);
+        }
+    }
     let services = published.snapshot.services.iter().zip(&published.targets).zip(&published.resilience);
     let breakers: Vec<(&str, &str, &Breaker)> = services
         .flat_map(|((service, targets), known)| {
