@@ -112,6 +112,7 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
     let mut compiler =
         Compiler::new(written.map_or(0, |list| list.items().len()), &routes, defaults, asks_a_service, cx);
     let routes = routes.into_iter().filter_map(|route| compiler.route(route, cx)).map(Arc::new).collect();
+    let subsets = std::mem::take(&mut compiler.subsets);
     let routers = compiler.finish();
 
     check_fallbacks(&file.services.0, cx);
@@ -168,6 +169,7 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
         listeners,
         routes,
         services,
+        subsets,
         authenticators,
         rate_limits,
         limiters,

@@ -10,7 +10,7 @@ use ringway_core::health::{EndpointHealth, Fleet};
 use ringway_core::members::{Candidate, Chosen, Rules, choose};
 use ringway_core::sticky::Sessions;
 
-use crate::snapshot::{Endpoint, Service, Snapshot};
+use crate::snapshot::{Endpoint, Service, Snapshot, Subset};
 
 /// How a service's endpoints are watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,6 +111,25 @@ impl Health {
 
     /// The service's endpoints as they are now, and among whom it is to be balanced.
     pub fn choose(&self, service: &Service) -> (Vec<Candidate>, Chosen) {
+        let candidates = self.candidates(service);
+        let chosen = choose(&candidates, rules(service));
+        (candidates, chosen)
+    }
+
+    /// The same for the requests that go to some of them. `None`: none of those can be used, and all are to be.
+    pub fn choose_of(&self, service: &Service, subset: &Subset) -> Option<(Vec<Candidate>, Chosen)> {
+        let mut candidates = self.candidates(service);
+        for (candidate, endpoint) in candidates.iter_mut().zip(self.targets.iter()) {
+            if !subset.has(endpoint) {
+                (candidate.weight, candidate.full_weight) = (0, 0);
+            }
+        }
+        let is_usable = candidates.iter().any(|candidate| candidate.weight > 0 && candidate.is_usable);
+        let chosen = choose(&candidates, rules(service));
+        (is_usable || !subset.falls_back).then_some((candidates, chosen))
+    }
+
+    fn candidates(&self, service: &Service) -> Vec<Candidate> {
         let own_zone = service.zones.as_ref().map(|zones| &zones.own);
         let of = |(endpoint, health): (&Endpoint, &Arc<EndpointHealth>)| Candidate {
             weight: health.weight(endpoint.weight),
@@ -119,9 +138,11 @@ impl Health {
             priority: endpoint.priority,
             is_local: own_zone.is_some() && endpoint.zone.as_ref() == own_zone,
         };
-        let candidates: Vec<_> = self.targets.iter().zip(&self.endpoints).map(of).collect();
-        let capacity = service.zones.as_ref().map(|zones| zones.capacity);
-        let chosen = choose(&candidates, Rules { panic_threshold: service.watch.panic_threshold, capacity });
-        (candidates, chosen)
+        self.targets.iter().zip(&self.endpoints).map(of).collect()
     }
+}
+
+fn rules(service: &Service) -> Rules {
+    let capacity = service.zones.as_ref().map(|zones| zones.capacity);
+    Rules { panic_threshold: service.watch.panic_threshold, capacity }
 }

@@ -21,7 +21,7 @@ use ringway_core::template::{HeaderOps, Template};
 
 pub use self::service::{
     Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, HashOn, Metadata, Pool, Records,
-    Service, ServiceHttp2, ServiceTimeouts, ServiceTls, Zones,
+    Service, ServiceHttp2, ServiceTimeouts, ServiceTls, Subset, Zones,
 };
 use crate::acme::Acme;
 use crate::resilience::Retries;
@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub listeners: Vec<Arc<Listener>>,
     pub routes: Vec<Arc<Route>>,
     pub services: Vec<Arc<Service>>,
+    /// Which endpoints of their service routes go to, where not to all.
+    pub subsets: Vec<Arc<Subset>>,
     pub authenticators: Vec<Arc<Authenticator>>,
     /// What routes limit by.
     pub rate_limits: Vec<Arc<Rule>>,
@@ -390,6 +392,8 @@ pub enum Action {
 pub struct Forward {
     /// Index into [`Snapshot::services`].
     pub service: usize,
+    /// Index into [`Snapshot::subsets`]; `None`: all endpoints.
+    pub subset: Option<u32>,
     pub rewrite: Rewrite,
     pub host: HostRewrite,
     pub timeouts: RouteTimeouts,

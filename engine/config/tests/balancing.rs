@@ -4,7 +4,7 @@ mod common;
 
 use common::compiled;
 use ringway_config::Snapshot;
-use ringway_config::snapshot::Zones;
+use ringway_config::snapshot::{Action, Zones};
 use ringway_config::sticky::{Secure, Sticky};
 
 /// The lines of `text` are the fourth and later ones.
@@ -102,4 +102,45 @@ fn sessions() {
         let said = compiled(&of_service(&format!("sticky: {section}"))).unwrap_err().to_string();
         assert!(said.contains(expected), "{section}: {said}");
     }
+}
+
+#[test]
+fn subsets() {
+    let text = "routes:\n\
+        - { service: app }\n\
+        - { match: { path: /a }, service: app, subset: { metadata: { b: 2, a: 1 } } }\n\
+        - { match: { path: /b }, service: app, subset: { metadata: { a: 1, b: 2 }, fallback: none } }\n\
+        - { match: { path: /c }, service: app, subset: { metadata: { a: 1, b: 2 }, fallback: any } }\n";
+    let snapshot = good(&with(text));
+    let of = |route: &std::sync::Arc<ringway_config::snapshot::Route>| match &route.action {
+        Action::Forward(forward) => forward.subset,
+        _ => None,
+    };
+    assert_eq!(snapshot.routes.iter().map(of).collect::<Vec<_>>(), [None, Some(0), Some(0), Some(1)]);
+    assert_eq!(snapshot.subsets.iter().map(|subset| subset.falls_back).collect::<Vec<_>>(), [false, true]);
+    let endpoint = |metadata: &str| {
+        let text = of_service("balance: random")
+            .replace("127.0.0.1:1,", &format!("[{{ address: \"127.0.0.1:1\", metadata: {metadata} }}],"));
+        good(&text).services[0].endpoints[0].clone()
+    };
+    for (metadata, expected) in
+        [("{ a: 1, b: 2 }", true), ("{ a: 1, b: 2, c: 3 }", true), ("{ a: 1 }", false), ("{ a: 1, b: 3 }", false)]
+    {
+        assert_eq!(snapshot.subsets[0].has(&endpoint(metadata)), expected, "{metadata}");
+    }
+    for (route, expected) in [
+        ("{ service: app, subset: { metadata: {} } }", "nothing is asked of the endpoints"),
+        ("{ service: app, subset: {} }", "the key `metadata` is missing"),
+        ("{ service: app, subset: { metadata: { a: 1 }, fallback: all } }", "expected one of `none`, `any`"),
+        ("{ respond: {}, subset: { metadata: { a: 1 } } }", "`subset` has no effect in a route without a `service`"),
+    ] {
+        let said = compiled(&with(&format!("routes: [{route}]\n"))).unwrap_err().to_string();
+        assert!(said.contains(expected), "{route}: {said}");
+    }
+    let many = |subset: usize| {
+        format!("- {{ match: {{ path: /p{subset} }}, service: app, subset: {{ metadata: {{ a: {subset} }} }} }}\n")
+    };
+    let many = |count| format!("routes:\n{}", (0..count).map(many).collect::<String>());
+    assert_eq!(good(&with(&many(256))).subsets.len(), 256);
+    assert!(compiled(&with(&many(257))).unwrap_err().to_string().contains("256 different subsets at most"));
 }

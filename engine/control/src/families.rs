@@ -95,6 +95,8 @@ families! {
     STICKY_REQUESTS = Counter "gateway_sticky_requests_total" "" ["service", "session"]
         "Answers of a sticky service, by the client's session: new (it had none), kept, moved (its endpoint is not usable), unknown (its cookie \
          is forged, or that of an endpoint that is gone)."
+    SUBSET_FALLBACKS = Counter "gateway_subset_fallbacks_total" "" ["service"]
+        "Requests of a route with a subset that went to other endpoints, since none of the subset was usable."
     BREAKER_STATE = Gauge "gateway_circuit_breaker_state" "" ["service", "endpoint"]
         "State of a circuit breaker: 0 closed, 1 half-open, 2 open; endpoint \"\" is the service's own."
     BREAKER_TRANSITIONS = Counter "gateway_circuit_breaker_transitions_total" "" ["service", "endpoint", "to"]

@@ -58,6 +58,7 @@ pub(crate) fn snapshot() -> Snapshot {
         routes: vec![Arc::new(route)],
         services: vec![Arc::new(service)],
         authenticators: vec![],
+        subsets: vec![],
         rate_limits: vec![],
         limiters: vec![],
         concurrency_limits: vec![],

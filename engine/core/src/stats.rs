@@ -244,6 +244,8 @@ pub struct ServiceCell {
     pub retries_denied_by_breaker: Counter,
     /// Requests that found a breaker open.
     pub breaker_rejected: Counter,
+    /// Requests for endpoints none of which was usable, that went to others.
+    pub subset_fallbacks: Counter,
     calls: [Counter; Status::COUNT],
     sessions: [Counter; Outcome::ALL.len()],
 }

@@ -18,13 +18,20 @@ pub(crate) struct Wish {
     /// What the balance goes by; 0 where it goes by nothing, or the request does not have it.
     pub(crate) key: u32,
     pub(crate) session: Session,
+    /// Index of the subset that it is for; `None`: any endpoint of the service.
+    pub(crate) subset: Option<u32>,
 }
 
 impl Wish {
     #[inline]
-    pub(crate) fn of(view: &ServiceView, exchange: &Exchange, request: &RequestHead<'_, '_>) -> Self {
+    pub(crate) fn of(
+        view: &ServiceView,
+        exchange: &Exchange,
+        request: &RequestHead<'_, '_>,
+        subset: Option<u32>,
+    ) -> Self {
         let key = affinity(&view.service.balance, exchange, request);
-        Self { key, session: session_of(view, request) }
+        Self { key, session: session_of(view, request), subset }
     }
 }
 

@@ -70,14 +70,14 @@ impl Cut {
     }
 }
 
-/// The way of a request to its service, or what is answered while that is left alone.
+/// The way of a request to its service, or some of its endpoints, or what is answered while that is left alone.
 pub(crate) fn find_way<'a>(
     conn: &'a Connection,
     exchange: &mut Exchange,
-    service: usize,
+    (service, subset): (usize, Option<u32>),
     request: &RequestHead<'_, '_>,
 ) -> Result<Way<'a>, Failure> {
-    let left_us = match Passage::open(conn, service, wish_of(conn, exchange, service, request), 0) {
+    let left_us = match Passage::open(conn, service, wish_of(conn, exchange, service, request, subset), 0) {
         Ok(passage) => return Ok(Way::Open(passage)),
         Err(Shut::NoEndpoint) => return Err(Failure::NoEndpoint),
         Err(Shut::Open(left_us)) => left_us,
@@ -86,8 +86,14 @@ pub(crate) fn find_way<'a>(
 }
 
 #[inline]
-fn wish_of(conn: &Connection, exchange: &Exchange, service: usize, request: &RequestHead<'_, '_>) -> Wish {
-    conn.view.services.get(service).map(|view| Wish::of(view, exchange, request)).unwrap_or_default()
+fn wish_of(
+    conn: &Connection,
+    exchange: &Exchange,
+    service: usize,
+    request: &RequestHead<'_, '_>,
+    subset: Option<u32>,
+) -> Wish {
+    conn.view.services.get(service).map(|view| Wish::of(view, exchange, request, subset)).unwrap_or_default()
 }
 
 #[cold]
@@ -101,7 +107,7 @@ fn fall_back<'a>(
     exchange.cut = Cut::Fallback;
     let mut fallback = fallback_of(conn, service);
     if let Some(Fallback::Service(other)) = fallback {
-        match Passage::open(conn, *other, wish_of(conn, exchange, *other, request), 0) {
+        match Passage::open(conn, *other, wish_of(conn, exchange, *other, request, None), 0) {
             Ok(passage) => {
                 exchange.service = Some(*other);
                 return Ok(Way::Open(passage));

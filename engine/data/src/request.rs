@@ -302,7 +302,7 @@ impl Exchange {
             }
             Action::Forward(forward) => {
                 self.service = Some(forward.service);
-                let passage = match find_way(conn, self, forward.service, &request)? {
+                let passage = match find_way(conn, self, (forward.service, forward.subset), &request)? {
                     Way::Open(passage) => passage,
                     // See above.
                     Way::Answer(_) if self.is_http2 && request.has(Name::Upgrade) => {

@@ -34,6 +34,7 @@ mod security_headers;
 mod service;
 mod service_tls;
 mod sticky;
+mod subset;
 mod tls;
 mod validate;
 mod zones;
