@@ -212,19 +212,26 @@ impl Gateway {
     /// The status and the answer to a POST to the admin listener.
     #[track_caller]
     pub fn post_admin(&self, path: &str) -> (u16, String) {
-        self.ask_admin("POST", path).unwrap_or_else(|| panic!("admin does not answer:\n{}", self.stderr()))
+        self.change("POST", path, "")
+    }
+
+    /// The status and the answer to a request to the admin listener.
+    #[track_caller]
+    pub fn change(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        self.ask_admin(method, path, body).unwrap_or_else(|| panic!("admin does not answer:\n{}", self.stderr()))
     }
 
     fn try_admin(&self, path: &str) -> Option<(u16, String)> {
-        self.ask_admin("GET", path)
+        self.ask_admin("GET", path, "")
     }
 
-    fn ask_admin(&self, method: &str, path: &str) -> Option<(u16, String)> {
+    fn ask_admin(&self, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect_timeout(&self.admin, PATIENCE).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
-        stream
-            .write_all(format!("{method} {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n").as_bytes())
-            .ok()?;
+        let length = body.len();
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\nContent-Length: {length}\r\n");
+        stream.write_all(format!("{head}\r\n{body}").as_bytes()).ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;

@@ -7,6 +7,7 @@ mod backend;
 mod client;
 pub mod confine;
 pub mod dns;
+pub mod etcd;
 pub mod failing;
 mod gateway;
 pub mod http2;

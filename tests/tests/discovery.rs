@@ -5,6 +5,7 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 
 use ringway_tests::dns::{NameServer, Record};
+use ringway_tests::failing::{Fickle, Mood};
 use ringway_tests::{Backend, Conn, Gateway, PATIENCE, eventually, settles_at};
 
 const ENDPOINTS: &str = "gateway_discovery_endpoints{service=\"app\"}";
@@ -224,4 +225,35 @@ fn a_file_is_followed() {
     assert_eq!(answering(&gateway), set(&["one", "two"]));
     install(&format!("- {}\n", second.endpoint()));
     settles_at(set(&["two"]), || answering(&gateway));
+}
+
+#[test]
+fn what_is_found_is_checked() {
+    let (first, second) = (Fickle::new("one"), Fickle::new("two"));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("endpoints.yaml");
+    fs::write(&path, format!("- {}\n", first.endpoint())).unwrap();
+    let check = "health_check: { http: { path: /health }, interval: 50ms, unhealthy_threshold: 2 }";
+    let gateway = Gateway::start(&format!(
+        "services: [{{ name: app, discovery: {{ file: \"{}\" }}, {check} }}]\nroutes: [{{ name: all, service: app }}]\n",
+        path.display()
+    ));
+    let healthy = |endpoint: &str| {
+        let sample = format!("gateway_endpoint_healthy{{service=\"app\",endpoint=\"{endpoint}\"}} ");
+        let page = gateway.admin("/metrics").1;
+        page.lines().find_map(|line| line.strip_prefix(&sample)).map(|value| value == "1")
+    };
+    settles_at(Some(true), || healthy(first.endpoint()));
+    let new = directory.path().join("new");
+    fs::write(&new, format!("- {}\n- {}\n", first.endpoint(), second.endpoint())).unwrap();
+    fs::rename(&new, &path).unwrap();
+    settles_at(set(&["one", "two"]), || answering(&gateway));
+    // It was not there when the gateway began.
+    second.set(Mood::Broken);
+    settles_at(Some(false), || healthy(second.endpoint()));
+    assert_eq!(answering(&gateway), set(&["one"]));
+    // Nobody asks who is gone.
+    fs::write(&new, format!("- {}\n", first.endpoint())).unwrap();
+    fs::rename(&new, &path).unwrap();
+    settles_at(None, || healthy(second.endpoint()));
 }

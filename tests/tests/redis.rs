@@ -50,10 +50,11 @@ fn instances_count_each_other_and_forget_the_dead() {
     let mut links = links.into_iter();
     links.next().unwrap().stop();
     assert_eq!(count(&server), "2");
-    for link in links {
+    let links: Vec<Link> = links.collect();
+    for link in &links {
         settles_at(2, || link.stats().instances.get());
-        link.stop();
     }
+    links.into_iter().for_each(Link::stop);
     assert_eq!(count(&server), "0");
 }
 

@@ -116,15 +116,14 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
     let routers = compiler.finish();
 
     check_fallbacks(&file.services.0, cx);
-    let mut resolver = Resolver::new(lookup);
-    let zone = file.zone.map(|zone| zone.0);
-    let services = file.services.0.into_iter();
-    let services: Vec<_> =
-        services.map(|service| Arc::new(service.value.compile(&mut resolver, zone.as_ref(), cx))).collect();
-
     let is_off = file.redis.0.as_ref().is_some_and(|redis| redis.0.is_none());
     let redis = file.redis.0.map(|redis| redis.0.and_then(|section| section.compile(cx)));
     let of_lists = Redis { section: redis.as_ref().and_then(Option::as_ref), is_off };
+    let mut resolver = Resolver::new(lookup);
+    let zone = file.zone.map(|zone| zone.0);
+    let services = file.services.0.into_iter();
+    let compiled = services.map(|service| Arc::new(service.value.compile(&mut resolver, of_lists, zone.as_ref(), cx)));
+    let services: Vec<_> = compiled.collect();
     let sees_certificates = listeners.iter().any(|listener| listener.value.sees_certificates());
     let (mut authenticators, mut keys) = (Vec::new(), Vec::new());
     for authenticator in file.authenticators.0 {

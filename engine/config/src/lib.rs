@@ -36,5 +36,5 @@ pub use error::{ConfigError, ERRORS_MAX, Errors};
 pub use hub::Hub;
 pub use load::{FILE_BYTES_MAX, load};
 pub use schema::schema;
-pub use sections::{Lookup, read_endpoints};
+pub use sections::{INSTANCE_BYTES_MAX, Instance, Lookup, is_redis_key, read_endpoints};
 pub use snapshot::Snapshot;

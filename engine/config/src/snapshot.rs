@@ -20,8 +20,8 @@ use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
 
 pub use self::service::{
-    Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, HashOn, Metadata, Pool, Records,
-    Service, ServiceHttp2, ServiceTimeouts, ServiceTls, Subset, Zones,
+    Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, Etcd, EtcdLogin, HashOn, Metadata,
+    Pool, Records, RegistryPlace, Service, ServiceHttp2, ServiceTimeouts, ServiceTls, Subset, Zones,
 };
 use crate::acme::Acme;
 use crate::resilience::Retries;

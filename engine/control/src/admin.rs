@@ -23,8 +23,8 @@ use tokio::sync::Semaphore;
 
 use crate::acme;
 use crate::exposition::Format;
-use crate::health;
-use crate::redis::RedisStats;
+use crate::redis::{RedisStats, Registry};
+use crate::{health, registry};
 use crate::{metrics, process::unix_ms, services};
 
 /// Connections at the same time; more wait in the kernel's queue.
@@ -46,6 +46,7 @@ Ringway admin
 /metrics  Prometheus text; OpenMetrics where Accept asks for it
 /config   the running configuration, secrets redacted
 /services  where requests go: services, their circuit breakers, their endpoints: how they are, and why
+/registry  instances of services that have registered themselves
 /certificates  of the listeners: names, how long they hold, the next order by ACME
 ";
 
@@ -61,6 +62,7 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 pub(crate) struct Admin {
     pub(crate) hub: Arc<Hub>,
     pub(crate) redis: Arc<RedisStats>,
+    pub(crate) registry: Registry,
     pub(crate) started: SystemTime,
 }
 
@@ -126,8 +128,14 @@ pub(crate) async fn accept_one(listener: &TcpListener, places: &Places, admin: &
 
 async fn serve(stream: TcpStream, admin: Arc<Admin>) {
     let service = service_fn(|request: Request<hyper::body::Incoming>| {
-        let answer = admin.answer(request.method(), request.uri().path(), request.headers());
-        async move { Ok::<_, std::convert::Infallible>(answer) }
+        let admin = &admin;
+        async move {
+            let path = request.uri().path();
+            Ok::<_, std::convert::Infallible>(match registry::has(path) {
+                true => registry::answer(&admin.hub, &admin.registry, request).await,
+                false => admin.answer(request.method(), path, request.headers()),
+            })
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -218,11 +226,11 @@ fn now() -> String {
     String::from_utf8(text).unwrap_or_default()
 }
 
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+pub(crate) fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     page(status, "text/plain; charset=utf-8", body)
 }
 
-fn json(status: StatusCode, value: &impl Serialize) -> Response<Full<Bytes>> {
+pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Response<Full<Bytes>> {
     // These types hold nothing that JSON cannot say.
     let mut body = serde_json::to_string(value).unwrap_or_default();
     body.push('\n');
@@ -247,7 +255,12 @@ mod tests {
     use crate::testing::{hub, snapshot};
 
     fn admin() -> Admin {
-        Admin { hub: hub(snapshot()), redis: Default::default(), started: SystemTime::now() }
+        Admin {
+            hub: hub(snapshot()),
+            redis: Default::default(),
+            registry: Registry::away(),
+            started: SystemTime::now(),
+        }
     }
 
     /// (status, content type, body)
@@ -281,7 +294,12 @@ mod tests {
     fn an_epoll_that_was_asked_for_is_no_fallback() {
         let mut snapshot = snapshot();
         snapshot.runtime.driver = DriverChoice::Epoll;
-        let admin = Admin { hub: hub(snapshot), redis: Default::default(), started: SystemTime::now() };
+        let admin = Admin {
+            hub: hub(snapshot),
+            redis: Default::default(),
+            registry: Registry::away(),
+            started: SystemTime::now(),
+        };
         admin.hub.workers.workers[0].driver.set(Driver::Epoll as u64);
         assert!(!ask(&admin, Method::GET, "/health", "*/*").2.contains("degraded"));
     }

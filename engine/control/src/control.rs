@@ -68,7 +68,12 @@ impl Control {
             let requests = requests.clone();
             Box::new(move |_| requests.ring())
         });
-        let admin = Arc::new(Admin { hub: hub.clone(), redis: redis.stats().clone(), started: SystemTime::now() });
+        let admin = Arc::new(Admin {
+            hub: hub.clone(),
+            redis: redis.stats().clone(),
+            registry: redis.registry().clone(),
+            started: SystemTime::now(),
+        });
         let of_thread = hub.clone();
         let thread = thread::Builder::new().name("control".into()).spawn(move || {
             runtime.spawn(signals.forward(of_thread, events));
@@ -115,7 +120,12 @@ impl Control {
             }
         });
         keeper.replace(&self.handle, keys::sources(&published), Box::new(move || done()));
-        self.finders.lock().unwrap_or_else(PoisonError::into_inner).follow(&self.handle, &self.hub, &wake);
+        self.finders.lock().unwrap_or_else(PoisonError::into_inner).follow(
+            &self.handle,
+            &self.hub,
+            self.redis.registry(),
+            &wake,
+        );
         self.acme.lock().unwrap_or_else(PoisonError::into_inner).follow(&self.handle, &self.hub);
         self.health.lock().unwrap_or_else(PoisonError::into_inner).follow(&self.handle, &self.hub);
     }

@@ -17,6 +17,7 @@ pub mod log_writer;
 pub mod metrics;
 pub mod process;
 pub mod redis;
+mod registry;
 pub mod reload;
 mod services;
 pub mod watch;

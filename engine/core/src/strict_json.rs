@@ -12,7 +12,7 @@ pub const JSON_DEPTH_MAX: usize = 64;
 ///
 /// # Errors
 /// It is not JSON, has a key twice in one object, at any depth, or more than [`JSON_DEPTH_MAX`] levels.
-pub(crate) fn read(text: &[u8]) -> serde_json::Result<Value> {
+pub fn read(text: &[u8]) -> serde_json::Result<Value> {
     let mut json = serde_json::Deserializer::from_slice(text);
     let value = Strict { depth: 0 }.deserialize(&mut json)?;
     json.end()?;

@@ -4,25 +4,34 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::authenticator::Url;
 use super::endpoint::{Address, Endpoint, is_host};
+use super::key_list::{Redis, RedisKey, is_redis_key, needed};
 use super::service_tls::Compiled;
 use super::tls::located;
 use crate::decode::{Cx, Decode, Names, OneOrMore, Spanned};
-use crate::error::{Errors, Sink};
-use crate::scalar::{Int, choice, parsed};
+use crate::error::{Errors, Sink, Span};
+use crate::scalar::{Int, Name, choice, parsed};
 use crate::shape::shape;
-use crate::snapshot::{self, Discovery, DiscoverySource, EndpointAddress, EndpointTls, Records};
+use crate::snapshot::{
+    self, Discovery, DiscoverySource, EndpointAddress, EndpointTls, Etcd, EtcdLogin, Records, RegistryPlace,
+};
 use crate::tree::{self, Node};
 use crate::units::{DAY_MS, Time};
 
 shape! {
-    /// Where a service's endpoints are found while the gateway runs. Exactly one of `dns` and `file`.
+    /// Where a service's endpoints are found while the gateway runs. Exactly one of `dns`, `file`, `registry` and `etcd`.
     pub(crate) struct DiscoverySection {
         /// By the addresses or the SRV records of a name.
         dns: Option<DnsSection>,
         /// By a list in a file (YAML or JSON), written as `endpoints` is, but without host names. Read again when it changes.
         file: Option<Spanned<String>>,
-        /// Between two lookups of a name; less where its records hold for less. A file is looked at four times a second.
+        /// By the instances that register with the admin listener of any gateway that shares the Redis of the section `redis`.
+        registry: Option<Spanned<RegistrySection>>,
+        /// By keys in etcd, which are watched.
+        etcd: Option<Spanned<EtcdSection>>,
+        /// Between two lookups of a name; less where its records hold for less. Between two looks at all keys in etcd, besides
+        /// the watch. A file and the registry are looked at four times a second.
         interval: Time<1_000, 30_000> = "10s",
         /// An answer without endpoints is believed when there has been no other for this time.
         grace: Time<0, { DAY_MS }> = "60s",
@@ -39,6 +48,27 @@ shape! {
         port: Option<Spanned<Int<1, 65_535>>>,
         /// Name servers to ask, `address:port`; those of the system without.
         servers: Vec<SocketAddr> = "[]",
+    }
+
+    /// Endpoints that register themselves.
+    pub(crate) struct RegistrySection {
+        /// The service's name in the registry; by default its name here.
+        service: Option<RedisKey>,
+    }
+
+    /// Endpoints from etcd, each the value of a key: `address:port`, or JSON as the registry takes it.
+    pub(crate) struct EtcdSection {
+        /// The servers of one cluster, `http://` or `https://`, which are tried in turn.
+        endpoints: OneOrMore<Spanned<Url>>,
+        /// What the keys begin with.
+        prefix: Spanned<String>,
+        /// Whom to log in as, with `password`.
+        user: Option<Spanned<String>>,
+        /// Its password.
+        password: Option<Spanned<String>>,
+        /// File with the certificates (PEM) of the authorities to trust, instead of the system's. A relative path starts at
+        /// the directory of the configuration file.
+        ca: Option<Spanned<String>>,
     }
 }
 
@@ -71,10 +101,16 @@ impl Decode for HostName {
 
 impl DiscoverySection {
     /// `None` after an error, which is reported.
-    pub(crate) fn compile(section: Spanned<Self>, tls: Option<&Compiled>, cx: &mut Cx) -> Option<Discovery> {
+    pub(crate) fn compile(
+        section: Spanned<Self>,
+        service: &Name,
+        tls: Option<&Compiled>,
+        redis: Redis<'_>,
+        cx: &mut Cx,
+    ) -> Option<Discovery> {
         let Spanned { value: section, span } = section;
-        let (source, tls) = match (section.dns, section.file) {
-            (Some(dns), None) => {
+        let (source, tls) = match (section.dns, section.file, section.registry, section.etcd) {
+            (Some(dns), None, None, None) => {
                 let name =
                     Spanned { value: Address::Name { host: dns.name.value.0.clone(), port: 0 }, span: dns.name.span };
                 let tls = match tls {
@@ -83,24 +119,89 @@ impl DiscoverySection {
                 };
                 (dns.compile(cx)?, tls)
             }
-            (None, Some(file)) => {
-                let tls = match tls.map(|tls| tls.of_any()) {
-                    Some(None) => {
-                        let message = "the endpoints of a file are addresses, of which certificates seldom are";
-                        cx.error(file.span, message, "say `server_name` in the service's `tls`");
-                        return None;
-                    }
-                    Some(tls) => tls,
-                    None => None,
-                };
-                (DiscoverySource::File(located(&file, cx)), tls)
+            (None, Some(file), None, None) => {
+                let tls = of_addresses(tls, file.span, cx);
+                (DiscoverySource::File(located(&file, cx)), tls?)
+            }
+            (None, None, Some(registry), None) => {
+                let tls = of_addresses(tls, registry.span, cx);
+                (registry.value.compile(service, registry.span, redis, cx)?, tls?)
+            }
+            (None, None, None, Some(etcd)) => {
+                let tls = of_addresses(tls, etcd.span, cx);
+                (DiscoverySource::Etcd(etcd.value.compile(cx)?), tls?)
             }
             _ => {
-                cx.error(span, "exactly one of `dns` and `file` says where endpoints are found", None);
+                let message = "exactly one of `dns`, `file`, `registry` and `etcd` says where endpoints are found";
+                cx.error(span, message, None);
                 return None;
             }
         };
         Some(Discovery { source, interval: section.interval.0, grace: section.grace.0, tls })
+    }
+}
+
+/// How endpoints are secured that are addresses. `None` after an error, which is reported.
+fn of_addresses(tls: Option<&Compiled>, span: Span, cx: &mut Cx) -> Option<Option<EndpointTls>> {
+    let Some(tls) = tls else { return Some(None) };
+    let of_any = tls.of_any();
+    if of_any.is_none() {
+        let message = "the endpoints that are found here are addresses, of which certificates seldom are";
+        cx.error(span, message, "say `server_name` in the service's `tls`");
+    }
+    of_any.map(Some)
+}
+
+impl RegistrySection {
+    fn compile(self, service: &Name, span: Span, redis: Redis<'_>, cx: &mut Cx) -> Option<DiscoverySource> {
+        let name = self.service.map_or_else(|| service.0.clone(), |key| key.0);
+        if !is_redis_key(&name) {
+            let message = format!("`{name}` cannot be a name in the registry, which has letters, digits and `-._:`");
+            cx.error(span, message, "`registry: { service: NAME }`");
+            return None;
+        }
+        let redis = needed(redis, ("endpoints that register themselves", span), cx)?;
+        let key = format!("{}:registry:{name}", redis.prefix).into();
+        let place = RegistryPlace { servers: redis.servers.clone(), key };
+        Some(DiscoverySource::Registry { name: name.into(), place })
+    }
+}
+
+impl EtcdSection {
+    fn compile(self, cx: &mut Cx) -> Option<Etcd> {
+        const PREFIX_LENGTH_MAX: usize = 1024;
+        let Self { endpoints: OneOrMore(endpoints), prefix, user, password, ca } = self;
+        if !(1..=PREFIX_LENGTH_MAX).contains(&prefix.value.len()) {
+            let message = format!("a prefix has from 1 to {PREFIX_LENGTH_MAX} bytes");
+            cx.error(prefix.span, message, "such as `/services/api/`");
+            return None;
+        }
+        for url in &endpoints {
+            if url.value.0.target() != "/" {
+                cx.error(url.span, "the URL of an etcd server has no path", "such as `http://127.0.0.1:2379`");
+                return None;
+            }
+        }
+        if let Some(ca) = ca.as_ref().filter(|_| !endpoints.iter().any(|url| url.value.0.is_https())) {
+            cx.error(ca.span, "`ca` has no effect without TLS", "`https://` in place of `http://`");
+            return None;
+        }
+        let login = match (user, password) {
+            (Some(user), Some(password)) => {
+                Some(EtcdLogin { user: user.value.into(), password: password.value.into() })
+            }
+            (None, None) => None,
+            (Some(alone), None) => {
+                cx.error(alone.span, "the key `password` is missing: that of `user`", None);
+                return None;
+            }
+            (None, Some(alone)) => {
+                cx.error(alone.span, "the key `user` is missing: whose `password` it is", None);
+                return None;
+            }
+        };
+        let servers = endpoints.into_iter().map(|url| url.value.0).collect();
+        Some(Etcd { servers, prefix: prefix.value.into(), login, ca: ca.map(|ca| located(&ca, cx)) })
     }
 }
 

@@ -72,6 +72,12 @@ pub(crate) struct RedisKey(pub(crate) String);
 
 const REDIS_KEY_LENGTH_MAX: usize = 128;
 
+/// Whether a text can be (part of) a key: letters, digits and `-._:`, from 1 to 128 of them.
+pub fn is_redis_key(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte);
+    (1..=REDIS_KEY_LENGTH_MAX).contains(&text.len()) && text.bytes().all(allowed)
+}
+
 impl Decode for RedisKey {
     fn kind() -> String {
         "a key in Redis: letters, digits and `-._:`".into()
@@ -79,10 +85,10 @@ impl Decode for RedisKey {
 
     fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
         parsed(node, cx, |text| {
-            let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte);
-            match (1..=REDIS_KEY_LENGTH_MAX).contains(&text.len()) && text.bytes().all(allowed) {
-                true => Ok(Self(text.to_owned())),
-                false => Err(Some(format!("from 1 to {REDIS_KEY_LENGTH_MAX} of them"))),
+            if is_redis_key(text) {
+                Ok(Self(text.to_owned()))
+            } else {
+                Err(Some(format!("from 1 to {REDIS_KEY_LENGTH_MAX} of them")))
             }
         })
     }
@@ -92,22 +98,25 @@ impl Decode for RedisKey {
     }
 }
 
+/// The Redis of the configuration; an error where it has none.
+pub(crate) fn needed<'r>(redis: Redis<'r>, (what, span): (&str, Span), cx: &mut Cx) -> Option<&'r snapshot::Redis> {
+    // What is wrong with the section is told there.
+    if redis.is_off {
+        let message = format!("{what} in Redis need the section `redis`, which is missing");
+        cx.error(span, message, "at the top level: `redis: { url: \"redis://127.0.0.1:6379\" }`");
+    }
+    redis.section
+}
+
 /// A list in the Redis of the configuration; an error where it has none.
 pub(crate) fn list(
     redis: Redis<'_>,
-    (what, span): (&str, Span),
+    what: (&str, Span),
     key: &RedisKey,
     every: Duration,
     cx: &mut Cx,
 ) -> Option<RedisList> {
-    let Some(redis) = redis.section else {
-        // What is wrong with the section is told there.
-        if redis.is_off {
-            let message = format!("{what} in Redis need the section `redis`, which is missing");
-            cx.error(span, message, "at the top level: `redis: { url: \"redis://127.0.0.1:6379\" }`");
-        }
-        return None;
-    };
+    let redis = needed(redis, what, cx)?;
     let key = format!("{}:{}", redis.prefix, key.0);
     Some(RedisList { servers: redis.servers.clone(), key: key.into(), every })
 }

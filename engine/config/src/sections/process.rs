@@ -37,7 +37,7 @@ shape! {
     pub(crate) struct AdminSection {
         /// Where it listens.
         address: SocketAddr = "127.0.0.1:9901",
-        /// Whether whoever reaches it may also change something: drain, enable and weigh endpoints.
+        /// Whether whoever reaches it may also change something: drain, enable and weigh endpoints, register instances.
         changes: bool = "false",
     }
 

@@ -11,6 +11,7 @@ pub use super::endpoint::Lookup;
 use super::endpoint::{Address, Endpoint};
 pub(crate) use super::endpoint::{Resolver, system_lookup};
 use super::health_check::HealthCheckSection;
+use super::key_list::Redis;
 use super::outlier_ejection::OutlierEjectionSection;
 use super::retries::RetriesSection;
 use super::route::ServiceRef;
@@ -129,6 +130,7 @@ impl Service {
     pub(crate) fn compile(
         self,
         resolver: &mut Resolver<'_>,
+        redis: Redis<'_>,
         zone: Option<&Arc<str>>,
         cx: &mut Cx,
     ) -> snapshot::Service {
@@ -140,7 +142,9 @@ impl Service {
         }
         let (endpoints, discovery) = match (self.endpoints, self.discovery) {
             (Some(written), None) => (endpoints(written.0, tls.as_ref(), resolver, cx), None),
-            (None, Some(section)) => (Vec::new(), DiscoverySection::compile(section, tls.as_ref(), cx)),
+            (None, Some(section)) => {
+                (Vec::new(), DiscoverySection::compile(section, &self.name.value, tls.as_ref(), redis, cx))
+            }
             (Some(_), Some(section)) => {
                 cx.error(section.span, "the service has `endpoints` already", "either `endpoints` or `discovery`");
                 (Vec::new(), None)

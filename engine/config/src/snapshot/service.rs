@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringway_core::auth::HttpUrl;
 use ringway_core::proxy_protocol::Version;
 use ringway_core::retry_budget::BudgetSettings;
 use rustls::pki_types::ServerName;
 
+use super::RedisServers;
 use crate::health::Watch;
 use crate::resilience::{CircuitBreaker, Retries};
 use crate::sticky::Sticky;
@@ -85,6 +87,49 @@ pub enum DiscoverySource {
         servers: Vec<SocketAddr>,
     },
     File(PathBuf),
+    /// Instances register with the admin listener of any gateway.
+    Registry {
+        /// Of the service, there.
+        name: Arc<str>,
+        place: RegistryPlace,
+    },
+    Etcd(Etcd),
+}
+
+/// Where a service's instances are registered in Redis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistryPlace {
+    /// The Redis of the snapshot.
+    pub servers: RedisServers,
+    /// The whole key, prefix included.
+    pub key: Arc<str>,
+}
+
+/// Keys in etcd whose values are instances.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Etcd {
+    /// Of one cluster, at least one: each is asked in turn while others do not answer.
+    pub servers: Vec<HttpUrl>,
+    /// What the keys begin with.
+    pub prefix: Arc<str>,
+    pub login: Option<EtcdLogin>,
+    /// Authorities to trust; `None`: those of the system.
+    pub ca: Option<PathBuf>,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+pub struct EtcdLogin {
+    pub user: Arc<str>,
+    pub password: Arc<str>,
+}
+
+/// Without the password.
+impl fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { servers, prefix, login: _, ca } = self;
+        let mut out = f.debug_struct("Etcd");
+        out.field("servers", servers).field("prefix", prefix).field("ca", ca).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,14 +14,12 @@ use ringway_config::snapshot::{Endpoint, EndpointAddress, Records};
 use ringway_core::members::PRIORITY_MAX;
 use tokio::time::sleep;
 
-use super::Found;
+use super::{ENDPOINTS_MAX, Found};
 
 /// Of one question to one server; it is asked twice.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// However short records hold.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
-/// Endpoints of a service; what DNS says beyond that is left out.
-const ENDPOINTS_MAX: usize = 1024;
 
 pub(super) async fn find(mut found: Found, name: &str, records: Records, port: u16, servers: &[SocketAddr]) {
     let mut resolver = resolver(servers);
@@ -140,9 +138,10 @@ fn addresses_beside(answer: &Lookup, target: &hickory_resolver::proto::rr::Name)
         .collect()
 }
 
-/// The one of the first priority of those with the same address.
+/// The one of the first priority of those with the same address; the first priority comes first.
 fn distinct(mut found: Vec<(SocketAddr, u32, u8)>) -> Vec<(SocketAddr, u32, u8)> {
     found.sort_by_key(|(address, _, level)| (*address, *level));
     found.dedup_by_key(|(address, ..)| *address);
+    found.sort_by_key(|(_, _, level)| *level);
     found
 }

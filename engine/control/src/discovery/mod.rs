@@ -1,9 +1,12 @@
-//! Finds the endpoints of services while the gateway runs: by DNS, or in files. What was found last stays while looking fails.
+//! Finds the endpoints of services while the gateway runs: by DNS, in files, in the registry and in etcd. What was found last
+//! stays while looking fails.
 
 mod dns;
+mod etcd;
 mod file;
+mod registry;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,6 +16,11 @@ use ringway_config::snapshot::{Discovery, DiscoverySource, Endpoint};
 use ringway_config::{DiscoveryStats, Hub};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
+
+use crate::redis::Registry;
+
+/// Endpoints of a service; what there is beyond that is left out.
+const ENDPOINTS_MAX: usize = 1024;
 
 /// Wakes the workers.
 pub(crate) type Wake = Arc<dyn Fn() + Send + Sync>;
@@ -37,7 +45,7 @@ impl Drop for Finder {
 
 impl Finders {
     /// Goes on with what was published: what is unchanged is not begun anew.
-    pub(crate) fn follow(&mut self, runtime: &Handle, hub: &Arc<Hub>, wake: &Wake) {
+    pub(crate) fn follow(&mut self, runtime: &Handle, hub: &Arc<Hub>, registry: &Registry, wake: &Wake) {
         let published = hub.published();
         let wanted: HashMap<_, _> = published
             .snapshot
@@ -58,19 +66,27 @@ impl Finders {
                     wake: wake.clone(),
                     complaint: String::new(),
                 };
-                Finder { of: of.clone(), task: runtime.spawn(find(found)).abort_handle() }
+                Finder { of: of.clone(), task: runtime.spawn(find(found, registry.clone())).abort_handle() }
             });
         }
     }
 }
 
-async fn find(found: Found) {
+async fn find(found: Found, registry: Registry) {
     match found.of.source.clone() {
         DiscoverySource::Dns { name, records, port, servers } => {
             dns::find(found, &name, records, port, &servers).await;
         }
         DiscoverySource::File(path) => file::find(found, &path).await,
+        DiscoverySource::Registry { place, .. } => registry::find(found, &registry, &place).await,
+        DiscoverySource::Etcd(of) => etcd::find(found, &of).await,
     }
+}
+
+/// The first of those with the same address.
+fn distinct<'e>(endpoints: impl Iterator<Item = &'e Endpoint>) -> Vec<Endpoint> {
+    let mut known = HashSet::new();
+    endpoints.filter(|endpoint| known.insert(&endpoint.address)).take(ENDPOINTS_MAX).cloned().collect()
 }
 
 /// Where a finder tells what it found.
@@ -88,23 +104,42 @@ struct Found {
 impl Found {
     /// These are all that there are now.
     fn learn(&mut self, endpoints: Vec<Endpoint>) {
+        self.learn_but(endpoints, None);
+    }
+
+    /// These are all that can be read; with one of the others there is this problem.
+    fn learn_but(&mut self, endpoints: Vec<Endpoint>, problem: Option<String>) {
         let is_empty = endpoints.is_empty();
         if is_empty { &self.stats.empty } else { &self.stats.found }.fetch_add(1, Ordering::Relaxed);
-        if !self.complaint.is_empty() {
-            tracing::info!("service `{}`: its endpoints are found again", self.service);
-            self.complaint.clear();
-        }
-        match self.known.learn(endpoints, Instant::now()) {
-            Some(endpoints) => {
-                let (count, service) = (endpoints.len(), &self.service);
-                if self.hub.discover(service, &self.of, endpoints) {
-                    self.stats.changes.fetch_add(1, Ordering::Relaxed);
-                    tracing::info!("service `{service}`: {count} endpoint{}", if count == 1 { "" } else { "s" });
-                    (self.wake)();
-                }
+        if let Some(endpoints) = self.known.learn(endpoints, Instant::now()) {
+            let (count, service) = (endpoints.len(), &self.service);
+            if self.hub.discover(service, &self.of, endpoints) {
+                self.stats.changes.fetch_add(1, Ordering::Relaxed);
+                tracing::info!("service `{service}`: {count} endpoint{}", if count == 1 { "" } else { "s" });
+                (self.wake)();
             }
-            None if is_empty => self.complain(&"there are none any more; those that were known are kept for `grace`"),
-            None => {}
+        }
+        let kept = || {
+            let are_kept = is_empty && self.known.endpoints.as_ref().is_some_and(|known| !known.is_empty());
+            are_kept.then(|| "there are none any more; those that were known are kept for `grace`".into())
+        };
+        self.settle(problem.or_else(kept));
+    }
+
+    /// They are what they were.
+    fn unchanged(&mut self, problem: Option<String>) {
+        self.stats.found.fetch_add(1, Ordering::Relaxed);
+        self.settle(problem);
+    }
+
+    fn settle(&mut self, problem: Option<String>) {
+        match problem {
+            Some(problem) => self.complain(&problem),
+            None if self.complaint.is_empty() => {}
+            None => {
+                tracing::info!("service `{}`: its endpoints are found again", self.service);
+                self.complaint.clear();
+            }
         }
     }
 

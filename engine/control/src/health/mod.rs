@@ -21,7 +21,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until};
 
 pub(crate) use metrics::render;
-pub(crate) use operate::operate;
+pub(crate) use operate::{operate, refusal};
 use probe::Target;
 
 /// Checks at a time, of all services; more wait.
@@ -67,7 +67,7 @@ impl Keeper {
         let published = hub.published();
         let mut old = std::mem::take(&mut self.checkers);
         for (key, target, health) in targets(&published) {
-            let known = old.remove(&key).filter(|old| old.target == target && Arc::ptr_eq(&old.health, &health));
+            let known = old.remove(&key).filter(|old| old.target.is_same(&target) && Arc::ptr_eq(&old.health, &health));
             let checker = known.unwrap_or_else(|| {
                 let checking = keep_checking(key.0.clone(), target.clone(), Arc::clone(&health), self.places.clone());
                 Checker { target, health, task: handle.spawn(checking).abort_handle() }

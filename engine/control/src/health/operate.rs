@@ -20,18 +20,24 @@ enum Action {
     Weight(Option<u32>),
 }
 
+/// Why a request may not change anything, where that is so.
+pub(crate) fn refusal(hub: &Hub, headers: &HeaderMap) -> Option<&'static str> {
+    let may_change = hub.published().snapshot.admin.as_ref().is_some_and(|admin| admin.may_change);
+    // A browser names the page that makes it ask; no page has any business here.
+    let is_browser = headers.contains_key(ORIGIN) || headers.contains_key("sec-fetch-site");
+    let hint = "changes are not allowed: `admin: { changes: true }` allows them, from anywhere but a browser\n";
+    (!may_change || is_browser).then_some(hint)
+}
+
 /// Does what a path below `/services/` says. An answer of plain text.
 pub(crate) fn operate(hub: &Hub, method: &Method, path: &str, headers: &HeaderMap) -> (StatusCode, String) {
     if method != Method::POST {
         return (StatusCode::METHOD_NOT_ALLOWED, USAGE.into());
     }
-    let published = hub.published();
-    let may_change = published.snapshot.admin.as_ref().is_some_and(|admin| admin.may_change);
-    // A browser names the page that makes it ask; no page has any business here.
-    if !may_change || headers.contains_key(ORIGIN) || headers.contains_key("sec-fetch-site") {
-        let hint = "changes are not allowed: `admin: { changes: true }` allows them, from anywhere but a browser\n";
-        return (StatusCode::FORBIDDEN, hint.into());
+    if let Some(refusal) = refusal(hub, headers) {
+        return (StatusCode::FORBIDDEN, refusal.into());
     }
+    let published = hub.published();
     let Some((service, endpoint, action)) = parse(path) else { return (StatusCode::NOT_FOUND, USAGE.into()) };
     let health = published.health.iter().find(|health| *health.fleet.service == *service);
     let found = health.and_then(|health| health.endpoints.iter().find(|health| *health.endpoint == *endpoint));

@@ -19,7 +19,7 @@ const PROXY_V1: &[u8] = b"PROXY UNKNOWN\r\n";
 const PROXY_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
 
 /// What is checked, and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) struct Target {
     pub(super) endpoint: Endpoint,
     pub(super) check: Arc<HealthCheck>,
@@ -34,6 +34,15 @@ pub(super) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
 impl Target {
+    /// Whether a check of the other goes on with this one: what an endpoint weighs, for instance, does not matter.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let Self { endpoint, check, is_http2, proxy_protocol } = other;
+        self.endpoint.is_place_of(endpoint)
+            && self.check == *check
+            && self.is_http2 == *is_http2
+            && self.proxy_protocol == *proxy_protocol
+    }
+
     /// Whether it is well; else what is wrong, in one line.
     pub(super) async fn probe(&self) -> Result<(), String> {
         match timeout(self.check.timeout, self.ask()).await {

@@ -9,6 +9,7 @@ mod heartbeat;
 mod limits;
 mod link;
 mod poll;
+mod registry;
 mod script;
 mod stats;
 
@@ -28,11 +29,12 @@ use self::limits::Limited;
 pub use self::limits::Requests;
 use self::link::Link;
 pub use self::poll::{Deliver, Found, Kind, LIST_BYTES_MAX, Poll, PollError};
+pub(crate) use self::registry::{Entry, Registered, Registry, RegistryError};
 use self::script::Script;
 pub use self::stats::RedisStats;
 
 /// What every connection has loaded.
-const SCRIPTS: &[&Script] = &[&heartbeat::SCRIPT, &limits::SCRIPT];
+const SCRIPTS: &[&Script] = &[&heartbeat::SCRIPT, &limits::SCRIPT, &registry::SCRIPT];
 
 /// The handle of the thread `redis`.
 #[derive(Debug)]
@@ -40,6 +42,7 @@ pub struct Redis {
     settings: watch::Sender<Option<Settings>>,
     polls: watch::Sender<Vec<Poll>>,
     limited: watch::Sender<Option<Limited>>,
+    registry: Registry,
     stats: Arc<RedisStats>,
     thread: JoinHandle<()>,
 }
@@ -54,12 +57,13 @@ impl Redis {
         let (settings, settings_seen) = watch::channel(settings);
         let (polls, polls_seen) = watch::channel(Vec::new());
         let (limited, limited_seen) = watch::channel(None);
+        let (registry, asked) = Registry::new();
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("redis".into()).spawn({
             let stats = stats.clone();
-            move || runtime.block_on(run(settings_seen, polls_seen, limited_seen, stats))
+            move || runtime.block_on(run(settings_seen, polls_seen, limited_seen, asked, stats))
         })?;
-        Ok(Self { settings, polls, limited, stats, thread })
+        Ok(Self { settings, polls, limited, registry, stats, thread })
     }
 
     /// Goes on with another Redis, or none; where nothing differs, with the same connection.
@@ -81,6 +85,11 @@ impl Redis {
         self.polls.send_replace(polls);
     }
 
+    /// Asks for the instances that are registered there.
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     pub fn stats(&self) -> &Arc<RedisStats> {
         &self.stats
     }
@@ -96,6 +105,7 @@ async fn run(
     mut settings: watch::Receiver<Option<Settings>>,
     polls: watch::Receiver<Vec<Poll>>,
     limited: watch::Receiver<Option<Limited>>,
+    asked: registry::Asked,
     stats: Arc<RedisStats>,
 ) {
     let instance = heartbeat::random_instance();
@@ -115,9 +125,10 @@ async fn run(
                         link.beat(),
                         poll::run(link, polls.clone(), &order),
                         limits::run(link, &stats, limited.clone()),
+                        registry::run(link, &asked),
                     );
                 }
-                None => std::future::pending().await,
+                None => registry::refuse(&asked).await,
             }
         };
         let changed = tokio::select! {

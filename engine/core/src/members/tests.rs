@@ -142,7 +142,7 @@ fn shares_are_exact_within_five_percent() {
                 false => (&chosen.others, ALL - chosen.share),
             };
             let sum: u32 = group.iter().map(|member| all[*member].weight).sum();
-            let own = group.contains(&index).then_some(all[index].weight).unwrap_or(0);
+            let own = if group.contains(&index) { all[index].weight } else { 0 };
             f64::from(part) / f64::from(ALL) * f64::from(own) / f64::from(sum.max(1))
         };
         for balance in BALANCES {
