@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ringway_tests::http2::{DATA, END_STREAM, Http2};
 use ringway_tests::tls::{Authority, TlsBackend, VERSIONS};
-use ringway_tests::{Backend, Client, Gateway, PATIENCE, Strace, confine, eventually, settles_at};
+use ringway_tests::{Backend, Client, Gateway, Nobody, PATIENCE, Strace, confine, eventually, settles_at};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Requests that are counted.
@@ -174,6 +174,41 @@ fn an_answer_of_a_service_whose_endpoints_are_watched() {
         ));
         assert_get_is_cheap(&gateway, "/", 100);
     }
+}
+
+/// Sessions, zones of which one spills over, and a subset.
+#[test]
+fn an_answer_of_a_service_with_sessions_zones_and_subsets() {
+    let backends = [(); 4].map(|()| sized(100));
+    let endpoint = |(index, backend): (usize, &Backend)| {
+        let zone = if index < 2 { "here" } else { "there" };
+        format!("{{ address: \"{}\", zone: {zone}, metadata: {{ version: v1 }} }}", backend.endpoint())
+    };
+    let mut endpoints: Vec<String> = backends.iter().enumerate().map(endpoint).collect();
+    // Nobody is there: half of the own zone is unwell.
+    let nobody = Nobody::new();
+    endpoints
+        .push(format!("{{ address: \"{}\", zone: here, weight: 2, metadata: {{ version: v1 }} }}", nobody.endpoint()));
+    let gateway = Gateway::start(&format!(
+        "zone: here\n\
+         services: [{{ name: app, endpoints: [{}], zones: {{}}, sticky: {{ cookie: stay, indirect: true }}, \
+         health_check: {{ tcp: {{}}, interval: 50ms, unhealthy_threshold: 1 }} }}]\n\
+         routes: [{{ name: all, service: app, subset: {{ metadata: {{ version: v1 }}, fallback: any }} }}]\n",
+        endpoints.join(", ")
+    ));
+    eventually(PATIENCE, || (gateway.metric("gateway_service_local_share{service=\"app\"}") - 0.7).abs() < 1e-9);
+    let answer = gateway.get("/");
+    let pair = answer.get("set-cookie").and_then(|line| line.split(';').next()).expect("a cookie").to_owned();
+    let kept = format!("GET / HTTP/1.1\r\nHost: api.example.com\r\nCookie: cart=1; {pair}\r\n\r\n");
+    assert_cheap(&cost_of(&gateway, |client| {
+        let answer = client.ask(&kept);
+        assert_eq!((answer.status(), answer.body.len(), answer.has("set-cookie")), (200, 100, false));
+    }));
+    // And where each answer sets one.
+    assert_cheap(&cost_of(&gateway, |client| {
+        let answer = client.ask(GET);
+        assert_eq!((answer.status(), answer.body.len(), answer.has("set-cookie")), (200, 100, true));
+    }));
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub const LINE: Line<'static> = Line {
     attempts: 1,
     circuit_breaker: None,
     shed: None,
+    session: None,
     tunnel: None,
 };
 

@@ -112,6 +112,7 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
     let mut compiler =
         Compiler::new(written.map_or(0, |list| list.items().len()), &routes, defaults, asks_a_service, cx);
     let routes = routes.into_iter().filter_map(|route| compiler.route(route, cx)).map(Arc::new).collect();
+    let subsets = std::mem::take(&mut compiler.subsets);
     let routers = compiler.finish();
 
     check_fallbacks(&file.services.0, cx);
@@ -119,8 +120,9 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
     let redis = file.redis.0.map(|redis| redis.0.and_then(|section| section.compile(cx)));
     let of_lists = Redis { section: redis.as_ref().and_then(Option::as_ref), is_off };
     let mut resolver = Resolver::new(lookup);
+    let zone = file.zone.map(|zone| zone.0);
     let services = file.services.0.into_iter();
-    let compiled = services.map(|service| Arc::new(service.value.compile(&mut resolver, of_lists, cx)));
+    let compiled = services.map(|service| Arc::new(service.value.compile(&mut resolver, of_lists, zone.as_ref(), cx)));
     let services: Vec<_> = compiled.collect();
     let sees_certificates = listeners.iter().any(|listener| listener.value.sees_certificates());
     let (mut authenticators, mut keys) = (Vec::new(), Vec::new());
@@ -166,6 +168,7 @@ fn build(file: File, root: &Node, lookup: Lookup<'_>, cx: &mut Cx) -> Option<Sna
         listeners,
         routes,
         services,
+        subsets,
         authenticators,
         rate_limits,
         limiters,

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringway_core::ejection::EjectionSettings;
-use ringway_core::health::{Candidate, Chosen, EndpointHealth, Fleet, choose};
+use ringway_core::health::{EndpointHealth, Fleet};
+use ringway_core::members::{Candidate, Chosen, Rules, choose};
+use ringway_core::sticky::Sessions;
 
-use crate::snapshot::{Endpoint, Service, Snapshot};
+use crate::snapshot::{Endpoint, Service, Snapshot, Subset};
 
 /// How a service's endpoints are watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +68,8 @@ pub struct Health {
     pub targets: Arc<[Endpoint]>,
     /// By target.
     pub endpoints: Vec<Arc<EndpointHealth>>,
+    /// Of a service whose sessions stay.
+    pub sessions: Option<Sessions>,
 }
 
 impl Health {
@@ -98,18 +102,47 @@ impl Health {
                 health.reinstate();
             }
         }
-        Self { fleet, targets: Arc::clone(targets), endpoints }
+        let sessions = service.sticky.as_ref().map(|sticky| {
+            let names = targets.iter().map(|endpoint| &*endpoint.label);
+            Sessions::new(sticky.secret.bytes(), &service.name, names)
+        });
+        Self { fleet, targets: Arc::clone(targets), endpoints, sessions }
     }
 
     /// The service's endpoints as they are now, and among whom it is to be balanced.
     pub fn choose(&self, service: &Service) -> (Vec<Candidate>, Chosen) {
-        let of = |(endpoint, health): (&Endpoint, &Arc<EndpointHealth>)| Candidate {
-            weight: health.weight(endpoint.weight),
-            is_usable: health.is_usable(),
-            is_backup: endpoint.is_backup,
-        };
-        let candidates: Vec<_> = self.targets.iter().zip(&self.endpoints).map(of).collect();
-        let chosen = choose(&candidates, service.watch.panic_threshold);
+        let candidates = self.candidates(service);
+        let chosen = choose(&candidates, rules(service));
         (candidates, chosen)
     }
+
+    /// The same for the requests that go to some of them. `None`: none of those can be used, and all are to be.
+    pub fn choose_of(&self, service: &Service, subset: &Subset) -> Option<(Vec<Candidate>, Chosen)> {
+        let mut candidates = self.candidates(service);
+        for (candidate, endpoint) in candidates.iter_mut().zip(self.targets.iter()) {
+            if !subset.has(endpoint) {
+                (candidate.weight, candidate.full_weight) = (0, 0);
+            }
+        }
+        let is_usable = candidates.iter().any(|candidate| candidate.weight > 0 && candidate.is_usable);
+        let chosen = choose(&candidates, rules(service));
+        (is_usable || !subset.falls_back).then_some((candidates, chosen))
+    }
+
+    fn candidates(&self, service: &Service) -> Vec<Candidate> {
+        let own_zone = service.zones.as_ref().map(|zones| &zones.own);
+        let of = |(endpoint, health): (&Endpoint, &Arc<EndpointHealth>)| Candidate {
+            weight: health.weight(endpoint.weight),
+            full_weight: health.full_weight(endpoint.weight),
+            is_usable: health.is_usable(),
+            priority: endpoint.priority,
+            is_local: own_zone.is_some() && endpoint.zone.as_ref() == own_zone,
+        };
+        self.targets.iter().zip(&self.endpoints).map(of).collect()
+    }
+}
+
+fn rules(service: &Service) -> Rules {
+    let capacity = service.zones.as_ref().map(|zones| zones.capacity);
+    Rules { panic_threshold: service.watch.panic_threshold, capacity }
 }

@@ -10,6 +10,7 @@ pub mod health;
 pub mod hub;
 pub mod resilience;
 pub mod snapshot;
+pub mod sticky;
 
 mod compile;
 mod decode;

@@ -26,7 +26,7 @@ pub use self::mirror::Mirror;
 pub(crate) use self::mirror::mirror_stats;
 pub use self::service::{
     Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, Etcd, EtcdLogin, HashOn, Metadata,
-    Pool, Records, RegistryPlace, Service, ServiceHttp2, ServiceTimeouts, ServiceTls,
+    Pool, Records, RegistryPlace, Service, ServiceHttp2, ServiceTimeouts, ServiceTls, Subset, Zones,
 };
 pub(crate) use self::split::split_stats;
 pub use self::split::{Split, Target};
@@ -40,6 +40,8 @@ pub struct Snapshot {
     pub listeners: Vec<Arc<Listener>>,
     pub routes: Vec<Arc<Route>>,
     pub services: Vec<Arc<Service>>,
+    /// Which endpoints of their service routes go to, where not to all.
+    pub subsets: Vec<Arc<Subset>>,
     pub authenticators: Vec<Arc<Authenticator>>,
     /// What routes limit by.
     pub rate_limits: Vec<Arc<Rule>>,
@@ -408,6 +410,8 @@ pub enum Action {
 #[derive(Debug)]
 pub struct Forward {
     pub service: Target,
+    /// Index into [`Snapshot::subsets`]; `None`: all endpoints.
+    pub subset: Option<u32>,
     /// `None`: nothing is copied.
     pub mirror: Option<Box<Mirror>>,
     pub rewrite: Rewrite,

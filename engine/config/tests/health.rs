@@ -97,8 +97,8 @@ fn balance_backups_and_weights() {
                    endpoints: [{ address: \"127.0.0.1:1\", weight: 0 }, { address: \"127.0.0.1:2\", backup: true }]\n";
     let snapshot = compiled(service).unwrap();
     let endpoints: Vec<_> =
-        snapshot.services[0].endpoints.iter().map(|endpoint| (endpoint.weight, endpoint.is_backup)).collect();
-    assert_eq!(endpoints, [(0, false), (1, true)]);
+        snapshot.services[0].endpoints.iter().map(|endpoint| (endpoint.weight, endpoint.priority)).collect();
+    assert_eq!(endpoints, [(0, 0), (1, 1)]);
     assert_eq!(snapshot.services[0].watch.panic_threshold, 0);
 }
 

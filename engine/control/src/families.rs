@@ -101,6 +101,11 @@ families! {
         "Tries after a request's first one: success, or failure (no answer, or one to be tried again)."
     RETRIES_DENIED = Counter "gateway_retries_denied_total" "" ["service", "reason"]
         "Failed tries that were to be followed by another one, but budget (used up) or breaker (open) forbade it."
+    STICKY_REQUESTS = Counter "gateway_sticky_requests_total" "" ["service", "session"]
+        "Answers of a sticky service, by the client's session: new (it had none), kept, moved (its endpoint is not usable), unknown (its cookie \
+         is forged, or that of an endpoint that is gone)."
+    SUBSET_FALLBACKS = Counter "gateway_subset_fallbacks_total" "" ["service"]
+        "Requests of a route with a subset that went to other endpoints, since none of the subset was usable."
     BREAKER_STATE = Gauge "gateway_circuit_breaker_state" "" ["service", "endpoint"]
         "State of a circuit breaker: 0 closed, 1 half-open, 2 open; endpoint \"\" is the service's own."
     BREAKER_TRANSITIONS = Counter "gateway_circuit_breaker_transitions_total" "" ["service", "endpoint", "to"]
@@ -142,6 +147,8 @@ families! {
         "Endpoints of a service whose endpoints are looked for."
     SERVICE_PANIC = Gauge "gateway_service_panic" "" ["service"]
         "1 while too few of a service's endpoints are usable, so that all are used."
+    LOCAL_SHARE = Gauge "gateway_service_local_share" "" ["service"]
+        "Share of a service's requests that go to endpoints of the gateway's own zone: 1 as long as those can carry them; of services with zones."
     ENDPOINT_WEIGHT = Gauge "gateway_endpoint_weight" "" ["service", "endpoint"]
         "An endpoint's weight now: less while it recovers, 0 where an operator has taken it out."
     ENDPOINT_LATENCY = Gauge "gateway_endpoint_latency_seconds" "seconds" ["service", "endpoint"]

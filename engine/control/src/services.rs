@@ -17,6 +17,9 @@ pub(crate) struct Service {
     name: String,
     /// Too few endpoints are usable: all are used.
     panic: bool,
+    /// Percent of the requests that the own zone gets, where that is preferred.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local_share: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     circuit_breaker: Option<BreakerState>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -48,7 +51,7 @@ struct Endpoint {
     ejected_for_ms: Option<u64>,
     /// It gets requests, also in a panic.
     in_use: bool,
-    backup: bool,
+    priority: u8,
     /// As an operator or the configuration says; of it, `share` percent count while it recovers.
     weight: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -102,11 +105,12 @@ fn of_service(published: &Published, index: usize, service: &snapshot::Service, 
     Some(Service {
         name: service.name.to_string(),
         panic: chosen.is_panic,
+        local_share: service.zones.as_ref().map(|_| chosen.local_share() * 100.0),
         circuit_breaker: known.breaker.as_deref().and_then(seen),
         bulkhead: service.bulkhead.as_ref().map(|settings| of_bulkhead(&known.bulkhead, settings)),
         endpoints: endpoints
             .map(|(at, ((endpoint, health), stats))| Endpoint {
-                in_use: chosen.members.contains(&at),
+                in_use: chosen.members.contains(&at) || chosen.others.contains(&at),
                 circuit_breaker: known.endpoint_breakers.get(at).and_then(|breaker| seen(breaker)),
                 ..of_endpoint(endpoint, health, stats, now_us)
             })
@@ -131,7 +135,7 @@ fn of_endpoint(endpoint: &snapshot::Endpoint, health: &EndpointHealth, stats: &E
         why: why.filter(|why| !why.is_empty()),
         ejected_for_ms: ejection.map(|(until_us, _)| until_us.saturating_sub(now_us) / 1000),
         in_use: false,
-        backup: endpoint.is_backup,
+        priority: endpoint.priority,
         weight,
         share: Some(health.ramp()).filter(|ramp| *ramp < 100),
         zone: endpoint.zone.as_ref().map(|zone| zone.to_string()),

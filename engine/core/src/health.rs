@@ -2,7 +2,7 @@
 //! answered, and what an operator says of them. All cores share it through atomics.
 //!
 //! A core looks at one number, the epoch of the service; only when that has changed it looks at the endpoints themselves
-//! and chooses anew among whom it balances ([`choose`]).
+//! and chooses anew among whom it balances ([`choose`](crate::members::choose)).
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -189,6 +189,11 @@ impl EndpointHealth {
         weight.saturating_mul(self.ramp.load(Ordering::Relaxed))
     }
 
+    /// The same once it has recovered.
+    pub fn full_weight(&self, configured: u32) -> u32 {
+        if self.is_drained() { 0 } else { self.own_weight().unwrap_or(configured).saturating_mul(100) }
+    }
+
     /// What an operator has said that it weighs.
     pub fn own_weight(&self) -> Option<u32> {
         Some(self.weight.load(Ordering::Relaxed)).filter(|weight| *weight != AS_CONFIGURED)
@@ -335,47 +340,6 @@ impl EndpointHealth {
         }
         was_out
     }
-}
-
-/// An endpoint as the choice of members sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Candidate {
-    /// 0: it must not get requests.
-    pub weight: u32,
-    pub is_usable: bool,
-    /// Gets requests only when too few of the others can.
-    pub is_backup: bool,
-}
-
-/// Among whom a service is balanced.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chosen {
-    /// Indices of the candidates, ascending.
-    pub members: Vec<usize>,
-    /// Too few are usable: all are used.
-    pub is_panic: bool,
-}
-
-/// Chooses the members of the balance. `panic_threshold`: percent of the endpoints that must be usable; where fewer are,
-/// the backups that are usable join them, and where there are none, all endpoints are used whatever is known of them. 0:
-/// those that are not usable are never used.
-pub fn choose(candidates: &[Candidate], panic_threshold: u8) -> Chosen {
-    let all = |is_backup| move |candidate: &Candidate| candidate.weight > 0 && candidate.is_backup == is_backup;
-    let indices = |wanted: &dyn Fn(&Candidate) -> bool| -> Vec<usize> {
-        candidates.iter().enumerate().filter(|(_, candidate)| wanted(candidate)).map(|(index, _)| index).collect()
-    };
-    let primaries = indices(&all(false));
-    let usable = indices(&|candidate| all(false)(candidate) && candidate.is_usable);
-    let are_enough = usable.len() * 100 >= primaries.len() * usize::from(panic_threshold);
-    if !usable.is_empty() && are_enough {
-        return Chosen { members: usable, is_panic: false };
-    }
-    let with_backups = indices(&|candidate| candidate.weight > 0 && candidate.is_usable);
-    if with_backups.len() > usable.len() || panic_threshold == 0 {
-        return Chosen { members: with_backups, is_panic: false };
-    }
-    let members = if primaries.is_empty() { indices(&all(true)) } else { primaries };
-    Chosen { is_panic: !members.is_empty(), members }
 }
 
 /// What the results of active checks make of an endpoint.

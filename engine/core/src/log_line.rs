@@ -49,6 +49,9 @@ pub struct Line<'a> {
     pub circuit_breaker: Option<&'static str>,
     /// Why the request was refused for want of room: by a bulkhead or an overloaded worker; not written else.
     pub shed: Option<&'static str>,
+    /// What became of the client's session with an endpoint: `new`, `kept`, `moved` or `unknown`; not written where services
+    /// have none.
+    pub session: Option<&'static str>,
     /// What became of the connection after an upgrade; not written where there was none.
     pub tunnel: Option<Tunnel<'a>>,
 }
@@ -141,6 +144,11 @@ impl Formatter {
         if let Some(reason) = line.shed {
             out.extend_from_slice(b",\"shed\":\"");
             out.extend_from_slice(reason.as_bytes());
+            out.push(b'"');
+        }
+        if let Some(session) = line.session {
+            out.extend_from_slice(b",\"session\":\"");
+            out.extend_from_slice(session.as_bytes());
             out.push(b'"');
         }
         if let Some(tunnel) = &line.tunnel {
@@ -256,6 +264,7 @@ mod tests {
         attempts: 1,
         circuit_breaker: None,
         shed: None,
+        session: None,
         tunnel: None,
     };
 
@@ -380,6 +389,7 @@ mod tests {
                 attempts: u8::MAX,
                 circuit_breaker: Some("fallback"),
                 shed: Some("requests"),
+                session: Some("unknown"),
                 tunnel: Some(Tunnel { protocol: &long, open_us: u64::MAX, bytes_in: u64::MAX, bytes_out: u64::MAX }),
             };
             let text = written(&line);
@@ -403,7 +413,8 @@ mod tests {
                 client_ip: &client_ip, user_agent: user_agent.as_deref(), user_id: user_id.as_deref(),
                 rate_limit_remaining, backend_service: backend_service.as_deref(),
                 backend_latency_us: Some(backend_latency_us), http_version: None, concurrency_limit: None,
-                tls: TlsFacts::NONE, grpc_status: None, attempts: 1, circuit_breaker: None, shed: None, tunnel: None,
+                tls: TlsFacts::NONE, grpc_status: None, attempts: 1, circuit_breaker: None, shed: None, session: None,
+                tunnel: None,
             });
             prop_assert!(text.len() <= LINE_BYTES_MAX);
             prop_assert_eq!(text.find('\n'), Some(text.len() - 1));

@@ -13,6 +13,7 @@ pub use self::traffic::{MirrorOutcome, MirrorStats, SplitStats};
 use crate::bulkhead::Full;
 use crate::grpc::Status;
 use crate::overload::Reason;
+use crate::sticky::Outcome;
 
 mod tls;
 
@@ -266,7 +267,10 @@ pub struct ServiceCell {
     /// Requests that found a breaker open.
     pub breaker_rejected: Counter,
     bulkhead_rejected: [Counter; Full::ALL.len()],
+    /// Requests for endpoints none of which was usable, that went to others.
+    pub subset_fallbacks: Counter,
     calls: [Counter; Status::COUNT],
+    sessions: [Counter; Outcome::ALL.len()],
 }
 
 impl ServiceCell {
@@ -297,8 +301,20 @@ impl ServiceCell {
         }
     }
 
+    /// Counts an answer by what became of its session.
+    #[inline]
+    pub fn record_session(&self, outcome: Outcome) {
+        if let Some(counter) = self.sessions.get(outcome as usize) {
+            counter.add(1);
+        }
+    }
+
     pub fn full(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         Full::ALL.iter().zip(&self.bulkhead_rejected).map(|(full, counter)| (full.label(), counter.get()))
+    }
+
+    pub fn sessions(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Outcome::ALL.iter().zip(&self.sessions).map(|(outcome, counter)| (outcome.label(), counter.get()))
     }
 
     /// Counts a gRPC call by how it ended.

@@ -1,4 +1,4 @@
-//! Which requests belong together, where a service is balanced by that.
+//! Which requests belong together, where a service is balanced by that, and with whom.
 
 use std::net::IpAddr;
 
@@ -6,12 +6,37 @@ use ringway_config::snapshot::{Balance, HashOn};
 use ringway_core::auth::credentials::{cookies, fields};
 use ringway_core::http::RequestHead;
 use ringway_core::maglev::hash;
+use ringway_core::sticky::Session;
 
 use crate::request::Exchange;
+use crate::sticky::session_of;
+use crate::view::ServiceView;
 
-/// What the balance of a service goes by; 0 where it goes by nothing, or the request does not have it.
+/// Where a request wants to go.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wish {
+    /// What the balance goes by; 0 where it goes by nothing, or the request does not have it.
+    pub(crate) key: u32,
+    pub(crate) session: Session,
+    /// Index of the subset that it is for; `None`: any endpoint of the service.
+    pub(crate) subset: Option<u32>,
+}
+
+impl Wish {
+    #[inline]
+    pub(crate) fn of(
+        view: &ServiceView,
+        exchange: &Exchange,
+        request: &RequestHead<'_, '_>,
+        subset: Option<u32>,
+    ) -> Self {
+        let key = affinity(&view.service.balance, exchange, request);
+        Self { key, session: session_of(view, request), subset }
+    }
+}
+
 #[inline]
-pub(crate) fn affinity(balance: &Balance, exchange: &Exchange, request: &RequestHead<'_, '_>) -> u32 {
+fn affinity(balance: &Balance, exchange: &Exchange, request: &RequestHead<'_, '_>) -> u32 {
     let Balance::ConsistentHash(on) = balance else { return 0 };
     key_of(on, exchange, request).map_or(0, |key| ((key >> 32) as u32).max(1))
 }

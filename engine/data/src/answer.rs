@@ -20,6 +20,7 @@ use crate::request::{Exchange, WEBSOCKET};
 use crate::respond::{write_answer_ops, write_connection, write_number};
 use crate::service_head::write_upgrade;
 use crate::split;
+use crate::sticky::write_cookie;
 use crate::stream::Stream;
 use crate::upstream::Upstream;
 
@@ -335,6 +336,7 @@ fn write_answer_head(
         out.extend_from_slice(&[100, 10, 1].map(|unit| b'0' + (fraction / unit % 10) as u8));
         out.extend_from_slice(b"\r\n");
     }
+    write_cookie(conn, exchange, &attempt.passage, out);
     gate::write_limit(conn, exchange, out);
     if exchange.given_key != 0 {
         split::write_cookie(conn, exchange, out);

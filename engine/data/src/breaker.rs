@@ -6,7 +6,9 @@ use ringway_config::resilience::{CircuitBreaker, Fallback, Resilience};
 use ringway_config::snapshot::Respond;
 use ringway_core::breaker::{Breaker, Outcome, State, Ticket, Transition, retry_after_secs};
 use ringway_core::failure::Failure;
+use ringway_core::http::RequestHead;
 
+use crate::affinity::Wish;
 use crate::connection::Connection;
 use crate::request::Exchange;
 use crate::view::ServiceView;
@@ -18,6 +20,8 @@ pub(crate) struct Passage<'a> {
     /// Both as indices of the snapshot.
     pub(crate) service: usize,
     pub(crate) endpoint: usize,
+    /// Where the request wanted to go.
+    pub(crate) wish: Wish,
     of_service: Option<Ticket>,
     of_endpoint: Option<Ticket>,
     told: Cell<Told>,
@@ -66,21 +70,30 @@ impl Cut {
     }
 }
 
-/// The way of a request to its service, or what is answered while that is left alone. `key`: see [`affinity`].
-///
-/// [`affinity`]: crate::affinity::affinity
+/// The way of a request to its service, or some of its endpoints, or what is answered while that is left alone.
 pub(crate) fn find_way<'a>(
     conn: &'a Connection,
     exchange: &mut Exchange,
-    service: usize,
-    key: u32,
+    (service, subset): (usize, Option<u32>),
+    request: &RequestHead<'_, '_>,
 ) -> Result<Way<'a>, Failure> {
-    let left_us = match Passage::open(conn, service, key, 0) {
+    let left_us = match Passage::open(conn, service, wish_of(conn, exchange, service, request, subset), 0) {
         Ok(passage) => return Ok(Way::Open(passage)),
         Err(Shut::NoEndpoint) => return Err(Failure::NoEndpoint),
         Err(Shut::Open(left_us)) => left_us,
     };
-    fall_back(conn, exchange, service, key, left_us)
+    fall_back(conn, exchange, service, request, left_us)
+}
+
+#[inline]
+fn wish_of(
+    conn: &Connection,
+    exchange: &Exchange,
+    service: usize,
+    request: &RequestHead<'_, '_>,
+    subset: Option<u32>,
+) -> Wish {
+    conn.view.services.get(service).map(|view| Wish::of(view, exchange, request, subset)).unwrap_or_default()
 }
 
 #[cold]
@@ -88,13 +101,13 @@ fn fall_back<'a>(
     conn: &'a Connection,
     exchange: &mut Exchange,
     service: usize,
-    key: u32,
+    request: &RequestHead<'_, '_>,
     mut left_us: u64,
 ) -> Result<Way<'a>, Failure> {
     exchange.cut = Cut::Fallback;
     let mut fallback = fallback_of(conn, service);
     if let Some(Fallback::Service(other)) = fallback {
-        match Passage::open(conn, *other, key, 0) {
+        match Passage::open(conn, *other, wish_of(conn, exchange, *other, request, None), 0) {
             Ok(passage) => {
                 exchange.service = Some(*other);
                 return Ok(Way::Open(passage));
@@ -125,21 +138,28 @@ fn fallback_of(conn: &Connection, service: usize) -> Option<&Fallback> {
 }
 
 impl<'a> Passage<'a> {
-    /// Asks for one more try. `key`: what the balance goes by, 0 where that is nothing. `tried`: a bit for each endpoint that has failed it, and is taken only where there is no
+    /// Asks for one more try. `tried`: a bit for each endpoint that has failed it, and is taken only where there is no
     /// other.
-    pub(crate) fn open(conn: &'a Connection, service: usize, key: u32, tried: u64) -> Result<Self, Shut> {
+    pub(crate) fn open(conn: &'a Connection, service: usize, wish: Wish, tried: u64) -> Result<Self, Shut> {
         let view = conn.view.services.get(service).ok_or(Shut::NoEndpoint)?;
-        let mut passage =
-            Self { conn, service, endpoint: 0, of_service: None, of_endpoint: None, told: Cell::new(Told::Nothing) };
+        let mut passage = Self {
+            conn,
+            service,
+            endpoint: 0,
+            wish,
+            of_service: None,
+            of_endpoint: None,
+            told: Cell::new(Told::Nothing),
+        };
         let Some(settings) = &view.service.circuit_breaker else {
-            passage.endpoint = view.pick_where(&conn.worker, key, tried, |_| true).ok_or(Shut::NoEndpoint)?;
+            passage.endpoint = view.pick_where(&conn.worker, wish, tried, |_| true).ok_or(Shut::NoEndpoint)?;
             return Ok(passage);
         };
-        passage.ask(view, settings, key, tried)?;
+        passage.ask(view, settings, tried)?;
         Ok(passage)
     }
 
-    fn ask(&mut self, view: &ServiceView, settings: &CircuitBreaker, key: u32, tried: u64) -> Result<(), Shut> {
+    fn ask(&mut self, view: &ServiceView, settings: &CircuitBreaker, tried: u64) -> Result<(), Shut> {
         let conn = self.conn;
         let known = self.known().ok_or(Shut::NoEndpoint)?;
         let now = conn.worker.clock.lately();
@@ -162,7 +182,7 @@ impl<'a> Passage<'a> {
                 }
             }
         };
-        match view.pick_where(&conn.worker, key, tried, lets_pass) {
+        match view.pick_where(&conn.worker, self.wish, tried, lets_pass) {
             Some(endpoint) => self.endpoint = endpoint,
             None if left_us == u64::MAX => return Err(Shut::NoEndpoint),
             None => return Err(Shut::Open(left_us)),

@@ -3,6 +3,7 @@
 use httparse::Header;
 use ringway_config::snapshot::{Authenticator, Route};
 use ringway_core::audit_line::Kind;
+use ringway_core::auth::credentials::cookies;
 use ringway_core::failure::Failure;
 use ringway_core::filter::{Answer, Lookup, Told, Waiting};
 use ringway_core::limit::{HeaderStyle, Limiter, Wake, write_headers};
@@ -132,16 +133,28 @@ pub(crate) fn hides_field(conn: &Connection, route: &Route, field: &Header<'_>) 
     authenticators(conn, route).any(|known| known.hides_field(field.name, field.value))
 }
 
-/// Whether cookies of this field are credentials that the service does not get: [`write_cookies`] writes the others.
-pub(crate) fn hides_cookies(conn: &Connection, route: &Route, field: &Header<'_>) -> bool {
-    let hides = |pair| authenticators(conn, route).any(|known| known.hides_cookie(pair));
+/// Whether cookies of this field are credentials that the service does not get, or the `hidden` one: [`write_cookies`] writes
+/// the others.
+pub(crate) fn hides_cookies(conn: &Connection, route: &Route, hidden: Option<&str>, field: &Header<'_>) -> bool {
+    let hides = |pair| hides_cookie(conn, route, hidden, pair);
     field.name.eq_ignore_ascii_case("cookie") && field.value.split(|byte| *byte == b';').any(hides)
 }
 
+fn hides_cookie(conn: &Connection, route: &Route, hidden: Option<&str>, pair: &[u8]) -> bool {
+    let is_hidden = |name: &str| cookies(pair, name.as_bytes()).next().is_some();
+    hidden.is_some_and(is_hidden) || authenticators(conn, route).any(|known| known.hides_cookie(pair))
+}
+
 /// Writes the lines of `Cookie` that [`hides_cookies`] is true of, without what the service does not get.
-pub(crate) fn write_cookies(conn: &Connection, route: &Route, fields: &[Header<'_>], out: &mut Vec<u8>) {
-    let hides = |pair: &&[u8]| authenticators(conn, route).any(|known| known.hides_cookie(pair));
-    for field in fields.iter().filter(|field| hides_cookies(conn, route, field)) {
+pub(crate) fn write_cookies(
+    conn: &Connection,
+    route: &Route,
+    hidden: Option<&str>,
+    fields: &[Header<'_>],
+    out: &mut Vec<u8>,
+) {
+    let hides = |pair: &&[u8]| hides_cookie(conn, route, hidden, pair);
+    for field in fields.iter().filter(|field| hides_cookies(conn, route, hidden, field)) {
         let mut before: &[u8] = b"Cookie: ";
         for pair in field.value.split(|byte| *byte == b';').filter(|pair| !hides(pair)) {
             out.extend_from_slice(before);

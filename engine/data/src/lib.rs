@@ -42,6 +42,7 @@ mod serve;
 mod service_head;
 mod shedding;
 mod split;
+mod sticky;
 mod stream;
 mod subrequest;
 #[cfg(test)]

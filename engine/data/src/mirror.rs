@@ -10,6 +10,7 @@ use ringway_core::failure::{Failure, Fault};
 use ringway_core::http::Framing;
 use ringway_core::stats::{MirrorOutcome, MirrorStats};
 
+use crate::affinity::Wish;
 use crate::breaker::{Passage, Shut};
 use crate::clock::us;
 use crate::connection::Connection;
@@ -121,7 +122,7 @@ impl Copied {
 
     async fn ask(&self) -> MirrorOutcome {
         let (conn, service) = (&*self.conn, self.mirror.service);
-        let passage = match Passage::open(conn, service, 0, 0) {
+        let passage = match Passage::open(conn, service, Wish::default(), 0) {
             Ok(passage) => passage,
             Err(Shut::Open(_)) => return MirrorOutcome::BreakerOpen,
             Err(Shut::NoEndpoint) => return MirrorOutcome::Failed,

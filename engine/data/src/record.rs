@@ -7,6 +7,7 @@ use ringway_core::forwarded::write_ip;
 use ringway_core::grpc::Status;
 use ringway_core::log_line::{Formatter, Line, Tunnel};
 use ringway_core::log_queue::{BATCH_BYTES, BUFFER_BYTES};
+use ringway_core::sticky::Outcome;
 
 use crate::call;
 use crate::connection::Connection;
@@ -137,6 +138,7 @@ pub(crate) fn log(worker: &Worker, exchange: &Exchange, head: &[u8], rest: &Rest
         attempts: exchange.attempts,
         circuit_breaker: exchange.cut.label(),
         shed: exchange.shed,
+        session: exchange.session.map(Outcome::label),
         tunnel: rest.tunnel,
     };
     formatter.write(&line, lines);

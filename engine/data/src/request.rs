@@ -17,10 +17,10 @@ use ringway_core::log_line::LONG_BYTES_MAX;
 use ringway_core::path::normalize;
 use ringway_core::request_id::RequestId;
 use ringway_core::router::{Captures, Found, RouteRequest};
+use ringway_core::sticky::Outcome;
 use ringway_core::template::Vars;
 
 use crate::acme;
-use crate::affinity::affinity;
 use crate::auth_service::{Known, Question};
 use crate::breaker::{Cut, Passage, Way, find_way};
 use crate::bulkhead;
@@ -30,6 +30,7 @@ use crate::respond;
 use crate::service_head::{Destination, max_forwards, write_head};
 use crate::shedding::shed;
 use crate::split::choose;
+use crate::sticky::hidden_cookie;
 use crate::tunnel::Opened;
 
 /// What `Upgrade` calls a WebSocket (RFC 6455 section 4.1).
@@ -116,6 +117,8 @@ pub(crate) struct Exchange {
     pub(crate) is_admitted: bool,
     /// Why it was refused for want of room.
     pub(crate) shed: Option<&'static str>,
+    /// What became of the client's session, where the service has them.
+    pub(crate) session: Option<Outcome>,
     /// The answer broke off: the client's connection ends with a reset, so that nobody takes it for whole.
     pub(crate) broken_off: bool,
     /// It is a gRPC call.
@@ -177,6 +180,7 @@ impl Exchange {
             place: None,
             is_admitted: false,
             shed: None,
+            session: None,
             broken_off: false,
             call: None,
             opened: None,
@@ -334,9 +338,7 @@ impl Exchange {
             Action::Forward(forward) => {
                 let target = choose(conn, self, &forward.service, &request).ok_or(Failure::Internal)?;
                 self.service = Some(target);
-                let service = conn.view.services.get(target).ok_or(Failure::Internal)?;
-                let key = affinity(&service.service.balance, self, &request);
-                let passage = match find_way(conn, self, target, key)? {
+                let passage = match find_way(conn, self, (target, forward.subset), &request)? {
                     Way::Open(passage) => passage,
                     // See above.
                     Way::Answer(_) if self.is_http2 && request.has(Name::Upgrade) => {
@@ -365,7 +367,8 @@ impl Exchange {
                 };
                 let vars = Vars { service: &service.service.name, ..vars };
                 let service = &*service.service;
-                let to = Destination { listener, route, forward, service, host, trusted };
+                let hidden_cookie = hidden_cookie(service);
+                let to = Destination { listener, route, forward, service, host, hidden_cookie, trusted };
                 write_head(conn, self, head, &request, &to, &vars, out);
                 Ok(Step::Forward { passage, permit })
             }

@@ -80,7 +80,7 @@ impl<'a> Tries<'a> {
             return false;
         }
         let endpoints = self.endpoints.get() | 1 << failed.endpoint.min(63);
-        let passage = match Passage::open(conn, failed.service, 0, endpoints) {
+        let passage = match Passage::open(conn, failed.service, failed.wish, endpoints) {
             Ok(passage) => passage,
             Err(Shut::Open(_)) => {
                 cell.retries_denied_by_breaker.add(1);

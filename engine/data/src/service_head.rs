@@ -21,6 +21,8 @@ pub(crate) struct Destination<'a> {
     pub(crate) forward: &'a Forward,
     pub(crate) service: &'a Service,
     pub(crate) host: &'a [u8],
+    /// The service does not get this one.
+    pub(crate) hidden_cookie: Option<&'a str>,
     /// Whether the peer's forwarding headers are believed.
     pub(crate) trusted: bool,
 }
@@ -35,7 +37,7 @@ pub(crate) fn write_head(
     vars: &Vars<'_>,
     out: &mut Vec<u8>,
 ) {
-    let Destination { listener, route, forward, service, host, trusted } = *to;
+    let Destination { listener, route, forward, service, host, hidden_cookie, trusted } = *to;
     out.extend_from_slice(request.method.as_bytes());
     out.push(b' ');
     match &forward.rewrite {
@@ -61,7 +63,7 @@ pub(crate) fn write_head(
     let holds_body = route.access.validation.as_ref().is_some_and(|validation| validation.body_bytes_max().is_some());
     let hops = if request.has(Name::MaxForwards) { max_forwards(request) } else { None };
     let tells_certificate = listener.tls.as_ref().is_some_and(|tls| tls.client_cert_header);
-    let hides_fields = gate::hides_fields(conn, route);
+    let hides_fields = hidden_cookie.is_some() || gate::hides_fields(conn, route);
     let deadline = service.deadline_header.as_deref();
     let mut hides_cookies = false;
     HeadLines { head, headers: request.headers, names: request.names }.copy(out, |name, header| {
@@ -93,12 +95,12 @@ pub(crate) fn write_head(
             && !(request.has_connection_fields && is_connection_field(request, name, header.name))
             && ops.is_none_or(|ops| !ops.drops(header.name))
             && !(hides_fields && gate::hides_field(conn, route, header));
-        let is_rewritten = kept && hides_fields && gate::hides_cookies(conn, route, header);
+        let is_rewritten = kept && hides_fields && gate::hides_cookies(conn, route, hidden_cookie, header);
         hides_cookies |= is_rewritten;
         kept && !is_rewritten
     });
     if hides_cookies {
-        gate::write_cookies(conn, route, request.headers, out);
+        gate::write_cookies(conn, route, hidden_cookie, request.headers, out);
     }
 
     if exchange.framing == Framing::Chunked {

@@ -4,6 +4,7 @@
 use ringway_core::failure::Failure;
 use ringway_core::http::{BodyDecoder, Framing, HeadStorage, ResponseHead};
 
+use crate::affinity::Wish;
 use crate::answer::INTERIM_MAX;
 use crate::buffer::Buffer;
 use crate::clock::us;
@@ -12,6 +13,7 @@ use crate::deadline::Slot;
 use crate::io::Blocks;
 use crate::outbound::{Broken, Outbound};
 use crate::upstream::Upstream;
+use crate::view::ServiceView;
 
 /// How far a call may go.
 #[derive(Debug, Clone, Copy)]
@@ -59,7 +61,8 @@ impl Reply {
 /// Uses `conn`'s row of deadlines, so that its client's going away ends the wait ([`Failure::ClientGone`]); nothing else
 /// of the client's connection is touched. Counts as any other request to the service, in flight, errors and time.
 pub(crate) async fn call(conn: &Connection, service: usize, request: &[u8], limits: Limits) -> Result<Reply, Failure> {
-    let endpoint = conn.view.services.get(service).map(|view| view.pick(&conn.worker, 0));
+    let pick = |view: &ServiceView| view.pick_where(&conn.worker, Wish::default(), 0, |_| true);
+    let endpoint = conn.view.services.get(service).map(pick);
     match endpoint {
         Some(Some(endpoint)) => call_at(conn, service, endpoint, request, limits).await,
         Some(None) => Err(counted(conn, service, Failure::NoEndpoint)),

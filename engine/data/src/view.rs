@@ -14,8 +14,11 @@ use ringway_core::auth_service::AuthService;
 use ringway_core::balance::{Balancer, Kind};
 use ringway_core::health::Fleet;
 use ringway_core::maglev::Maglev;
+use ringway_core::members::{Candidate, Chosen, Members};
 use ringway_core::stats::{RouteStats, ServiceCell};
+use ringway_core::sticky::{Session, Sessions};
 
+use crate::affinity::Wish;
 use crate::auth_service::AuthState;
 use crate::bulkhead::Line;
 use crate::upstream::EndpointPool;
@@ -39,16 +42,19 @@ pub(crate) struct ServiceView {
     /// The fleet's epoch in which the members were chosen.
     epoch: Cell<u64>,
     members: RefCell<Members>,
+    /// The same for the subsets that routes have asked for since, by their index. What one is not narrowed to is all.
+    subsets: RefCell<Vec<Option<Narrowed>>>,
     pub(crate) pools: Vec<Rc<EndpointPool>>,
     /// Requests of this core that wait for a place; the same one as long as the service's bulkhead is.
     pub(crate) line: Rc<Line>,
 }
 
-/// The endpoints among whom the core balances.
-struct Members {
-    balancer: Balancer,
-    /// Of the service's endpoints, by the balancer's indices.
-    endpoints: Box<[usize]>,
+/// What a subset is in this service now.
+struct Narrowed {
+    /// `None`: none of it can be used, and all endpoints are.
+    members: Option<Members>,
+    /// Those that belong to it.
+    has: Box<[bool]>,
 }
 
 impl View {
@@ -75,18 +81,11 @@ impl View {
                 let pools = pools.collect();
                 let epoch = Cell::new(health.fleet.epoch());
                 let (service, fleet) = (Arc::clone(service), Arc::clone(&health.fleet));
-                let members = RefCell::new(Members::choose(health, &service));
+                let members = RefCell::new(members(health, &service, health.choose(&service)));
                 let line = line_of(&published, index, old);
-                Some(ServiceView {
-                    service,
-                    index,
-                    published: Arc::clone(&published),
-                    fleet,
-                    epoch,
-                    members,
-                    pools,
-                    line,
-                })
+                let published = Arc::clone(&published);
+                let subsets = RefCell::default();
+                Some(ServiceView { service, index, published, fleet, epoch, members, subsets, pools, line })
             })
             .collect();
         let auth_states = auth_states(&published, old);
@@ -166,59 +165,109 @@ fn auth_states(published: &Published, old: Option<&View>) -> Vec<Option<Rc<AuthS
     published.snapshot.authenticators.iter().map(state_of).collect()
 }
 
-impl Members {
-    /// What the endpoints are like now decides.
-    fn choose(health: &Health, service: &Service) -> Self {
-        let (candidates, chosen) = health.choose(service);
-        let weight = |index: &usize| candidates.get(*index).map_or(1, |candidate| candidate.weight);
-        let weights: Vec<u32> = chosen.members.iter().map(weight).collect();
+/// Among whom a core balances.
+fn members(health: &Health, service: &Service, (candidates, chosen): (Vec<Candidate>, Chosen)) -> Members {
+    let weight = |index: &usize| candidates.get(*index).map_or(1, |candidate| candidate.weight);
+    Members::new(chosen, |endpoints| {
+        let weights: Vec<u32> = endpoints.iter().map(weight).collect();
         let of_kind = |kind| Balancer::new(kind, &weights);
-        let balancer = match &service.balance {
+        match &service.balance {
             Balance::RoundRobin => of_kind(Kind::RoundRobin),
             Balance::LeastLoaded => of_kind(Kind::LeastLoaded),
             Balance::PeakEwma => of_kind(Kind::PeakEwma),
             Balance::Random => of_kind(Kind::Random),
             Balance::ConsistentHash(_) => {
                 let name = |index: &usize| health.targets.get(*index).map_or("", |endpoint| &*endpoint.label);
-                let named = chosen.members.iter().map(name).zip(weights);
+                let named = endpoints.iter().map(name).zip(weights);
                 Balancer::ConsistentHash(Maglev::new(named, health.targets.len()))
             }
-        };
-        Self { balancer, endpoints: chosen.members.into() }
-    }
+        }
+    })
 }
 
 impl ServiceView {
+    /// The values of cookies, where sessions stay.
+    #[inline]
+    pub(crate) fn sessions(&self) -> Option<&Sessions> {
+        self.published.health.get(self.index)?.sessions.as_ref()
+    }
+
+    /// The endpoint that a request's session is with, as long as that is usable; the weight of who is drained does not matter.
+    #[inline]
+    fn kept(&self, wish: &Wish) -> Option<usize> {
+        let Session::With(endpoint) = wish.session else { return None };
+        let pool = self.pools.get(endpoint as usize)?;
+        let is_kept = |members: &mut Members| pool.health.is_usable() || members.is_panic;
+        let is_of_subset = wish.subset.is_none_or(|subset| {
+            let subsets = self.subsets.borrow();
+            let Some(Some(narrowed)) = subsets.get(subset as usize) else { return false };
+            narrowed.members.is_none() || narrowed.has.get(endpoint as usize) == Some(&true)
+        });
+        (self.among(wish.subset, is_kept) && is_of_subset).then_some(endpoint as usize)
+    }
+
+    /// Asks the members that requests of a subset are for.
+    #[inline]
+    fn among<T>(&self, subset: Option<u32>, ask: impl FnOnce(&mut Members) -> T) -> T {
+        if let Some(subset) = subset
+            && let Some(Some(narrowed)) = self.subsets.borrow_mut().get_mut(subset as usize)
+            && let Some(members) = &mut narrowed.members
+        {
+            return ask(members);
+        }
+        ask(&mut self.members.borrow_mut())
+    }
+
+    /// Whether a subset has nobody, so that all endpoints are used. It is chosen with its first request, and then anew when
+    /// something of an endpoint has changed.
+    #[inline]
+    fn falls_back(&self, subset: u32) -> bool {
+        if let Some(Some(narrowed)) = self.subsets.borrow().get(subset as usize) {
+            return narrowed.members.is_none();
+        }
+        self.narrow(subset)
+    }
+
+    #[cold]
+    fn narrow(&self, subset: u32) -> bool {
+        let of_subset = self.published.snapshot.subsets.get(subset as usize);
+        let (Some(of_subset), Some(health)) = (of_subset, self.published.health.get(self.index)) else { return false };
+        let chosen = health.choose_of(&self.service, of_subset);
+        let members = chosen.map(|chosen| members(health, &self.service, chosen));
+        let falls_back = members.is_none();
+        let has = health.targets.iter().map(|endpoint| of_subset.has(endpoint)).collect();
+        let mut subsets = self.subsets.borrow_mut();
+        if subsets.len() <= subset as usize {
+            subsets.resize_with(subset as usize + 1, || None);
+        }
+        if let Some(place) = subsets.get_mut(subset as usize) {
+            *place = Some(Narrowed { members, has });
+        }
+        falls_back
+    }
+
     /// The endpoint for the next request, which goes by `key` where that is not 0 and the balance goes by keys.
     #[inline]
-    pub(crate) fn pick(&self, worker: &Worker, key: u32) -> Option<usize> {
-        self.look();
-        let mut members = self.members.borrow_mut();
-        let Members { balancer, endpoints } = &mut *members;
-        if let [only] = **endpoints {
-            return Some(only);
-        }
-        let load = |member: usize| {
-            let Some(pool) = endpoints.get(member).and_then(|endpoint| self.pools.get(*endpoint)) else { return 0 };
+    fn pick(&self, worker: &Worker, wish: &Wish) -> Option<usize> {
+        let load = |endpoint: usize| {
+            let Some(pool) = self.pools.get(endpoint) else { return 0 };
             match self.service.balance {
                 Balance::PeakEwma => pool.health.latency.cost(pool.stats.in_flight(), worker.clock.lately()),
                 _ => pool.stats.in_flight(),
             }
         };
-        let random = match (key, &self.service.balance) {
+        let random = match (wish.key, &self.service.balance) {
             // The table looks at the high bits.
-            (1.., Balance::ConsistentHash(_)) => u64::from(key) << 32,
+            (1.., Balance::ConsistentHash(_)) => u64::from(wish.key) << 32,
             _ => worker.random(),
         };
-        let member = balancer.pick(random, None, load)?;
-        endpoints.get(member).copied()
+        self.among(wish.subset, |members| members.pick(random, load))
     }
 
     /// Whether others are used in its place.
     pub(crate) fn has_left_out(&self, endpoint: usize) -> bool {
         self.look();
-        let endpoints = &self.members.borrow().endpoints;
-        !endpoints.is_empty() && !endpoints.contains(&endpoint)
+        self.members.borrow().are_others_than(endpoint)
     }
 
     /// Chooses the members anew where something of an endpoint has changed.
@@ -234,37 +283,51 @@ impl ServiceView {
     fn choose(&self, epoch: u64) {
         self.epoch.set(epoch);
         if let Some(health) = self.published.health.get(self.index) {
-            *self.members.borrow_mut() = Members::choose(health, &self.service);
+            *self.members.borrow_mut() = members(health, &self.service, health.choose(&self.service));
+            self.subsets.borrow_mut().clear();
         }
     }
 
     /// The endpoint for a try: a member that `lets_pass` lets it, and none of `tried` (a bit each; the last for all from there
-    /// on) where there is another. A first try is the balancer's to place, unless it may not go there.
+    /// on) where there is another. A first try stays with its session, else it is the balancer's to place, unless it may not go
+    /// there.
     pub(crate) fn pick_where(
         &self,
         worker: &Worker,
-        key: u32,
+        wish: Wish,
         tried: u64,
         mut lets_pass: impl FnMut(usize) -> bool,
     ) -> Option<usize> {
+        self.look();
+        if let Some(subset) = wish.subset
+            && self.falls_back(subset)
+            && tried == 0
+            && let Some(stats) = self.published.services.get(self.index)
+            && let Some(cell) = stats.workers.get(worker.id)
+        {
+            cell.subset_fallbacks.add(1);
+        }
         let mut refused = None;
         // What is tried again is no request more: if it took its turn, the next one would always meet the same endpoint.
         if tried == 0 {
-            let picked = self.pick(worker, key)?;
+            if let Some(kept) = self.kept(&wish)
+                && lets_pass(kept)
+            {
+                return Some(kept);
+            }
+            let picked = self.pick(worker, &wish)?;
             if lets_pass(picked) {
                 return Some(picked);
             }
             refused = Some(picked);
-        } else {
-            self.look();
         }
         let is_tried = |endpoint: usize| tried & 1 << endpoint.min(63) != 0;
-        let members = self.members.borrow();
-        let start = worker.random() as usize % members.endpoints.len().max(1);
-        let (before, after) = members.endpoints.split_at(start);
-        let others = || after.iter().chain(before).copied().filter(|endpoint| Some(*endpoint) != refused);
-        let found = others().find(|endpoint| !is_tried(*endpoint) && lets_pass(*endpoint));
-        found.or_else(|| others().find(|endpoint| is_tried(*endpoint) && lets_pass(*endpoint)))
+        let start = worker.random();
+        self.among(wish.subset, |members| {
+            let others = || members.around(start).filter(|endpoint| Some(*endpoint) != refused);
+            let found = others().find(|endpoint| !is_tried(*endpoint) && lets_pass(*endpoint));
+            found.or_else(|| others().find(|endpoint| is_tried(*endpoint) && lets_pass(*endpoint)))
+        })
     }
 
     /// The endpoint's address as a `Host`.

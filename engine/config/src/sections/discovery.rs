@@ -41,8 +41,8 @@ shape! {
     pub(crate) struct DnsSection {
         /// The name that is looked up.
         name: Spanned<HostName>,
-        /// `addresses`: each A and AAAA record is an endpoint, at `port`. `srv`: each SRV record (RFC 2782) of the lowest priority
-        /// is, with its port and weight.
+        /// `addresses`: each A and AAAA record is an endpoint, at `port`. `srv`: each SRV record (RFC 2782) is, with its port,
+        /// weight and priority.
         records: Records = "addresses",
         /// The port of the endpoints, with `records: addresses`.
         port: Option<Spanned<Int<1, 65_535>>>,

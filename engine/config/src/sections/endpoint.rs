@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ringway_core::members::PRIORITY_MAX;
 use schemars::{Schema, SchemaGenerator, json_schema};
 
 use super::metadata::{Label, Metadata};
@@ -24,7 +25,10 @@ shape! {
         address: Spanned<Address>,
         /// Its share of the requests, relative to the other endpoints. 0: none; what is under way ends in peace.
         weight: Int<0, 65_535> = "1",
-        /// It gets requests only when too few of the others are usable (`panic_threshold`).
+        /// Those of a later priority get requests only when too few of the earlier ones are usable (`panic_threshold`); 0
+        /// comes first.
+        priority: Option<Spanned<Int<0, { PRIORITY_MAX as i64 }>>>,
+        /// As `priority: 1`.
         backup: bool = "false",
         /// Where it is, as the gateway's own zone is named.
         zone: Option<Label>,
@@ -38,20 +42,20 @@ shape! {
 pub(crate) struct Endpoint {
     pub(crate) address: Spanned<Address>,
     pub(crate) weight: u32,
-    pub(crate) is_backup: bool,
+    pub(crate) priority: u8,
     pub(crate) zone: Option<Arc<str>>,
     pub(crate) metadata: snapshot::Metadata,
 }
 
 impl Endpoint {
     pub(crate) fn plain(address: Spanned<Address>) -> Self {
-        Self { address, weight: 1, is_backup: false, zone: None, metadata: Arc::default() }
+        Self { address, weight: 1, priority: 0, zone: None, metadata: Arc::default() }
     }
 
     /// What it stands for at one of its addresses.
     pub(crate) fn at(&self, label: Arc<str>, address: EndpointAddress, tls: Option<EndpointTls>) -> snapshot::Endpoint {
         let (zone, metadata) = (self.zone.clone(), Arc::clone(&self.metadata));
-        snapshot::Endpoint { label, address, weight: self.weight, is_backup: self.is_backup, zone, metadata, tls }
+        snapshot::Endpoint { label, address, weight: self.weight, priority: self.priority, zone, metadata, tls }
     }
 }
 
@@ -63,9 +67,13 @@ impl Decode for Endpoint {
     fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
         match &node.value {
             Value::Map(_) => {
-                let Weighted { address, weight, backup, zone, metadata } = Weighted::decode(node, cx)?;
+                let Weighted { address, weight, priority, backup, zone, metadata } = Weighted::decode(node, cx)?;
+                if let Some(written) = priority.as_ref().filter(|written| backup && written.value.0 == 0) {
+                    cx.error(written.span, "a backup does not come first", "`backup: true` is `priority: 1`");
+                }
+                let priority = priority.map_or(u8::from(backup), |written| written.value.0 as u8);
                 let (zone, metadata) = (zone.map(|zone| zone.0), metadata.0);
-                Some(Self { address, weight: weight.0 as u32, is_backup: backup, zone, metadata })
+                Some(Self { address, weight: weight.0 as u32, priority, zone, metadata })
             }
             _ => Some(Self::plain(Spanned::decode(node, cx)?)),
         }

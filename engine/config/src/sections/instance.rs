@@ -87,7 +87,7 @@ fn decode(text: &[u8], may_be_plain: bool, tls: Option<&EndpointTls>, cx: &mut C
             let section = InstanceSection::decode(&node(json.ok()?), cx)?;
             let InstanceSection { address, weight, zone, metadata, ttl } = section;
             let (zone, metadata) = (zone.map(|zone| zone.0), metadata.0);
-            (Endpoint { address, weight: weight.0 as u32, is_backup: false, zone, metadata }, ttl.0)
+            (Endpoint { address, weight: weight.0 as u32, priority: 0, zone, metadata }, ttl.0)
         }
     };
     let address = match &written.address.value {

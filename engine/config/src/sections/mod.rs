@@ -38,8 +38,11 @@ mod security_headers;
 mod service;
 mod service_tls;
 mod split;
+mod sticky;
+mod subset;
 mod tls;
 mod validate;
+mod zones;
 
 pub(crate) use access::DefaultsSection;
 pub(crate) use acme::{AcmeOf, AcmeSection, count_names};
@@ -59,6 +62,7 @@ pub(crate) use route::{Compiler, Route};
 pub use service::Lookup;
 pub(crate) use service::{Resolver, Service, check_fallbacks, system_lookup};
 
+use self::metadata::Label;
 use crate::decode::{Items, Lenient, Spanned};
 use crate::scalar::OrOff;
 use crate::shape::shape;
@@ -77,6 +81,8 @@ shape! {
         audit_log: Lenient<AuditLog> = "stderr",
         /// How the process ends after SIGTERM or SIGINT.
         drain: Lenient<DrainSection> = "{}",
+        /// Where the gateway is, as its endpoints' `zone` is named; what `services[].zones` goes by.
+        zone: Option<Label>,
         /// Limits of the process as a whole.
         limits: Lenient<LimitsSection> = "{}",
         /// What a worker refuses that has more to do than it can. `off`: nothing.

@@ -22,13 +22,14 @@ use super::mirror::MirrorSection;
 use super::retries::RouteRetries;
 use super::security_headers::SecurityHeadersChoice;
 use super::split::ServiceChoice;
+use super::subset::SubsetSection;
 use super::validate::ValidateSection;
 use crate::decode::{Cx, Decode, OneOrMore, Spanned};
 use crate::error::Span;
 use crate::hub::UNMATCHED;
 use crate::scalar::{Int, Name, OrOff, is_token, parsed};
 use crate::shape::shape;
-use crate::snapshot::{self, Action, HostRewrite, Rewrite};
+use crate::snapshot::{self, Action, HostRewrite, Rewrite, Subset};
 use crate::suggest;
 use crate::tree::Node;
 use crate::units::{Size, TIB, Timeout};
@@ -46,6 +47,8 @@ shape! {
         priority: Int<-1_000_000, 1_000_000> = "0",
         /// The service that requests are forwarded to, by name, or several that share them.
         service: Option<ServiceChoice>,
+        /// The endpoints of the service that requests go to, by what is known of them. Without it: all.
+        subset: Option<Spanned<SubsetSection>>,
         /// Copies of its requests for another service, whose answers are dropped.
         mirror: Option<Spanned<MirrorSection>>,
         /// Answer with a redirect.
@@ -245,6 +248,8 @@ pub(crate) struct Compiler {
     defaults: Defaults,
     /// By authenticator.
     asks_a_service: Vec<bool>,
+    /// Which endpoints routes go to, where not to all of a service.
+    pub(crate) subsets: Vec<Arc<Subset>>,
     /// Where the routes so far stand.
     spans: Vec<Span>,
     names: HashSet<String>,
@@ -282,6 +287,7 @@ impl Compiler {
             routers: (0..listeners).map(|_| RouterBuilder::new()).collect(),
             defaults,
             asks_a_service,
+            subsets: Vec::new(),
             spans: Vec::new(),
             names,
             alike: HashMap::new(),
@@ -317,7 +323,7 @@ impl Compiler {
                 concurrency: concurrency(route.concurrency_limit.take(), cx),
                 ..policy(route.authenticate.take(), &self.asks_a_service, cx)
             },
-            action: action(route, span, &parameters, cx)?,
+            action: action(route, span, &parameters, &mut self.subsets, cx)?,
         })
     }
 
@@ -369,7 +375,13 @@ impl Compiler {
     }
 }
 
-fn action(mut route: Route, span: Span, parameters: &[String], cx: &mut Cx) -> Option<Action> {
+fn action(
+    mut route: Route,
+    span: Span,
+    parameters: &[String],
+    subsets: &mut Vec<Arc<Subset>>,
+    cx: &mut Cx,
+) -> Option<Action> {
     let given = [
         route.service.as_ref().map(|_| "`service`"),
         route.redirect.as_ref().map(|_| "`redirect`"),
@@ -383,9 +395,10 @@ fn action(mut route: Route, span: Span, parameters: &[String], cx: &mut Cx) -> O
         return None;
     }
     if let Some(service) = route.service.take() {
-        return forward(route, service, parameters, cx).map(Action::Forward);
+        return forward(route, service, parameters, subsets, cx).map(Action::Forward);
     }
     for (key, span) in [
+        ("subset", route.subset.as_ref().map(|section| section.span)),
         ("rewrite", route.rewrite.as_ref().map(|section| section.span)),
         ("host", route.host.as_ref().map(|section| section.span)),
         ("request_headers", route.request_headers.as_ref().map(|section| section.span)),
@@ -404,7 +417,14 @@ fn action(mut route: Route, span: Span, parameters: &[String], cx: &mut Cx) -> O
     route.respond?.compile(cx).map(Action::Respond)
 }
 
-fn forward(route: Route, service: ServiceChoice, parameters: &[String], cx: &mut Cx) -> Option<snapshot::Forward> {
+fn forward(
+    route: Route,
+    service: ServiceChoice,
+    parameters: &[String],
+    subsets: &mut Vec<Arc<Subset>>,
+    cx: &mut Cx,
+) -> Option<snapshot::Forward> {
+    let subset = route.subset.and_then(|subset| subset.compile(subsets, cx));
     let rewrite = match route.rewrite {
         Some(rewrite) => rewrite.compile(route.r#match.written(), parameters, cx),
         None => Some(Rewrite::Keep),
@@ -436,7 +456,7 @@ fn forward(route: Route, service: ServiceChoice, parameters: &[String], cx: &mut
     };
     let service = service.compile(cx)?;
     let mirror = route.mirror.map(|section| Box::new(section.value.compile(&service, cx)));
-    Some(snapshot::Forward { service, mirror, rewrite: rewrite?, host, timeouts, upgrades, retries })
+    Some(snapshot::Forward { service, subset, mirror, rewrite: rewrite?, host, timeouts, upgrades, retries })
 }
 
 const WEBSOCKET: &str = "websocket";

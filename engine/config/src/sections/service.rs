@@ -20,6 +20,8 @@ use super::outlier_ejection::OutlierEjectionSection;
 use super::retries::RetriesSection;
 use super::route::ServiceRef;
 use super::service_tls::{Compiled, ServiceTlsSection};
+use super::sticky::StickySection;
+use super::zones::ZonesSection;
 use crate::decode::{Cx, Decode, OneOrMore, Spanned};
 use crate::error::Span;
 use crate::health::Watch;
@@ -53,13 +55,17 @@ shape! {
         /// `round_robin`: in turn, by weight. `random`: by weight. `{ consistent_hash: { on: header X-Tenant } }`: by what the
         /// request has, always the same endpoint.
         balance: Balance = "least_loaded",
+        /// Who has been with an endpoint once comes back to it, by a cookie of the gateway's.
+        sticky: Option<Spanned<StickySection>>,
         /// Asks each endpoint at intervals how it is.
         health_check: Option<Spanned<HealthCheckSection>>,
         /// Leaves endpoints out for a while that answer badly.
         outlier_ejection: Option<Spanned<OutlierEjectionSection>>,
-        /// Share of the endpoints that must be usable. Where fewer are, the `backup` ones join them, and where there are none,
+        /// Share of the endpoints that must be usable. Where fewer are, those of the next `priority` join them, and where there are none,
         /// all are used, whatever is known of them. `0%`: what is not usable is never used.
         panic_threshold: Percent<0, 100> = "50%",
+        /// Requests stay in the gateway's own zone. Without it: zones do not matter.
+        zones: Option<Spanned<ZonesSection>>,
         /// Connections that are kept for the next request.
         pool: PoolSection = "{}",
         /// How long the service may take.
@@ -144,7 +150,14 @@ choice! {
 }
 
 impl Service {
-    pub(crate) fn compile(self, resolver: &mut Resolver<'_>, redis: Redis<'_>, cx: &mut Cx) -> snapshot::Service {
+    /// `zone`: the gateway's own.
+    pub(crate) fn compile(
+        self,
+        resolver: &mut Resolver<'_>,
+        redis: Redis<'_>,
+        zone: Option<&Arc<str>>,
+        cx: &mut Cx,
+    ) -> snapshot::Service {
         let tls = self.tls.and_then(|tls| tls.value.compile(tls.span, cx));
         let http2 = http2(&self.protocol, self.http2, cx);
         if http2.is_some() && self.proxy_protocol.is_some() {
@@ -177,6 +190,8 @@ impl Service {
                 ejection: self.outlier_ejection.map(|ejection| ejection.compile(cx)),
                 panic_threshold: self.panic_threshold.0,
             },
+            sticky: self.sticky.and_then(|sticky| sticky.compile(cx)),
+            zones: self.zones.and_then(|zones| zones.compile(zone, cx)),
             pool: snapshot::Pool {
                 // Whose connection it is was said when it began.
                 idle_per_endpoint: if self.proxy_protocol.is_some() { 0 } else { self.pool.idle.0 as usize },

@@ -16,6 +16,7 @@ use rustls::pki_types::ServerName;
 use super::RedisServers;
 use crate::health::Watch;
 use crate::resilience::{CircuitBreaker, Retries};
+use crate::sticky::Sticky;
 
 #[derive(Debug)]
 pub struct Service {
@@ -25,7 +26,11 @@ pub struct Service {
     /// Where they are found otherwise.
     pub discovery: Option<Discovery>,
     pub balance: Balance,
+    /// `None`: a request goes where the balance has it.
+    pub sticky: Option<Sticky>,
     pub watch: Watch,
+    /// `None`: zones do not matter.
+    pub zones: Option<Zones>,
     pub pool: Pool,
     pub timeouts: ServiceTimeouts,
     /// Send a request again, once, on a fresh connection when a pooled one turns out to have been closed before
@@ -44,6 +49,14 @@ pub struct Service {
     pub deadline_header: Option<Arc<str>>,
     /// Each connection begins with a PROXY header, and is not kept.
     pub proxy_protocol: Option<Version>,
+}
+
+/// Requests stay in the gateway's own zone as long as that can carry them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Zones {
+    pub own: Arc<str>,
+    /// Percent of what its endpoints have to carry that they can, when all are well.
+    pub capacity: u32,
 }
 
 /// TLS to a service, as far as it is the same for its endpoints.
@@ -140,8 +153,8 @@ pub struct Endpoint {
     pub address: EndpointAddress,
     /// 0: it gets no requests.
     pub weight: u32,
-    /// It gets requests only when too few of the others are usable.
-    pub is_backup: bool,
+    /// 0 comes first; those of a later one get requests only when too few of the others are usable.
+    pub priority: u8,
     /// Where it is.
     pub zone: Option<Arc<str>>,
     pub metadata: Metadata,
@@ -151,6 +164,21 @@ pub struct Endpoint {
 
 /// Whatever else is known of an endpoint: names with their values, sorted.
 pub type Metadata = Arc<[(Arc<str>, Arc<str>)]>;
+
+/// Some of a service's endpoints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subset {
+    /// What all of them have.
+    pub metadata: Metadata,
+    /// Where none of them is usable all endpoints get the requests.
+    pub falls_back: bool,
+}
+
+impl Subset {
+    pub fn has(&self, endpoint: &Endpoint) -> bool {
+        self.metadata.iter().all(|entry| endpoint.metadata.contains(entry))
+    }
+}
 
 impl Endpoint {
     /// Whether connections to both are the same, whatever else is known of them.

@@ -11,6 +11,7 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{RData, RecordType};
 use hickory_resolver::{Resolver, TokioResolver};
 use ringway_config::snapshot::{Endpoint, EndpointAddress, Records};
+use ringway_core::members::PRIORITY_MAX;
 use tokio::time::sleep;
 
 use super::{ENDPOINTS_MAX, Found};
@@ -34,11 +35,11 @@ pub(super) async fn find(mut found: Found, name: &str, records: Records, port: u
         let next = match asked {
             Ok((found_now, until)) => {
                 let tls = found.of.tls.clone();
-                let endpoint = |(address, weight): (SocketAddr, u32)| Endpoint {
+                let endpoint = |(address, weight, priority): (SocketAddr, u32, u8)| Endpoint {
                     label: address.to_string().into(),
                     address: EndpointAddress::Tcp(address),
                     weight,
-                    is_backup: false,
+                    priority,
                     zone: None,
                     metadata: Arc::default(),
                     tls: tls.clone(),
@@ -85,19 +86,20 @@ fn resolver(servers: &[SocketAddr]) -> Result<TokioResolver, NetError> {
     builder.build()
 }
 
-type Answer = (Vec<(SocketAddr, u32)>, Instant);
+/// Addresses with their weights and priorities, and until when that holds.
+type Answer = (Vec<(SocketAddr, u32, u8)>, Instant);
 
 async fn addresses(resolver: &TokioResolver, name: &str, port: u16) -> Result<Answer, NetError> {
     let answer = resolver.lookup_ip(name).await?;
     let until = answer.valid_until();
-    Ok((distinct(answer.iter().map(|ip| (SocketAddr::new(ip, port), 1)).collect()), until))
+    Ok((distinct(answer.iter().map(|ip| (SocketAddr::new(ip, port), 1, 0)).collect()), until))
 }
 
-/// Of the lowest priority (RFC 2782). A target of `.` says that there is no service.
+/// Priorities (RFC 2782) by their order: the lowest number comes first. A target of `.` says that there is no service.
 async fn services(resolver: &TokioResolver, name: &str) -> Result<Answer, NetError> {
     let answer = resolver.lookup(name, RecordType::SRV).await?;
     let mut until = answer.valid_until();
-    let mut records: Vec<_> = answer
+    let records: Vec<_> = answer
         .answers()
         .iter()
         .filter_map(|record| match &record.data {
@@ -105,8 +107,9 @@ async fn services(resolver: &TokioResolver, name: &str) -> Result<Answer, NetErr
             _ => None,
         })
         .collect();
-    let lowest = records.iter().map(|record| record.priority).min();
-    records.retain(|record| Some(record.priority) == lowest);
+    let mut levels: Vec<u16> = records.iter().map(|record| record.priority).collect();
+    levels.sort_unstable();
+    levels.dedup();
     let mut found = Vec::new();
     for record in records {
         let target = &record.target;
@@ -116,7 +119,9 @@ async fn services(resolver: &TokioResolver, name: &str) -> Result<Answer, NetErr
             until = until.min(looked_up.valid_until());
             ips = looked_up.iter().collect();
         }
-        found.extend(ips.into_iter().map(|ip| (SocketAddr::new(ip, record.port), u32::from(record.weight.max(1)))));
+        let level = levels.partition_point(|level| *level < record.priority).min(PRIORITY_MAX.into()) as u8;
+        let weight = u32::from(record.weight.max(1));
+        found.extend(ips.into_iter().map(|ip| (SocketAddr::new(ip, record.port), weight, level)));
     }
     Ok((distinct(found), until))
 }
@@ -133,9 +138,10 @@ fn addresses_beside(answer: &Lookup, target: &hickory_resolver::proto::rr::Name)
         .collect()
 }
 
-/// The first of those with the same address.
-fn distinct(mut found: Vec<(SocketAddr, u32)>) -> Vec<(SocketAddr, u32)> {
-    found.sort_by_key(|(address, _)| *address);
-    found.dedup_by_key(|(address, _)| *address);
+/// The one of the first priority of those with the same address; the first priority comes first.
+fn distinct(mut found: Vec<(SocketAddr, u32, u8)>) -> Vec<(SocketAddr, u32, u8)> {
+    found.sort_by_key(|(address, _, level)| (*address, *level));
+    found.dedup_by_key(|(address, ..)| *address);
+    found.sort_by_key(|(_, _, level)| *level);
     found
 }

@@ -204,7 +204,7 @@ mod tests {
             label: format!("127.0.0.1:{port}").into(),
             address: EndpointAddress::Tcp(([127, 0, 0, 1], *port).into()),
             weight: 1,
-            is_backup: false,
+            priority: 0,
             zone: None,
             metadata: Arc::default(),
             tls: None,

@@ -19,6 +19,10 @@ pub(crate) fn render(out: &mut Exposition, hub: &Hub) {
     for (service, health) in &services {
         samples.count(&[&service.name], health.choose(service).1.is_panic.into());
     }
+    let mut samples = out.family(&f::LOCAL_SHARE);
+    for (service, health) in services.iter().filter(|(service, _)| service.zones.is_some()) {
+        samples.value(&[&service.name], health.choose(service).1.local_share());
+    }
     type Gauge<'g> = &'g dyn Fn(&Endpoint, &EndpointHealth) -> Option<f64>;
     let mut gauge = |family: &'static Family, wanted: fn(&Service) -> bool, value: Gauge<'_>| {
         let mut samples = out.family(family);

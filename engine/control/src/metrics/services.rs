@@ -96,6 +96,30 @@ fn resilience(out: &mut Exposition, published: &Published) {
             }
         }
     }
+    let mut samples = out.family(&f::STICKY_REQUESTS);
+    for (stats, service) in published.services.iter().zip(&published.snapshot.services) {
+        if service.sticky.is_none() {
+            continue;
+        }
+        let mut sessions = BTreeMap::new();
+        for (session, count) in stats.workers.iter().flat_map(|cell| cell.sessions()) {
+            *sessions.entry(session).or_insert(0) += count;
+        }
+        for (session, count) in sessions {
+            samples.count(&[&stats.service, session], count);
+        }
+    }
+    let narrowed = |service: usize| {
+        let of_route = |route: &Arc<Route>| match &route.action {
+            Action::Forward(forward) => forward.service.services().contains(&service) && forward.subset.is_some(),
+            _ => false,
+        };
+        published.snapshot.routes.iter().any(of_route)
+    };
+    let mut samples = out.family(&f::SUBSET_FALLBACKS);
+    for (_, stats) in published.services.iter().enumerate().filter(|(index, _)| narrowed(*index)) {
+        samples.count(&[&stats.service], stats.workers.iter().map(|cell| cell.subset_fallbacks.get()).sum());
+    }
     let services = published.snapshot.services.iter().zip(&published.targets).zip(&published.resilience);
     let breakers: Vec<(&str, &str, &Breaker)> = services
         .flat_map(|((service, targets), known)| {

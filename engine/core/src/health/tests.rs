@@ -1,19 +1,7 @@
-use proptest::prelude::*;
-
 use super::*;
 
 fn endpoint() -> EndpointHealth {
     EndpointHealth::new(&Fleet::new("s".into()), "e".into())
-}
-
-fn candidates(text: &str) -> Vec<Candidate> {
-    // u: usable, x: not, U and X: backups, d: drained.
-    let of = |letter: char| Candidate {
-        weight: u32::from(letter != 'd'),
-        is_usable: matches!(letter, 'u' | 'U' | 'd'),
-        is_backup: letter.is_ascii_uppercase(),
-    };
-    text.chars().map(of).collect()
 }
 
 #[test]
@@ -76,52 +64,4 @@ fn results_in_a_row_make_a_difference() {
     (expected[5], expected[10]) = (Some(false), Some(true));
     assert_eq!(changes, expected);
     assert_eq!(Checked::new(true).judge(false, 1, 1), Some(false));
-}
-
-#[test]
-fn the_usable_are_chosen_then_backups_and_all_in_a_panic() {
-    let cases: [(&str, u8, &[usize], bool); 18] = [
-        ("", 50, &[], false),
-        ("u", 50, &[0], false),
-        ("x", 50, &[0], true),
-        ("x", 0, &[], false),
-        ("uux", 50, &[0, 1], false),
-        ("uxx", 50, &[0, 1, 2], true),
-        ("uxx", 33, &[0], false),
-        ("uxx", 0, &[0], false),
-        ("ux", 50, &[0], false),
-        ("d", 50, &[], false),
-        ("du", 50, &[1], false),
-        ("dxu", 100, &[1, 2], true),
-        ("uuU", 50, &[0, 1], false),
-        ("uxxU", 50, &[0, 3], false),
-        ("xxU", 50, &[2], false),
-        ("xxX", 50, &[0, 1], true),
-        ("X", 50, &[0], true),
-        ("dU", 50, &[1], false),
-    ];
-    for (text, threshold, members, is_panic) in cases {
-        let chosen = choose(&candidates(text), threshold);
-        assert_eq!(chosen, Chosen { members: members.to_vec(), is_panic }, "{text} {threshold}");
-    }
-}
-
-proptest! {
-    #[test]
-    fn the_drained_are_never_chosen_and_somebody_is_where_there_is_somebody(text in "[uxUXd]{0,12}", threshold in 0..=100u8) {
-        let candidates = candidates(&text);
-        let chosen = choose(&candidates, threshold);
-        prop_assert!(chosen.members.iter().all(|index| candidates[*index].weight > 0));
-        prop_assert!(chosen.members.windows(2).all(|pair| pair[0] < pair[1]));
-        let any = |wanted: &str| text.contains(|letter| wanted.contains(letter));
-        prop_assert_eq!(chosen.members.is_empty(), !any(if threshold == 0 { "uU" } else { "uxUX" }));
-        let has_unusable = chosen.members.iter().any(|index| !candidates[*index].is_usable);
-        prop_assert!(chosen.is_panic || !has_unusable);
-        // No backup without need.
-        let usable = text.matches('u').count();
-        let enough = usable * 100 >= text.matches(['u', 'x']).count() * usize::from(threshold);
-        if usable > 0 && enough {
-            prop_assert!(chosen.members.iter().all(|index| !candidates[*index].is_backup));
-        }
-    }
 }
