@@ -64,8 +64,10 @@ fn the_own_zone_gets_all_it_can_carry_and_others_the_rest() {
     assert!(served[2].abs_diff(served[3]) <= 2 && served[4].abs_diff(served[5]) <= 2, "{served:?}");
 
     // Nobody is left here.
-    (all[2].set(Mood::Broken), all[3].set(Mood::Broken));
-    (unhealthy(2), unhealthy(3));
+    for index in [2, 3] {
+        all[index].set(Mood::Broken);
+        unhealthy(index);
+    }
     assert_eq!(shares(&gateway, &all, 60), [0, 0, 0, 0, 30, 30]);
 
     all.iter().for_each(|one| one.set(Mood::Good));
