@@ -171,3 +171,20 @@ fn breaker_and_retries_are_those_of_the_chosen_service() {
     assert_eq!((backend.requests().len(), v1.served()), (10, 1));
     assert_eq!(gateway.metric("gateway_retries_total{service=\"v2\",outcome=\"success\"}"), 5.0);
 }
+
+#[test]
+fn who_waits_for_a_place_keeps_the_side_that_it_was_given() {
+    let [v1, v2] = ["1", "2"].map(Fickle::new);
+    let narrow = "bulkhead: { requests: 1, pending: 100, wait: 10s }";
+    let gateway = Gateway::start(&config([(v1.endpoint(), narrow), (v2.endpoint(), narrow)], [1, 1], ""));
+    v1.set(Mood::Slow);
+    v2.set(Mood::Slow);
+    std::thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| assert_eq!(gateway.connect().get("/").status(), 200));
+        }
+    });
+    // Each was chosen for once, though most were looked at twice.
+    assert_eq!((split(&gateway, "v1"), split(&gateway, "v2")), (v1.served() as f64, v2.served() as f64));
+    assert_eq!(v1.served() + v2.served(), 12);
+}
