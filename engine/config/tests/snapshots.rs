@@ -40,7 +40,7 @@ fn every_example_compiles() {
     names.retain(|path| path.is_file());
     names.sort();
     let names: Vec<_> = names.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
-    assert_eq!(names, ["bench.yaml", "passthrough.yaml", "quickstart.yaml", "reference.yaml"]);
+    assert_eq!(names, ["bench-resilience.yaml", "bench.yaml", "passthrough.yaml", "quickstart.yaml", "reference.yaml"]);
     for name in names {
         let snapshot = example(name);
         // What `/config` shows is the same configuration, where nothing of it came from outside.
