@@ -79,6 +79,9 @@ pub(crate) struct Args {
     /// Prepares a child process; see `child`
     #[arg(long, hide = true, requires = "program")]
     exec_on: Option<usize>,
+    /// The process whose child it must still be
+    #[arg(long, hide = true, requires = "exec_on")]
+    child_of: Option<i32>,
     #[arg(hide = true, last = true)]
     program: Vec<OsString>,
 }
@@ -110,7 +113,7 @@ struct Version {
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if let Some(core) = args.exec_on {
-        return Err(child::become_program(core, &args.program));
+        return Err(child::become_program(core, args.child_of, &args.program));
     }
     // From here on Ctrl-C ends the comparison in order: children first, then their files.
     stop_if_interrupted()?;

@@ -126,6 +126,8 @@ fn wrong_flags_and_programs_are_said_in_one_line() {
         // Not a gateway: it ends at once, and its last words are shown.
         (&["--only=ringway", "--ringway=/bin/ls"], 1, "ringway ended at once"),
         (&["--exec-on=99999", "--", "/bin/true"], 1, "cannot prepare for core 99999: there is no such core"),
+        // Started by someone who died before the child could ask to die with them.
+        (&["--exec-on=0", "--child-of=1", "--", "/bin/true"], 1, "whoever started it is gone"),
     ] {
         let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let output = Command::new(env!("CARGO_BIN_EXE_loadtest")).arg("compare").args(args).output();

@@ -121,13 +121,17 @@ pub(crate) fn settle_on(core: usize) -> io::Result<bool> {
     Ok(rustix::process::setpriority_process(None, NICENESS).is_ok())
 }
 
-/// Becomes a program on a core. Returns only if that fails.
-pub(crate) fn become_program(core: usize, program: &[OsString]) -> Failure {
+/// Becomes a program on a core, as long as `parent` lives. Returns only if that fails.
+pub(crate) fn become_program(core: usize, parent: Option<i32>, program: &[OsString]) -> Failure {
     let Some((path, args)) = program.split_first() else {
         return Failure::usage("--exec-on needs a program");
     };
     let prepared = settle_on(core).and_then(|_| {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The signal does not come for a death before it was asked for.
+        if parent.is_some() && parent != rustix::process::getppid().map(Pid::as_raw_pid) {
+            return Err(io::Error::other("whoever started it is gone"));
+        }
         let limit = rustix::process::getrlimit(Resource::Nofile);
         let all = Rlimit { current: limit.maximum, maximum: limit.maximum };
         Ok(rustix::process::setrlimit(Resource::Nofile, all)?)
@@ -151,7 +155,8 @@ pub(crate) fn free_port() -> Result<u16, Failure> {
 fn command(program: &Program) -> Result<Command, Failure> {
     let own = std::env::current_exe().map_err(|e| Failure::runtime(format!("cannot find this program: {e}")))?;
     let mut command = Command::new(own);
-    command.arg("compare").arg(format!("--exec-on={}", program.core)).arg("--").arg(&program.path);
+    command.arg("compare").arg(format!("--exec-on={}", program.core));
+    command.arg(format!("--child-of={}", std::process::id())).arg("--").arg(&program.path);
     // A group of its own, so that Ctrl-C comes to this process alone, which then ends them in order.
     command.args(&program.args).stdin(Stdio::null()).process_group(0);
     Ok(command)
