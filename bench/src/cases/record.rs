@@ -30,6 +30,7 @@ pub const LINE: Line<'static> = Line {
     tls: TlsFacts::NONE,
     grpc_status: None,
     attempts: 1,
+    hedge: None,
     circuit_breaker: None,
     shed: None,
     session: None,

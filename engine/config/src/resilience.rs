@@ -56,6 +56,17 @@ pub struct Retries {
     pub backoff_max: Duration,
     /// One try, to the answer's head.
     pub per_try: Option<Duration>,
+    /// Further tries while the first one is still awaited.
+    pub hedge: Option<Hedge>,
+}
+
+/// When a further try is sent although none has failed yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hedge {
+    /// After the try before.
+    pub after: Duration,
+    /// Such tries of one request.
+    pub max: u8,
 }
 
 /// Why a try is followed by another one.

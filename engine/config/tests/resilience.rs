@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::{compiled, repository};
 use ringway_config::Snapshot;
-use ringway_config::resilience::{Fallback, Retries, RetryOn, Scope};
+use ringway_config::resilience::{Fallback, Hedge, Retries, RetryOn, Scope};
 use ringway_config::snapshot::{Action, Overload, RouteRetries};
 use ringway_core::adaptive::AdaptiveSettings;
 use ringway_core::breaker::{BreakerSettings, SlowCalls};
@@ -65,6 +65,7 @@ fn nothing_is_the_default_and_an_empty_section_is_of_use() {
         backoff_base: Duration::from_millis(25),
         backoff_max: Duration::from_millis(250),
         per_try: None,
+        hedge: None,
     };
     assert_eq!(service.retries.as_ref(), Some(&retries));
     assert_eq!(service.retry_budget, BudgetSettings { share: 20, min_per_second: 10 });
@@ -195,6 +196,40 @@ f:6:81: expected a duration from 0s to 10s, found `1h`",
         &file("", "routes:\n  - { respond: { text: a }, retries: {} }\n"),
         "f:8:38: `retries` has no effect in a route without a `service`",
     );
+}
+
+#[test]
+fn hedges() {
+    let hedge = |millis, max| Some(Hedge { after: Duration::from_millis(millis), max });
+    let of_service = |keys: &str| good(keys, "").services[0].retries.as_ref().unwrap().hedge;
+    assert_eq!(of_service("retries: { hedge: { after: 50ms } }"), hedge(50, 1));
+    assert_eq!(of_service("retries: { per_try_timeout: 2s, hedge: { after: 1s, max: 3 } }"), hedge(1000, 3));
+    let route = |keys: &str| format!("routes:\n  - {{ service: app, {keys} }}\n");
+    let snapshot = good("", &route("timeouts: { request: 51ms }, retries: { hedge: { after: 50ms, max: 2 } }"));
+    let Action::Forward(forward) = &snapshot.routes[0].action else { panic!() };
+    assert!(matches!(&forward.retries, RouteRetries::Own(own) if own.hedge == hedge(50, 2)));
+
+    said(
+        &file("retries: { hedge: { after: 0s, max: 4, before: 1s } }", ""),
+        "f:6:32: expected a duration from 1ms to 1m, found `0s`
+f:6:41: expected a whole number from 1 to 3, found `4`
+f:6:44: unknown key `before`
+    hint: the keys here: `after`, `max`",
+    );
+    said(
+        &file("retries: { hedge: { max: 0 } }", ""),
+        "f:6:23: the key `after` is missing: a duration from 1ms to 1m\nf:6:30: expected a whole number from 1 to 3, found `0`",
+    );
+    // One that would come when nothing is awaited any more.
+    let late = |at: &str, key: &str| format!("{at}: nothing is awaited any more: `after` is not below `{key}`");
+    said(&file("retries: { per_try_timeout: 1s, hedge: { after: 1s } }", ""), &late("f:6:44", "per_try_timeout"));
+    said(&file("timeouts: { answer: 1s }\nretries: { hedge: { after: 2s } }", ""), &late("f:7:23", "timeouts.answer"));
+    for (timeouts, at, key) in
+        [("request: 50ms", "f:8:68", "timeouts.request"), ("request: 5s, per_try: 50ms", "f:8:81", "timeouts.per_try")]
+    {
+        let route = route(&format!("timeouts: {{ {timeouts} }}, retries: {{ hedge: {{ after: 50ms }} }}"));
+        said(&file("", &route), &late(at, key));
+    }
 }
 
 #[test]

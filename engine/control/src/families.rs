@@ -101,6 +101,11 @@ families! {
         "Tries after a request's first one: success, or failure (no answer, or one to be tried again)."
     RETRIES_DENIED = Counter "gateway_retries_denied_total" "" ["service", "reason"]
         "Failed tries that were to be followed by another one, but budget (used up) or breaker (open) forbade it."
+    HEDGES = Counter "gateway_hedges_total" "" ["service", "outcome"]
+        "Tries that were sent while another one was awaited: won (its answer was the client's), lost (given up: another try was \
+         quicker, or nobody waited any more), failed (no answer, or one to be tried again)."
+    HEDGES_DENIED = Counter "gateway_hedges_denied_total" "" ["service", "reason"]
+        "Tries that were due while another one was awaited, but budget (used up), breaker (open) or endpoint (no other one) forbade it."
     STICKY_REQUESTS = Counter "gateway_sticky_requests_total" "" ["service", "session"]
         "Answers of a sticky service, by the client's session: new (it had none), kept, moved (its endpoint is not usable), unknown (its cookie \
          is forged, or that of an endpoint that is gone)."

@@ -42,6 +42,13 @@ impl PeakEwma {
         let _ = self.0.compare_exchange(known, pack(average, now), Ordering::Relaxed, Ordering::Relaxed);
     }
 
+    /// A request that was given up after this time: an answer would have taken more. That is news only where less was known.
+    pub fn observe_at_least(&self, waited_us: u64, now_us: u64) {
+        if waited_us as f64 > self.get_us(now_us) {
+            self.observe(waited_us, now_us);
+        }
+    }
+
     /// The average now, in microseconds; 0 where nothing is known. It fades, so that who was slow is asked again.
     pub fn get_us(&self, now_us: u64) -> f64 {
         let (average, at) = unpack(self.0.load(Ordering::Relaxed));
@@ -87,6 +94,20 @@ mod tests {
         assert_eq!((average.cost(0, 0), average.cost(3, 0)), (0, 3_000_000));
         average.observe(200, SECOND);
         assert_eq!((average.cost(0, SECOND), average.cost(4, SECOND)), (200, 1_000));
+    }
+
+    #[test]
+    fn what_was_given_up_makes_no_endpoint_look_quick() {
+        let average = PeakEwma::default();
+        average.observe_at_least(5_000, SECOND);
+        assert_eq!(average.get_us(SECOND), 5_000.0);
+        average.observe(80_000, SECOND);
+        average.observe_at_least(5_000, SECOND);
+        assert_eq!(average.get_us(SECOND), 80_000.0);
+        // It has faded meanwhile: it goes up from where it is.
+        let faded = average.get_us(41 * SECOND);
+        average.observe_at_least(5_000, 41 * SECOND);
+        assert!(faded < 2_000.0 && average.get_us(41 * SECOND) > 4_000.0, "{faded}");
     }
 
     #[test]

@@ -45,6 +45,9 @@ pub struct Line<'a> {
     pub grpc_status: Option<u8>,
     /// Tries at the service; not written where there was one at most.
     pub attempts: u8,
+    /// What became of the last of the tries that were sent while another one was awaited: `won`, `lost` or `failed`; not written
+    /// where there was none.
+    pub hedge: Option<&'static str>,
     /// What was answered while a circuit breaker was open: `open` (a refusal) or `fallback`; not written else.
     pub circuit_breaker: Option<&'static str>,
     /// Why the request was refused for want of room: by a bulkhead or an overloaded worker; not written else.
@@ -135,6 +138,11 @@ impl Formatter {
         if line.attempts > 1 {
             out.extend_from_slice(b",\"attempts\":");
             write_integer(line.attempts.into(), out);
+        }
+        if let Some(hedge) = line.hedge {
+            out.extend_from_slice(b",\"hedge\":\"");
+            out.extend_from_slice(hedge.as_bytes());
+            out.push(b'"');
         }
         if let Some(breaker) = line.circuit_breaker {
             out.extend_from_slice(b",\"circuitBreaker\":\"");
@@ -262,6 +270,7 @@ mod tests {
         tls: TlsFacts::NONE,
         grpc_status: None,
         attempts: 1,
+        hedge: None,
         circuit_breaker: None,
         shed: None,
         session: None,
@@ -305,6 +314,8 @@ mod tests {
         assert!(written(&call).ends_with("\"backendLatencyMs\":null,\"grpcStatus\":14}\n"));
         let tried = Line { attempts: 3, circuit_breaker: Some("fallback"), ..line };
         assert!(written(&tried).ends_with("null,\"attempts\":3,\"circuitBreaker\":\"fallback\"}\n"));
+        let hedged = Line { attempts: 2, hedge: Some("won"), ..line };
+        assert!(written(&hedged).ends_with("null,\"attempts\":2,\"hedge\":\"won\"}\n"));
         let shed = Line { shed: Some("adaptive"), ..line };
         assert!(written(&shed).ends_with("null,\"shed\":\"adaptive\"}\n"));
         let tunnel = Tunnel { protocol: b"websocket", open_us: 60_000_500, bytes_in: 7, bytes_out: 9 };
@@ -387,6 +398,7 @@ mod tests {
                 },
                 grpc_status: Some(u8::MAX),
                 attempts: u8::MAX,
+                hedge: Some("failed"),
                 circuit_breaker: Some("fallback"),
                 shed: Some("requests"),
                 session: Some("unknown"),
@@ -413,8 +425,8 @@ mod tests {
                 client_ip: &client_ip, user_agent: user_agent.as_deref(), user_id: user_id.as_deref(),
                 rate_limit_remaining, backend_service: backend_service.as_deref(),
                 backend_latency_us: Some(backend_latency_us), http_version: None, concurrency_limit: None,
-                tls: TlsFacts::NONE, grpc_status: None, attempts: 1, circuit_breaker: None, shed: None, session: None,
-                tunnel: None,
+                tls: TlsFacts::NONE, grpc_status: None, attempts: 1, hedge: None, circuit_breaker: None, shed: None,
+                session: None, tunnel: None,
             });
             prop_assert!(text.len() <= LINE_BYTES_MAX);
             prop_assert_eq!(text.find('\n'), Some(text.len() - 1));

@@ -15,6 +15,10 @@ use crate::grpc::Status;
 use crate::overload::Reason;
 use crate::sticky::Outcome;
 
+mod hedges;
+
+pub use hedges::{Hedged, Hedges};
+
 mod tls;
 
 pub use tls::{Handshake, TlsCell, TlsStats};
@@ -264,6 +268,7 @@ pub struct ServiceCell {
     /// Failed tries that were to be followed by another one: the budget was used up, or a breaker is open.
     pub retries_denied_by_budget: Counter,
     pub retries_denied_by_breaker: Counter,
+    pub hedges: Hedges,
     /// Requests that found a breaker open.
     pub breaker_rejected: Counter,
     bulkhead_rejected: [Counter; Full::ALL.len()],

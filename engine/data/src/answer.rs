@@ -77,7 +77,7 @@ pub(crate) async fn relay(
         let shape = write_answer_head(attempt, exchange, head, out)?;
         if !shape.interim {
             attempt.passage.answered(exchange.status, head, attempt.took_us());
-            bulkhead::answered(attempt, exchange.status, attempt.took_us());
+            bulkhead::answered(&attempt.outbound, attempt.passage.service, exchange.status, attempt.took_us());
         }
         buffer.consume(length);
         if !shape.interim {

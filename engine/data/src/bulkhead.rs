@@ -10,7 +10,7 @@ use ringway_core::bulkhead::{BulkheadSettings, Full};
 use ringway_core::failure::Failure;
 
 use crate::connection::Connection;
-use crate::forward::Attempt;
+use crate::outbound::Outbound;
 use crate::request::Exchange;
 
 /// This core's requests that wait for a place at one service, in order. Only the first one looks for it: the others have
@@ -166,12 +166,12 @@ pub(crate) fn opened(conn: &Connection, exchange: &mut Exchange) {
 /// The answer has begun, or was waited for in vain: the limit that goes by latency hears of it. Failures of the service may
 /// be quick, and say nothing.
 #[inline]
-pub(crate) fn answered(attempt: &Attempt<'_>, status: u16, took_us: u64) {
-    let Some(settings) = &attempt.outbound.service.bulkhead else { return };
+pub(crate) fn answered(outbound: &Outbound<'_>, service: usize, status: u16, took_us: u64) {
+    let Some(settings) = &outbound.service.bulkhead else { return };
     if let Some(adaptive) = &settings.adaptive
         && status < 500
-        && let Some(known) = attempt.outbound.conn.view.published.resilience.get(attempt.passage.service)
+        && let Some(known) = outbound.conn.view.published.resilience.get(service)
     {
-        known.bulkhead.adaptive.sample(adaptive, took_us, attempt.outbound.conn.worker.clock.lately());
+        known.bulkhead.adaptive.sample(adaptive, took_us, outbound.conn.worker.clock.lately());
     }
 }

@@ -44,7 +44,7 @@ pub(crate) struct Attempt<'a> {
     begun: Cell<u64>,
     /// The current try's way to its endpoint.
     pub(crate) passage: Passage<'a>,
-    tries: Tries<'a>,
+    pub(crate) tries: Tries<'a>,
     /// A copy for the route's mirror, of which some of the body is still to come.
     copied: RefCell<Option<Copied>>,
 }
@@ -121,6 +121,7 @@ pub(crate) async fn forward(
     let stale = attempt.outbound.service.retry_stale && is_whole && exchange.is_idempotent;
     let per_try = retry::per_try(conn, exchange, attempt.outbound.service);
     let (mut is_first, mut fresh, mut was_refused) = (true, false, false);
+    let received = decoded.data.len() as u64;
     loop {
         if let Some(per_try) = per_try {
             attempt.outbound.try_until.set(conn.worker.clock.lately() + us(per_try));
@@ -129,21 +130,27 @@ pub(crate) async fn forward(
             time_left::renew(conn, exchange, attempt.outbound.service, attempt.outbound.try_until.get(), head);
         }
         is_first = false;
-        let (broken, reused) = match attempt.outbound.acquire(fresh).await {
-            Ok((upstream, reused)) => {
-                match attempt.run(exchange, upstream, body, decoded.data.len() as u64, head).await {
-                    Ok(rest) => {
-                        conn.timers.clear(Slot::Request);
-                        attempt.count_last(exchange);
-                        return Ok(rest);
-                    }
-                    Err(broken) => (broken, reused),
-                }
+        let (tried, reused) = match attempt.tries.hedge(exchange, &attempt.passage) {
+            Some(hedge) => {
+                // It sees to connections that turn out to be closed, and to refusals, itself.
+                was_refused = true;
+                (attempt.run_hedged(exchange, hedge, stale, head).await.map(|()| None), false)
             }
-            Err(failure) => (Broken::Failed(failure), false),
+            None => match attempt.outbound.acquire(fresh).await {
+                Ok((upstream, reused)) => (attempt.run(exchange, upstream, body, received, head).await, reused),
+                Err(failure) => (Err(Broken::Failed(failure)), false),
+            },
+        };
+        let broken = match tried {
+            Ok(rest) => {
+                conn.timers.clear(Slot::Request);
+                attempt.count_last(exchange);
+                return Ok(rest);
+            }
+            Err(broken) => broken,
         };
         conn.timers.service(None, 0);
-        match attempt.after(exchange, broken, reused && stale, &mut was_refused) {
+        match attempt.after(broken, reused && stale, &mut was_refused) {
             After::Same => {
                 attempt.outbound.cell.stale_retries.add(1);
                 fresh = true;
@@ -235,16 +242,8 @@ impl<'a> Attempt<'a> {
                 self.outbound.sent();
             }
             self.outbound.arm_answer();
-            match self.answer(exchange, &mut upstream, head).await {
-                Ok(relayed) => self.settle(exchange, upstream, relayed, body.is_done() && written),
-                Err(broken) => {
-                    if let (Broken::Again { reusable: true }, true) = (&broken, written) {
-                        conn.timers.service(None, 0);
-                        upstream.give_back(conn.worker.clock.lately());
-                    }
-                    return Err(broken);
-                }
-            }
+            let relayed = self.answer(exchange, &mut upstream, head).await;
+            self.conclude(exchange, upstream, relayed, body.is_done() && written)?;
             return Ok(None);
         }
 
@@ -289,6 +288,28 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// After the answer, or one to try again. `sent`: the service took the whole request.
+    pub(crate) fn conclude(
+        &self,
+        exchange: &mut Exchange,
+        upstream: Upstream,
+        relayed: Result<Relayed, Broken>,
+        sent: bool,
+    ) -> Result<(), Broken> {
+        match relayed {
+            Ok(relayed) => self.settle(exchange, upstream, relayed, sent),
+            Err(broken) => {
+                if let (Broken::Again { reusable: true }, true) = (&broken, sent) {
+                    let conn = self.outbound.conn;
+                    conn.timers.service(None, 0);
+                    upstream.give_back(conn.worker.clock.lately());
+                }
+                return Err(broken);
+            }
+        }
+        Ok(())
+    }
+
     /// Waits for the answer and relays it, unless it is one to try again.
     async fn answer(
         &self,
@@ -296,9 +317,20 @@ impl<'a> Attempt<'a> {
         upstream: &mut Upstream,
         head: &mut Vec<u8>,
     ) -> Result<Relayed, Broken> {
-        let (mut buffer, length) = self.outbound.read_answer(upstream, None).await?;
+        let (buffer, length) = self.outbound.read_answer(upstream, None).await?;
         let took = self.outbound.conn.worker.clock.now().saturating_sub(self.begun.get());
         exchange.service_us = Some(took);
+        self.pass_on(exchange, upstream, (buffer, length), head).await
+    }
+
+    /// Relays an answer whose head has come, unless it is one to try again.
+    pub(crate) async fn pass_on(
+        &self,
+        exchange: &mut Exchange,
+        upstream: &mut Upstream,
+        (mut buffer, length): (Buffer, usize),
+        head: &mut Vec<u8>,
+    ) -> Result<Relayed, Broken> {
         if self.tries.policy.is_some() {
             self.consider(exchange, &mut buffer, length)?;
         }
@@ -328,7 +360,7 @@ impl<'a> Attempt<'a> {
 
     /// Tells the breakers of a try that is broken, and says what follows it. `stale`: its connection may just have been
     /// closed, which says nothing.
-    fn after(&self, exchange: &Exchange, broken: Broken, stale: bool, was_refused: &mut bool) -> After {
+    fn after(&self, broken: Broken, stale: bool, was_refused: &mut bool) -> After {
         let is_same = match broken {
             Broken::Refused => !std::mem::replace(was_refused, true) && !self.uploaded.get(),
             Broken::Unanswered => stale,
@@ -337,7 +369,7 @@ impl<'a> Attempt<'a> {
         if is_same {
             return After::Same;
         }
-        if exchange.attempts > 1 {
+        if self.tries.is_retry() {
             self.outbound.cell.retries_failed.add(1);
         }
         if let Broken::Again { .. } = broken {
@@ -345,12 +377,7 @@ impl<'a> Attempt<'a> {
         }
         let on = retry::reason_of(&broken);
         let failure = Failure::from(broken);
-        if self.is_of_service(failure) {
-            self.passage.failed();
-        }
-        if failure == Failure::AnswerTimeout {
-            bulkhead::answered(self, 0, self.took_us());
-        }
+        tell(&self.outbound, &self.passage, failure);
         let is_at_hand = !self.relaying.get() && !self.uploaded.get();
         let plans = |on| self.tries.plan(&self.passage, self.outbound.conn, on, self.outbound.cell);
         match on.filter(|_| is_at_hand) {
@@ -359,15 +386,6 @@ impl<'a> Attempt<'a> {
                 After::Another
             }
             _ => After::Over(failure),
-        }
-    }
-
-    /// Whether a failure says something of the service: not what the client or the gateway's own bounds have caused.
-    fn is_of_service(&self, failure: Failure) -> bool {
-        match failure {
-            Failure::RequestTimeout => self.outbound.is_sent.get() && self.outbound.own_deadline.get(),
-            Failure::ConnectionCap | Failure::NoEndpoint => false,
-            failure => failure.fault() == Fault::Service,
         }
     }
 
@@ -385,10 +403,10 @@ impl<'a> Attempt<'a> {
     /// Counts what became of the last retry, if there was one.
     fn count_last(&self, exchange: &Exchange) {
         let cell = self.outbound.cell;
-        match exchange.attempts {
-            0 | 1 => {}
-            _ if self.tries.is_bad(exchange.status) => cell.retries_failed.add(1),
-            _ => cell.retries_succeeded.add(1),
+        match self.tries.is_retry() {
+            false => {}
+            true if self.tries.is_bad(exchange.status) => cell.retries_failed.add(1),
+            true => cell.retries_succeeded.add(1),
         }
     }
 
@@ -460,11 +478,11 @@ impl<'a> Attempt<'a> {
                 let data = buffer.data().get(decoded.data.clone()).unwrap_or_default();
                 write_body(conn, facts.route, facts.framing, data, body, &mut out)?;
                 self.add_to_copy(&out);
-                write_service(conn, link, &out, idle).await
+                write_service(&conn.worker, &conn.timers, link, &out, idle).await
             } else {
                 let data = buffer.data().get(decoded.data.clone()).unwrap_or_default();
                 self.add_to_copy(data);
-                write_service(conn, link, data, idle).await
+                write_service(&conn.worker, &conn.timers, link, data, idle).await
             };
             pace.started += clock.now() - writing;
             buffer.consume(decoded.consumed);
@@ -482,6 +500,23 @@ impl<'a> Attempt<'a> {
             self.outbound.arm_answer();
         }
         Ok((!buffer.is_empty()).then_some(buffer))
+    }
+}
+
+/// Tells the breakers of a try that has failed, and the limit that goes by latency.
+pub(crate) fn tell(outbound: &Outbound<'_>, passage: &Passage<'_>, failure: Failure) {
+    // What the client or the gateway's own bounds have caused says nothing of the service.
+    let is_of_service = match failure {
+        Failure::RequestTimeout => outbound.is_sent.get() && outbound.own_deadline.get(),
+        Failure::ConnectionCap | Failure::NoEndpoint => false,
+        failure => failure.fault() == Fault::Service,
+    };
+    if is_of_service {
+        passage.failed();
+    }
+    if failure == Failure::AnswerTimeout {
+        let took_us = outbound.took_us(outbound.conn.worker.clock.lately()).unwrap_or(0);
+        bulkhead::answered(outbound, passage.service, 0, took_us);
     }
 }
 

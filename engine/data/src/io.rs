@@ -7,9 +7,10 @@ use rustix::net::Shutdown;
 use crate::buffer::Buffer;
 use crate::clock::us;
 use crate::connection::Connection;
-use crate::deadline::Slot;
+use crate::deadline::{Slot, Timers};
 use crate::link::Link;
 use crate::stream::Stream;
+use crate::worker::Worker;
 use ringway_io::yield_now;
 
 /// How long, and for how many bytes, a client may go on sending after the gateway has closed its own side; without it the
@@ -49,7 +50,8 @@ pub(crate) async fn write_client(conn: &Connection, bytes: &[u8]) -> Result<(), 
     }
     let mut sent = conn.client.send(bytes).map_err(|_| Gone)?;
     while sent < bytes.len() {
-        wait_to_write(conn, Slot::ClientWrite, us(conn.listener.timeouts.write), conn.client.writable()).await?;
+        let limit = us(conn.listener.timeouts.write);
+        wait_to_write(&conn.worker, &conn.timers, Slot::ClientWrite, limit, conn.client.writable()).await?;
         sent += conn.client.send(bytes.get(sent..).unwrap_or_default()).map_err(|_| Gone)?;
     }
     Ok(())
@@ -80,10 +82,16 @@ pub(crate) async fn wait_sent(conn: &Connection, stream: &Stream) -> Result<(), 
 
 /// Writes everything to a service; `idle`: the longest wait between two writes, in microseconds.
 #[inline]
-pub(crate) async fn write_service(conn: &Connection, link: &Link, bytes: &[u8], idle: u64) -> Result<(), Gone> {
+pub(crate) async fn write_service(
+    worker: &Worker,
+    timers: &Timers,
+    link: &Link,
+    bytes: &[u8],
+    idle: u64,
+) -> Result<(), Gone> {
     let mut sent = link.send(bytes).map_err(|_| Gone)?;
     while sent < bytes.len() {
-        wait_to_write(conn, Slot::ServiceWrite, idle, link.writable()).await?;
+        wait_to_write(worker, timers, Slot::ServiceWrite, idle, link.writable()).await?;
         sent += link.send(bytes.get(sent..).unwrap_or_default()).map_err(|_| Gone)?;
     }
     Ok(())
@@ -91,17 +99,18 @@ pub(crate) async fn write_service(conn: &Connection, link: &Link, bytes: &[u8], 
 
 /// Waits until there is room, for at most `limit` microseconds.
 async fn wait_to_write(
-    conn: &Connection,
+    worker: &Worker,
+    timers: &Timers,
     slot: Slot,
     limit: u64,
     writable: impl Future<Output = ()>,
 ) -> Result<(), Gone> {
-    conn.timers.set(slot, conn.worker.clock.lately() + limit);
+    timers.set(slot, worker.clock.lately() + limit);
     writable.await;
-    if conn.timers.has_fired(slot) {
+    if timers.has_fired(slot) {
         return Err(Gone);
     }
-    conn.timers.clear(slot);
+    timers.clear(slot);
     Ok(())
 }
 

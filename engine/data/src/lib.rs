@@ -7,6 +7,7 @@
 mod accept;
 mod acme;
 mod affinity;
+mod alarms;
 mod answer;
 mod audit;
 mod auth_service;
@@ -22,6 +23,7 @@ mod forward;
 mod gate;
 mod gathered;
 mod head_meter;
+mod hedge;
 mod hold;
 mod http2;
 mod http2_upstream;

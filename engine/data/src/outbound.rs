@@ -15,9 +15,10 @@ use rustls::AlertDescription;
 use crate::buffer::Buffer;
 use crate::clock::us;
 use crate::connection::Connection;
-use crate::deadline::{End, Slot};
+use crate::deadline::{End, Signal, Slot, Timers};
 use crate::http2_upstream::Trunk;
 use crate::io::write_service;
+use crate::link::Link;
 use crate::proxy_protocol::announce;
 use crate::retry::status_of;
 use crate::tls::shake_hands_with_service;
@@ -27,8 +28,9 @@ use crate::watch::{self, is_watched};
 
 /// A request on its way to an endpoint, over all tries. Counted in flight until it is dropped.
 pub(crate) struct Outbound<'a> {
-    /// The client on whose behalf; its row of deadlines is used.
+    /// The client on whose behalf; its row of deadlines is used, unless this has its own.
     pub(crate) conn: &'a Connection,
+    own: Option<Timers>,
     pub(crate) service: &'a Service,
     pub(crate) cell: &'a ServiceCell,
     /// When the current try must have the answer's head; `u64::MAX` where nothing says so.
@@ -92,6 +94,7 @@ impl<'a> Outbound<'a> {
         pool.cell().requests.add(1);
         Ok(Self {
             conn,
+            own: None,
             service: &view.service,
             cell,
             try_until: Cell::new(u64::MAX),
@@ -102,6 +105,30 @@ impl<'a> Outbound<'a> {
             pool,
             stats,
         })
+    }
+
+    /// The same beside another try of the request, whose deadlines are in the client's row. `signal`: in the client's place.
+    pub(crate) fn beside(
+        conn: &'a Connection,
+        service: usize,
+        endpoint: usize,
+        signal: &Rc<Signal>,
+    ) -> Result<Self, Failure> {
+        let mut outbound = Self::new(conn, service, endpoint)?;
+        outbound.own = Some(conn.worker.deadlines.register(End::Task(Rc::clone(signal))));
+        Ok(outbound)
+    }
+
+    pub(crate) fn timers(&self) -> &Timers {
+        self.own.as_ref().unwrap_or(&self.conn.timers)
+    }
+
+    /// The answer that has begun on this connection is the client's: its deadlines are in the client's row from here on.
+    pub(crate) fn move_in(&mut self, link: &Link) {
+        self.own = None;
+        let sent_at = self.sent_at.get();
+        self.timers().service(Some(link.end()), sent_at);
+        self.timers().set(Slot::Service, self.try_until.get().min(sent_at + us(self.service.timeouts.answer)));
     }
 
     /// A connection to the endpoint, and whether it has been used before.
@@ -125,13 +152,13 @@ impl<'a> Outbound<'a> {
         }
         let now = conn.worker.clock.lately();
         let connected = self.pool.connect(now, |link| {
-            conn.timers.service(Some(link.end()), now);
-            conn.timers.set(Slot::Service, self.try_until.get().min(now + us(self.service.timeouts.connect)));
+            self.timers().service(Some(link.end()), now);
+            self.timers().set(Slot::Service, self.try_until.get().min(now + us(self.service.timeouts.connect)));
         });
         let secured = match (connected.await, &self.pool.endpoint.tls) {
             (Ok(upstream), tls) => {
                 if let (Some(version), Some(sock)) = (self.service.proxy_protocol, upstream.link.sock()) {
-                    announce(conn, version, sock)?;
+                    announce(conn, version, sock).inspect_err(|_| self.timers().service(None, 0))?;
                 }
                 match tls {
                     None => return Ok((upstream, false)),
@@ -143,7 +170,7 @@ impl<'a> Outbound<'a> {
         match secured {
             Ok(upstream) => Ok((upstream, false)),
             Err(failure) => {
-                conn.timers.service(None, 0);
+                self.timers().service(None, 0);
                 self.note_failure(failure);
                 Err(failure)
             }
@@ -154,8 +181,8 @@ impl<'a> Outbound<'a> {
     async fn secure(&self, mut upstream: Upstream, tls: &EndpointTls, begun: u64) -> Result<Upstream, Failure> {
         let conn = self.conn;
         let Some(sock) = upstream.link.sock().cloned() else { return Err(Failure::Internal) };
-        conn.timers.service(Some(upstream.link.end()), begun);
-        conn.timers.set(Slot::Service, self.try_until.get().min(begun + us(self.service.timeouts.connect)));
+        self.timers().service(Some(upstream.link.end()), begun);
+        self.timers().set(Slot::Service, self.try_until.get().min(begun + us(self.service.timeouts.connect)));
         match shake_hands_with_service(&conn.worker, &sock, tls, b"http/1.1").await {
             Ok(secured) => {
                 self.cell.record_handshake(secured.handshake);
@@ -187,11 +214,11 @@ impl<'a> Outbound<'a> {
         let stream = ServiceStream::new(trunk, &conn.worker);
         self.is_fresh.set(!stands);
         if !stands {
-            conn.timers.service(Some(End::Task(Rc::clone(&stream.signal))), now);
-            conn.timers.set(Slot::Service, self.try_until.get().min(now + us(self.service.timeouts.connect)));
+            self.timers().service(Some(End::Task(Rc::clone(&stream.signal))), now);
+            self.timers().set(Slot::Service, self.try_until.get().min(now + us(self.service.timeouts.connect)));
             if let Err(failure) = stream.connected().await {
                 let failure = self.late(Failure::ConnectTimeout).unwrap_or(failure);
-                conn.timers.service(None, 0);
+                self.timers().service(None, 0);
                 self.note_failure(failure);
                 return Err(failure);
             }
@@ -201,13 +228,13 @@ impl<'a> Outbound<'a> {
 
     /// Which deadline has passed, if one has.
     pub(crate) fn late(&self, service: Failure) -> Option<Failure> {
-        if self.conn.timers.has_fired(Slot::ClientGone) {
+        if self.timers().has_fired(Slot::ClientGone) {
             return Some(Failure::ClientGone);
         }
-        if self.conn.timers.has_fired(Slot::Request) {
+        if self.timers().has_fired(Slot::Request) {
             return Some(Failure::RequestTimeout);
         }
-        let fired = [Slot::Service, Slot::ServiceWrite].map(|slot| self.conn.timers.has_fired(slot));
+        let fired = [Slot::Service, Slot::ServiceWrite].map(|slot| self.timers().has_fired(slot));
         fired.contains(&true).then_some(service)
     }
 
@@ -215,13 +242,15 @@ impl<'a> Outbound<'a> {
     /// that fails is no verdict, what can be read is.
     pub(crate) async fn send(&self, upstream: &Upstream, bytes: &[u8]) -> Result<bool, Failure> {
         let conn = self.conn;
-        conn.timers.service(Some(upstream.link.end()), conn.worker.clock.lately());
+        self.timers().service(Some(upstream.link.end()), conn.worker.clock.lately());
         if let Some(stream) = upstream.link.stream().filter(|stream| stream.must_settle(bytes)) {
             self.settle(stream).await?;
         }
-        conn.timers.set(Slot::Service, self.try_until.get());
+        self.timers().set(Slot::Service, self.try_until.get());
         self.sent_at.set(conn.worker.clock.lately());
-        let taken = write_service(conn, &upstream.link, bytes, us(self.service.timeouts.idle)).await.is_ok();
+        let taken = write_service(&conn.worker, self.timers(), &upstream.link, bytes, us(self.service.timeouts.idle))
+            .await
+            .is_ok();
         match self.late(Failure::AnswerTimeout) {
             Some(failure) if !taken => {
                 self.note_failure(failure);
@@ -245,7 +274,7 @@ impl<'a> Outbound<'a> {
     /// A service of HTTP/2 has to say that it takes tunnels before one is asked for: the time to connect is for that too.
     async fn settle(&self, stream: &ServiceStream) -> Result<(), Failure> {
         let until = stream.connection_born() + us(self.service.timeouts.connect);
-        self.conn.timers.set(Slot::Service, self.try_until.get().min(until));
+        self.timers().set(Slot::Service, self.try_until.get().min(until));
         if stream.settled().await {
             return Ok(());
         }
@@ -260,7 +289,7 @@ impl<'a> Outbound<'a> {
     /// The time for the answer's head starts when the request has been sent.
     pub(crate) fn arm_answer(&self) {
         let answer = self.conn.worker.clock.lately() + us(self.service.timeouts.answer);
-        self.conn.timers.set(Slot::Service, answer.min(self.try_until.get()));
+        self.timers().set(Slot::Service, answer.min(self.try_until.get()));
     }
 
     /// Reads until the buffer holds a whole answer head; gives back its length too.
@@ -300,6 +329,16 @@ impl<'a> Outbound<'a> {
         let is_own = self.own_deadline.get() && (whole || !begun);
         if is_watched(self.service) && (failure != Failure::RequestTimeout || is_own) {
             watch::failed(self.service, self.pool, failure, begun.then(|| self.took_us(now)), now);
+        }
+    }
+
+    /// Another try was quicker. That is neither a failure nor an answer; but it would have taken longer than this.
+    pub(crate) fn note_given_up(&self) {
+        let now = self.conn.worker.clock.now();
+        if is_watched(self.service)
+            && let Some(waited_us) = self.took_us(now)
+        {
+            self.pool.health.latency.observe_at_least(waited_us, now);
         }
     }
 

@@ -98,9 +98,5 @@ pub(crate) fn announce(conn: &Connection, version: Version, service: &Sock) -> R
     let sent = service.send(&header, true);
     let whole = sent.is_ok_and(|sent| sent == header.len());
     conn.worker.give_head(header);
-    if !whole {
-        conn.timers.service(None, 0);
-        return Err(Failure::ConnectFailed);
-    }
-    Ok(())
+    if whole { Ok(()) } else { Err(Failure::ConnectFailed) }
 }

@@ -7,6 +7,7 @@ use ringway_core::forwarded::write_ip;
 use ringway_core::grpc::Status;
 use ringway_core::log_line::{Formatter, Line, Tunnel};
 use ringway_core::log_queue::{BATCH_BYTES, BUFFER_BYTES};
+use ringway_core::stats::Hedged;
 use ringway_core::sticky::Outcome;
 
 use crate::call;
@@ -136,6 +137,7 @@ pub(crate) fn log(worker: &Worker, exchange: &Exchange, head: &[u8], rest: &Rest
         tls: rest.secured.facts(),
         grpc_status: rest.grpc.map(Status::code),
         attempts: exchange.attempts,
+        hedge: exchange.hedge.map(Hedged::label),
         circuit_breaker: exchange.cut.label(),
         shed: exchange.shed,
         session: exchange.session.map(Outcome::label),

@@ -17,6 +17,7 @@ use ringway_core::log_line::LONG_BYTES_MAX;
 use ringway_core::path::normalize;
 use ringway_core::request_id::RequestId;
 use ringway_core::router::{Captures, Found, RouteRequest};
+use ringway_core::stats::Hedged;
 use ringway_core::sticky::Outcome;
 use ringway_core::template::Vars;
 
@@ -104,6 +105,8 @@ pub(crate) struct Exchange {
     pub(crate) status: u16,
     /// Tries at a service.
     pub(crate) attempts: u8,
+    /// What became of the last one of those that were sent while another one was awaited.
+    pub(crate) hedge: Option<Hedged>,
     /// What a split has told the client from others by, which it gets as a cookie; 0 where it gets none.
     pub(crate) given_key: u64,
     /// When somebody before the gateway gives the answer up, as far as the service's `deadline_header` says; `u64::MAX`
@@ -174,6 +177,7 @@ impl Exchange {
             service_us: None,
             status: 0,
             attempts: 0,
+            hedge: None,
             given_key: 0,
             told_until: u64::MAX,
             cut: Cut::No,

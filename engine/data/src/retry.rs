@@ -3,12 +3,13 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use ringway_config::resilience::{Retries, RetryOn};
+use ringway_config::resilience::{Hedge, Retries, RetryOn};
 use ringway_config::snapshot::{Action, HostRewrite, RouteRetries, Service};
 use ringway_core::failure::Failure;
 use ringway_core::http::{BodyDecoder, HeadStorage, ResponseHead};
 use ringway_core::retry_budget::backoff_us;
-use ringway_core::stats::ServiceCell;
+use ringway_core::stats::{Hedged, ServiceCell};
+use ringway_core::sticky::Session;
 use ringway_io::Ticker;
 
 use crate::breaker::{Passage, Shut};
@@ -26,10 +27,14 @@ pub(crate) struct Tries<'a> {
     /// The whole request is at hand, and does no harm twice (RFC 9110 section 9.2.2).
     is_repeatable: bool,
     /// When it must be answered, on the core's clock.
-    until: u64,
-    /// Tries that have failed.
+    pub(crate) until: u64,
+    /// Tries that have failed, and were followed by another one or will be.
     failed: Cell<u8>,
-    /// The endpoints of those, a bit each; the last one is for all from there on.
+    /// Those that have been so far.
+    followed: Cell<u8>,
+    /// Tries that were due while others were awaited.
+    hedges: Cell<u8>,
+    /// The endpoints that have had the request, a bit each; the last one is for all from there on.
     endpoints: Cell<u64>,
     /// Where the next one goes, and how long it waits before, in microseconds.
     next: Cell<Option<(Passage<'a>, u64)>>,
@@ -53,6 +58,8 @@ impl<'a> Tries<'a> {
             is_repeatable: is_whole && exchange.is_idempotent,
             until: deadline.map_or(u64::MAX, |deadline| exchange.started + us(deadline)),
             failed: Cell::new(0),
+            followed: Cell::new(0),
+            hedges: Cell::new(0),
             endpoints: Cell::new(0),
             next: Cell::new(None),
         }
@@ -79,7 +86,7 @@ impl<'a> Tries<'a> {
         if now + wait >= self.until {
             return false;
         }
-        let endpoints = self.endpoints.get() | 1 << failed.endpoint.min(63);
+        let endpoints = self.endpoints.get() | bit(failed.endpoint);
         let passage = match Passage::open(conn, failed.service, failed.wish, endpoints) {
             Ok(passage) => passage,
             Err(Shut::Open(_)) => {
@@ -88,10 +95,7 @@ impl<'a> Tries<'a> {
             }
             Err(Shut::NoEndpoint) => return false,
         };
-        let known = conn.view.published.resilience.get(failed.service);
-        let settings = conn.view.services.get(failed.service).map(|view| view.service.retry_budget);
-        let (Some(known), Some(settings)) = (known, settings) else { return false };
-        if !known.budget.take(&settings, now) {
+        if !take_from_budget(conn, failed.service, now) {
             cell.retries_denied_by_budget.add(1);
             return false;
         }
@@ -102,8 +106,56 @@ impl<'a> Tries<'a> {
     }
 
     pub(crate) fn next(&self) -> Option<(Passage<'a>, u64)> {
+        self.followed.set(self.failed.get());
         self.next.take()
     }
+
+    /// Whether the current try follows one that has failed.
+    pub(crate) fn is_retry(&self) -> bool {
+        self.followed.get() > 0
+    }
+
+    /// How further tries go out while the current one is awaited, if any do.
+    #[inline]
+    pub(crate) fn hedge(&self, exchange: &Exchange, passage: &Passage<'_>) -> Option<Hedge> {
+        let hedge = self.policy?.hedge?;
+        let max = hedge.max.saturating_sub(self.hedges.get());
+        // A session has its state at its endpoint, and a tunnel is no answer.
+        let has_session = matches!(passage.wish.session, Session::With(_));
+        let may = self.is_repeatable && max > 0 && exchange.upgrade.is_empty() && !has_session;
+        may.then_some(Hedge { max, ..hedge })
+    }
+
+    /// A way for a further try, beside those that are awaited: to an endpoint that has not had the request. `Err`: why there is
+    /// none, unless it is too late.
+    pub(crate) fn beside(&self, current: &Passage<'a>, conn: &'a Connection) -> Result<Passage<'a>, Option<Hedged>> {
+        self.hedges.set(self.hedges.get() + 1);
+        let now = conn.worker.clock.now();
+        if now >= self.until {
+            return Err(None);
+        }
+        let endpoints = self.endpoints.get() | bit(current.endpoint);
+        let passage = match Passage::open(conn, current.service, current.wish, endpoints) {
+            Ok(passage) if endpoints & bit(passage.endpoint) == 0 => passage,
+            Ok(_) | Err(Shut::NoEndpoint) => return Err(Some(Hedged::NoEndpoint)),
+            Err(Shut::Open(_)) => return Err(Some(Hedged::NoPassage)),
+        };
+        if !take_from_budget(conn, current.service, now) {
+            return Err(Some(Hedged::NoBudget));
+        }
+        self.endpoints.set(endpoints | bit(passage.endpoint));
+        Ok(passage)
+    }
+}
+
+fn bit(endpoint: usize) -> u64 {
+    1 << endpoint.min(63)
+}
+
+fn take_from_budget(conn: &Connection, service: usize, now: u64) -> bool {
+    let known = conn.view.published.resilience.get(service);
+    let settings = conn.view.services.get(service).map(|view| view.service.retry_budget);
+    known.zip(settings).is_some_and(|(known, settings)| known.budget.take(&settings, now))
 }
 
 /// The one that holds for a request to this service.

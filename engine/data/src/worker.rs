@@ -18,6 +18,7 @@ use ringway_core::forwarded::write_ip;
 use ringway_core::stats::WorkerCell;
 
 use crate::accept;
+use crate::alarms::Alarms;
 use crate::audit::Audit;
 use crate::buffer::{Buffer, Buffers};
 use crate::clock::Clock;
@@ -61,6 +62,7 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) clock: Clock,
     pub(crate) deadlines: Rc<Deadlines>,
+    pub(crate) alarms: Alarms,
     pub(crate) log: Log,
     pub(crate) audit: Audit,
     /// What it refuses when it is overloaded.
@@ -129,6 +131,7 @@ impl Worker {
             id,
             clock: Clock::new(hub.epoch),
             deadlines: Rc::default(),
+            alarms: Alarms::default(),
             log: Log::new(),
             audit: Audit::new(),
             shedding: Shedding::default(),

@@ -1,6 +1,7 @@
 //! Services that speak HTTP/2: a server of `h2`, in the clear and over TLS, and scripts that send frames of their own.
 
 mod frames;
+mod hedging;
 mod keepalive;
 mod service;
 

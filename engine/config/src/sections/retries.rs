@@ -1,16 +1,20 @@
 //! Which failed tries are followed by another one.
 
+use std::time::Duration;
+
 use ringway_core::retry_budget::BudgetSettings;
 
-use crate::decode::OneOrMore;
+use crate::decode::{Cx, OneOrMore, Spanned};
 use crate::percent::Percent;
-use crate::resilience::{Retries, RetryOn};
+use crate::resilience::{Hedge, Retries, RetryOn};
 use crate::scalar::{Int, OrOff, choice};
 use crate::shape::shape;
 use crate::units::{Time, Timeout};
 
 /// Longest wait before a retry, in milliseconds.
 const BACKOFF_MAX_MS: u64 = 10_000;
+/// Latest hedge, in milliseconds.
+const HEDGE_MAX_MS: u64 = 60_000;
 
 shape! {
     /// Another try for requests that failed, where it can do no harm, on another endpoint where there is one. `{}`: with the
@@ -30,6 +34,8 @@ shape! {
         /// One try, from the choice of an endpoint to the answer's head. The shorter one of this and the route's
         /// `timeouts.per_try` counts.
         per_try_timeout: OrOff<Timeout> = "off",
+        /// Further tries at other endpoints while the first one is still awaited. Better said of a route: it is more load.
+        hedge: Option<Spanned<HedgeSection>>,
     }
 
     /// Retries of a route's requests, in place of the service's; the budget is the service's in any case.
@@ -42,6 +48,18 @@ shape! {
         backoff: BackoffSection = "{}",
         /// One try, from the choice of an endpoint to the answer's head.
         per_try_timeout: OrOff<Timeout> = "off",
+        /// Further tries at other endpoints while the first one is still awaited.
+        hedge: Option<Spanned<HedgeSection>>,
+    }
+
+    /// A further try while the first one is still awaited, at an endpoint that has none of the request's; the first good answer
+    /// is the client's, the other tries are given up. Of requests with an idempotent method (RFC 9110 section 9.2.2) and the
+    /// whole body at hand, within the budget; not of upgrades, nor of sessions that are with an endpoint.
+    pub(crate) struct HedgeSection {
+        /// How long the try before it has been awaited: what nearly all answers take, such as their 95th percentile.
+        after: Time<1, HEDGE_MAX_MS>,
+        /// Such tries of one request; each after another `after`.
+        max: Int<1, 3> = "1",
     }
 
     /// How many retries there may be, in any second and over all workers: `share` of the requests and `min_per_second`.
@@ -76,9 +94,25 @@ choice! {
 }
 
 impl RetriesSection {
-    pub(crate) fn compile(self) -> (Retries, BudgetSettings) {
-        let Self { attempts, on, budget, backoff, per_try_timeout } = self;
-        (RouteRetries { attempts, on, backoff, per_try_timeout }.compile(), budget.compile())
+    /// `answer`: how long the service's answer may take, by its name.
+    pub(crate) fn compile(self, answer: Limit, cx: &mut Cx) -> (Retries, BudgetSettings) {
+        let Self { attempts, on, budget, backoff, per_try_timeout, hedge } = self;
+        let own = RouteRetries { attempts, on, backoff, per_try_timeout, hedge };
+        (own.compile(&[answer], cx), budget.compile())
+    }
+}
+
+/// How long something may take, with the name of the key.
+pub(crate) type Limit = (&'static str, Option<Duration>);
+
+impl HedgeSection {
+    /// A hedge that would come when nothing is awaited any more is none.
+    fn compile(section: Spanned<Self>, limits: &[Limit], cx: &mut Cx) -> Hedge {
+        let Spanned { value: Self { after, max }, span } = section;
+        if let Some((name, _)) = limits.iter().find(|(_, limit)| limit.is_some_and(|limit| after.0 >= limit)) {
+            cx.error(span, format!("nothing is awaited any more: `after` is not below `{name}`"), None);
+        }
+        Hedge { after: after.0, max: max.0 as u8 }
     }
 }
 
@@ -89,13 +123,17 @@ impl BudgetSection {
 }
 
 impl RouteRetries {
-    pub(crate) fn compile(self) -> Retries {
+    /// `limits`: what else says how long a try is awaited.
+    pub(crate) fn compile(self, limits: &[Limit], cx: &mut Cx) -> Retries {
+        let per_try = self.per_try_timeout.0.map(|timeout| timeout.0);
+        let limits = [&[("per_try_timeout", per_try)], limits].concat();
         Retries {
             attempts: self.attempts.0 as u8,
             on: self.on.0.into(),
             backoff_base: self.backoff.base.0,
             backoff_max: self.backoff.max.0,
-            per_try: self.per_try_timeout.0.map(|timeout| timeout.0),
+            per_try,
+            hedge: self.hedge.map(|hedge| HedgeSection::compile(hedge, &limits, cx)),
         }
     }
 }

@@ -451,7 +451,10 @@ fn forward(
         None => snapshot::RouteRetries::OfService,
         Some(written) => match written.0 {
             None => snapshot::RouteRetries::Off,
-            Some(own) => snapshot::RouteRetries::Own(own.value.compile()),
+            Some(own) => {
+                let limits = [("timeouts.request", timeouts.request), ("timeouts.per_try", timeouts.per_try)];
+                snapshot::RouteRetries::Own(own.value.compile(&limits, cx))
+            }
         },
     };
     let service = service.compile(cx)?;

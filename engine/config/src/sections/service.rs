@@ -179,7 +179,8 @@ impl Service {
                 (Vec::new(), None)
             }
         };
-        let (retries, budget) = self.retries.map(RetriesSection::compile).unzip();
+        let answer = ("timeouts.answer", Some(self.timeouts.answer.0));
+        let (retries, budget) = self.retries.map(|section| section.compile(answer, cx)).unzip();
         snapshot::Service {
             name: Arc::from(self.name.value.0),
             endpoints,

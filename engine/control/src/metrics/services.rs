@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 
 use ringway_config::Hub;
 use ringway_config::hub::Published;
+use ringway_config::resilience::Retries;
 use ringway_config::snapshot::{Action, Route, RouteRetries};
 use ringway_core::breaker::{Breaker, State};
-use ringway_core::stats::{EndpointCell, ServiceCell};
+use ringway_core::stats::{EndpointCell, Hedged, ServiceCell};
 
 use super::{CounterOf, merge};
 use crate::exposition::{Exposition, Family};
@@ -77,22 +78,36 @@ fn resilience(out: &mut Exposition, published: &Published) {
             [("budget", |cell| &cell.retries_denied_by_budget), ("breaker", |cell| &cell.retries_denied_by_breaker)],
         ),
     ];
-    let retried = |service: usize| {
+    let tries = |service: usize, wanted: &dyn Fn(&Retries) -> bool| {
         let of_route = |route: &Arc<Route>| match &route.action {
             Action::Forward(forward) => {
-                forward.service.services().contains(&service) && matches!(forward.retries, RouteRetries::Own(_))
+                let own = matches!(&forward.retries, RouteRetries::Own(own) if wanted(own));
+                own && forward.service.services().contains(&service)
             }
             _ => false,
         };
-        let known = published.snapshot.services.get(service);
-        known.is_some_and(|known| known.retries.is_some()) || published.snapshot.routes.iter().any(of_route)
+        let known = published.snapshot.services.get(service).and_then(|known| known.retries.as_ref());
+        known.is_some_and(wanted) || published.snapshot.routes.iter().any(of_route)
     };
     for (family, columns) in families {
         let mut samples = out.family(family);
-        for (_, stats) in published.services.iter().enumerate().filter(|(index, _)| retried(*index)) {
+        for (_, stats) in published.services.iter().enumerate().filter(|(index, _)| tries(*index, &|_| true)) {
             for (label, counter) in columns {
                 let count = stats.workers.iter().map(|cell| counter(cell).get()).sum();
                 samples.count(&[&stats.service, label], count);
+            }
+        }
+    }
+    for (family, outcomes) in [
+        (&f::HEDGES, [Hedged::Won, Hedged::Lost, Hedged::Failed]),
+        (&f::HEDGES_DENIED, [Hedged::NoBudget, Hedged::NoPassage, Hedged::NoEndpoint]),
+    ] {
+        let mut samples = out.family(family);
+        let hedged = |index: &usize| tries(*index, &|retries| retries.hedge.is_some());
+        for (_, stats) in published.services.iter().enumerate().filter(|(index, _)| hedged(index)) {
+            for outcome in outcomes {
+                let count = stats.workers.iter().map(|cell| cell.hedges.get(outcome)).sum();
+                samples.count(&[&stats.service, outcome.label()], count);
             }
         }
     }
