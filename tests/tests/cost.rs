@@ -314,6 +314,27 @@ fn system_calls_with_breakers_and_retries() {
     assert_calls(&traced(&resilient(backend.endpoint())), GET, PROXIED_CALLS_MAX);
 }
 
+/// A route whose requests are answered long before there is a hedge.
+fn hedged(endpoints: [&str; 2]) -> String {
+    format!(
+        "services: [{{ name: app, endpoints: {endpoints:?} }}]\n\
+         routes: [{{ service: app, retries: {{ hedge: {{ after: 50ms, max: 3 }} }} }}]\n"
+    )
+}
+
+#[test]
+fn a_route_with_hedges() {
+    let backends = [sized(100), sized(100)];
+    let gateway = Gateway::start(&hedged(backends.each_ref().map(Backend::endpoint)));
+    assert_get_is_cheap(&gateway, "/", 100);
+}
+
+#[test]
+fn system_calls_with_hedges() {
+    let backends = [sized(100), sized(100)];
+    assert_calls(&traced(&hedged(backends.each_ref().map(Backend::endpoint))), GET, PROXIED_CALLS_MAX);
+}
+
 #[test]
 fn an_answer_of_the_gateway_itself() {
     let gateway = Gateway::start("routes: [{ match: { path: /health }, respond: { json: { status: healthy } } }]\n");

@@ -290,6 +290,71 @@ fn a_frozen_endpoint_is_hardly_noticed() {
     }
 }
 
+/// Services and clients that do as they like.
+#[test]
+fn nothing_is_left_whatever_happens() {
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    eprintln!("SEED={seed}");
+    let fickle = |index: u64| {
+        let seeds = AtomicUsize::new(0);
+        Backend::start(move |conn| {
+            let connection = seeds.fetch_add(1, Ordering::AcqRel) as u64;
+            let mut rng = fastrand::Rng::with_seed(seed ^ index << 32 ^ connection);
+            while conn.next_request().is_some() {
+                if rng.bool() && !conn.stays_silent(millis(rng.u64(1..60))) {
+                    return;
+                }
+                let (text, goes_on) = match rng.u32(..10) {
+                    0 => return conn.reset(),
+                    1 => ("HTTP/1.1 20".into(), false),
+                    2 => (answer(503, "busy"), true),
+                    3 => (format!("HTTP/1.1 103 Early Hints\r\n\r\n{}", answer(200, "good")), true),
+                    4 => ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\ngo".into(), false),
+                    _ => (answer(200, "good"), true),
+                };
+                if conn.try_send(text).is_err() || !goes_on {
+                    return;
+                }
+            }
+        })
+    };
+    let backends = [0, 1, 2].map(fickle);
+    let service = "circuit_breaker: { per: both, error_share: off, consecutive_failures: 20, open: 100ms }, \
+                   bulkhead: { requests: 30 }, balance: peak_ewma, retries: { budget: { share: 100% } }";
+    let route = "timeouts: { request: 2s }, retries: { attempts: 2, hedge: { after: 5ms, max: 3 } }";
+    let all = backends.each_ref();
+    let gateway = Gateway::start(&yaml(&all, service, route).replace("balance: round_robin, ", ""));
+    std::thread::scope(|scope| {
+        for client in 0..8 {
+            let gateway = &gateway;
+            scope.spawn(move || {
+                let mut rng = fastrand::Rng::with_seed(seed.wrapping_add(client));
+                for _ in 0..60 {
+                    let mut client = gateway.connect();
+                    client.send(GET);
+                    match rng.u32(..4) {
+                        0 if client.stays_silent(millis(rng.u64(1..30))) => client.reset(),
+                        _ => {
+                            // Interim answers may come first, and one may break off.
+                            while let Ok(head) = client.next_head() {
+                                assert!([103, 200, 502, 503].contains(&head.status()), "{head:?}");
+                                if head.status() != 103 {
+                                    break;
+                                }
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    });
+    gateway.expect_idle();
+    expect_nothing_left(&gateway, &all);
+    let [won, lost, failed] = hedges(&gateway);
+    assert!(won > 0.0 && lost > 0.0 && failed > 0.0, "{won} {lost} {failed}");
+    assert_eq!(gateway.metric("gateway_bulkhead_requests{service=\"app\"}"), 0.0);
+}
+
 #[test]
 fn a_reload_and_a_drain_leave_them_alone() {
     let (silent, (waiting, may)) = (silent(), waiting());
