@@ -50,8 +50,8 @@ fn asked_both(gateway: &Gateway, backends: &[&Backend]) -> ringway_tests::Client
 fn a_try_that_breaks_leaves_the_word_to_the_other_one() {
     let route = "retries: { attempts: 1, on: reset, hedge: { after: 30ms } }";
     for (first, second) in [
-        (breaking(millis(100)), answering(millis(250), 200, "slow")),
-        (answering(millis(250), 200, "slow"), breaking(millis(100))),
+        (breaking(millis(100)), answering(millis(400), 200, "slow")),
+        (answering(millis(400), 200, "slow"), breaking(millis(100))),
     ] {
         let gateway = before(&[&first, &second], "", route);
         assert_eq!(gateway.get("/").text(), "slow");
@@ -70,7 +70,7 @@ fn a_try_that_breaks_leaves_the_word_to_the_other_one() {
 fn an_answer_to_try_again_waits_for_a_better_one() {
     let route = "retries: { attempts: 1, on: 503, hedge: { after: 30ms } }";
     for busy_after in [20, 150] {
-        let (first, second) = (answering(millis(busy_after), 503, "busy"), answering(millis(250), 200, "good"));
+        let (first, second) = (answering(millis(busy_after), 503, "busy"), answering(millis(500), 200, "good"));
         let gateway = before(&[&first, &second], "", route);
         let mut client = gateway.connect();
         for _ in 0..2 {
@@ -145,10 +145,13 @@ fn one_try_has_its_own_time() {
     let backends = [silent(), answering(millis(250), 200, "slow")];
     let route = "retries: { attempts: 1, on: connect_failure, per_try_timeout: 400ms, hedge: { after: 300ms } }";
     let gateway = before(&[&backends[0], &backends[1]], "", route);
-    // The first one's is over before the answer comes; a quarter of a second is within the second one's.
-    let begun = Instant::now();
-    assert_eq!(gateway.get("/").text(), "slow");
-    assert!(begun.elapsed() >= millis(550), "{:?}", begun.elapsed());
+    // At the silent one it is over before the answer comes, a quarter of a second is within the other one's.
+    let took = [(); 2].map(|()| {
+        let begun = Instant::now();
+        assert_eq!(gateway.get("/").text(), "slow");
+        begun.elapsed()
+    });
+    assert!(took.iter().any(|took| *took >= millis(550)), "{took:?}");
     assert_eq!((gateway.backend_errors("answer_timeout"), hedges(&gateway)), (1.0, [1.0, 0.0, 0.0]));
 }
 
@@ -166,7 +169,9 @@ fn a_client_that_leaves_ends_all_of_them() {
         first.expect_all_closed();
         second.expect_all_closed();
         expect_nothing_left(&gateway, &[&first, &second]);
-        assert_eq!((gateway.log_line(1)["statusCode"].as_u64(), hedges(&gateway)), (Some(499), [0.0, 1.0, 0.0]));
+        assert_eq!(gateway.log_line(1)["statusCode"], 499);
+        let [won, lost, failed] = hedges(&gateway);
+        assert!(won == 0.0 && lost + failed == 1.0 && (failed == 0.0 || index == 1), "{lost} {failed}");
         gateway.expect_idle();
     }
 }
@@ -270,8 +275,14 @@ fn a_frozen_endpoint_is_hardly_noticed() {
     ));
     let mut client = gateway.connect();
     (0..10).for_each(|_| assert_eq!(client.get("/").status(), 200));
-    let before = hedges(&gateway)[0];
+    let mut before = hedges(&gateway)[0];
     frozen.signal(Signal::STOP);
+    // It may still answer a few until all of it has stopped.
+    eventually(PATIENCE, || {
+        assert_eq!(client.get("/").status(), 200);
+        hedges(&gateway)[0] > before
+    });
+    before = hedges(&gateway)[0];
     for _ in 0..20 {
         let begun = Instant::now();
         assert_eq!(client.get("/").status(), 200);
