@@ -16,7 +16,7 @@ use crate::worker::Worker;
 /// Those of one core.
 #[derive(Default)]
 pub(crate) struct Alarms {
-    /// In the order of their times; two for each request at most.
+    /// In the order of their times; one for each request at most.
     set: RefCell<VecDeque<Entry>>,
     numbers: Cell<u64>,
     /// Made for the first one; `None`: there is none to be had.

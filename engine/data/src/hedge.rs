@@ -43,7 +43,7 @@ type Tried = Result<Answered, Broken>;
 struct Another<'a> {
     passage: Passage<'a>,
     outbound: Outbound<'a>,
-    /// The request, as its endpoint gets it.
+    /// The request, as its endpoint gets it; no longer than the first one's, but for a name.
     request: Vec<u8>,
     tally: Tally<'a>,
 }
