@@ -19,6 +19,7 @@ mod client;
 mod clock;
 mod connection;
 mod deadline;
+mod fields;
 mod forward;
 mod gate;
 mod gathered;
