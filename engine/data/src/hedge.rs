@@ -108,7 +108,7 @@ impl<'a> Attempt<'a> {
         let worker = &self.outbound.conn.worker;
         let (winner, tried) = {
             let mut first = pin!(ask(&self.outbound, repeats, request));
-            let mut alarm = Alarms::set(worker, worker.clock.lately() + us(hedge.after));
+            let mut alarm = Alarms::set(worker, worker.clock.now() + us(hedge.after));
             let alone = poll_fn(|cx| match first.as_mut().poll(cx) {
                 Poll::Ready(tried) => Poll::Ready(Some(tried)),
                 Poll::Pending => Pin::new(&mut alarm).poll(cx).map(|()| None),
@@ -212,7 +212,7 @@ impl<'a> Race<'_, 'a> {
 
     fn next_alarm(&self) -> Alarm<'a> {
         let worker = &self.attempt.outbound.conn.worker;
-        Alarms::set(worker, worker.clock.lately() + us(self.hedge.after))
+        Alarms::set(worker, worker.clock.now() + us(self.hedge.after))
     }
 
     /// Sends a further try, if there may be one.
