@@ -37,12 +37,12 @@ fn waiting() -> (Backend, Arc<AtomicBool>) {
     (backend, may)
 }
 
-/// A client whose request is at both endpoints.
+/// A client whose request is at both endpoints, which have so many then.
 #[track_caller]
-fn asked_both(gateway: &Gateway, backends: &[&Backend]) -> ringway_tests::Client {
+fn asked_both(gateway: &Gateway, backends: &[&Backend], requests: usize) -> ringway_tests::Client {
     let mut client = gateway.connect();
     client.send(GET);
-    backends.iter().for_each(|backend| eventually(PATIENCE, || !backend.requests().is_empty()));
+    settles_at(vec![requests; 2], || backends.iter().map(|backend| backend.requests().len()).collect());
     client
 }
 
@@ -143,7 +143,7 @@ fn the_deadline_of_the_request_is_for_all_of_them() {
 #[test]
 fn one_try_has_its_own_time() {
     let backends = [silent(), answering(millis(250), 200, "slow")];
-    let route = "retries: { attempts: 1, on: connect_failure, per_try_timeout: 400ms, hedge: { after: 300ms } }";
+    let route = "retries: { attempts: 1, on: connect_failure, per_try_timeout: 600ms, hedge: { after: 500ms } }";
     let gateway = before(&[&backends[0], &backends[1]], "", route);
     // At the silent one it is over before the answer comes, a quarter of a second is within the other one's.
     let took = [(); 2].map(|()| {
@@ -151,29 +151,32 @@ fn one_try_has_its_own_time() {
         assert_eq!(gateway.get("/").text(), "slow");
         begun.elapsed()
     });
-    assert!(took.iter().any(|took| *took >= millis(550)), "{took:?}");
+    assert!(took.iter().any(|took| *took >= millis(750)), "{took:?}");
     assert_eq!((gateway.backend_errors("answer_timeout"), hedges(&gateway)), (1.0, [1.0, 0.0, 0.0]));
 }
 
 #[test]
 fn a_client_that_leaves_ends_all_of_them() {
-    // The second time the first try is over by then.
-    for (index, first) in [silent(), breaking(millis(100))].into_iter().enumerate() {
-        let second = silent();
-        let gateway = before(&[&first, &second], "", &hedge("30ms"));
-        let client = asked_both(&gateway, &[&first, &second]);
-        if index == 1 {
-            eventually(PATIENCE, || gateway.backend_errors("reset") == 1.0);
-        }
-        client.reset();
-        first.expect_all_closed();
-        second.expect_all_closed();
-        expect_nothing_left(&gateway, &[&first, &second]);
-        assert_eq!(gateway.log_line(1)["statusCode"], 499);
-        let [won, lost, failed] = hedges(&gateway);
-        assert!(won == 0.0 && lost + failed == 1.0 && (failed == 0.0 || index == 1), "{lost} {failed}");
-        gateway.expect_idle();
+    let backends = [silent(), silent()];
+    let gateway = before(&[&backends[0], &backends[1]], "", &hedge("30ms"));
+    asked_both(&gateway, &[&backends[0], &backends[1]], 1).reset();
+    backends.iter().for_each(Backend::expect_all_closed);
+    expect_nothing_left(&gateway, &[&backends[0], &backends[1]]);
+    assert_eq!((gateway.log_line(1)["statusCode"].as_u64(), hedges(&gateway)), (Some(499), [0.0, 1.0, 0.0]));
+
+    // One of the two is over by then, the first try or the other one.
+    let (breaking, silent) = (breaking(millis(500)), silent());
+    let gateway = before(&[&breaking, &silent], "", &hedge("30ms"));
+    for client in 1..=2 {
+        let asked = asked_both(&gateway, &[&breaking, &silent], client);
+        eventually(PATIENCE, || gateway.backend_errors("reset") == client as f64);
+        asked.reset();
+        silent.expect_all_closed();
+        expect_nothing_left(&gateway, &[&breaking, &silent]);
+        assert_eq!(gateway.log_line(client)["statusCode"], 499);
     }
+    assert_eq!(hedges(&gateway), [0.0, 1.0, 1.0]);
+    gateway.expect_idle();
 }
 
 #[test]
@@ -370,7 +373,7 @@ fn nothing_is_left_whatever_happens() {
 fn a_reload_and_a_drain_leave_them_alone() {
     let (silent, (waiting, may)) = (silent(), waiting());
     let mut gateway = before(&[&silent, &waiting], "", &hedge("30ms"));
-    let mut client = asked_both(&gateway, &[&silent, &waiting]);
+    let mut client = asked_both(&gateway, &[&silent, &waiting], 1);
     // The new configuration has neither the hedge nor that endpoint.
     assert!(gateway.replace_config(&yaml(&[&waiting], "", "")));
     gateway.terminate();
