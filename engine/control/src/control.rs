@@ -3,12 +3,12 @@
 use std::io;
 use std::net::TcpListener as StdTcpListener;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::SystemTime;
 
-use ringway_config::Hub;
 use ringway_config::hub::Phase;
+use ringway_config::{Hub, Snapshot};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -16,7 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::acme;
 use crate::admin::{Admin, Places, accept_one};
-use crate::discovery::{Finders, Wake};
+use crate::discovery::{Finders, Tools, Wake};
 use crate::health;
 use crate::keys::{self, Done, Keeper};
 use crate::redis::Redis;
@@ -105,29 +105,41 @@ impl Control {
         if published.snapshot.redis.is_some() {
             self.redis.limit(published.limiters.clone(), self.requests.clone());
         }
-        let hub = Arc::clone(&self.hub);
-        let workers = hub.workers.workers.len() as u32;
-        let done: Done = Arc::new(move || (0..workers).for_each(|worker| hub.worker_bell.ring(worker)));
+        let done = self.done();
         self.redis.poll(keys::polls(&published, &done));
         let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        keeper.replace(&self.handle, keys::sources(&published), Box::new(move || done()));
+        self.finders().follow(&self.tools());
+        self.acme.lock().unwrap_or_else(PoisonError::into_inner).follow(&self.handle, &self.hub);
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).follow(&self.handle, &self.hub);
+    }
+
+    /// Begins to look for the endpoints of a snapshot that is about to be published.
+    pub fn look_ahead(&self, snapshot: &Snapshot) {
+        self.finders().look_ahead(snapshot, &self.tools());
+    }
+
+    fn finders(&self) -> MutexGuard<'_, Finders> {
+        self.finders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tools(&self) -> Tools<'_> {
         // Endpoints that were found are to be checked, too.
         let wake: Wake = Arc::new({
-            let (done, hub, handle, health) =
-                (done.clone(), self.hub.clone(), self.handle.clone(), self.health.clone());
+            let (done, hub, handle, health) = (self.done(), self.hub.clone(), self.handle.clone(), self.health.clone());
             move || {
                 done();
                 health.lock().unwrap_or_else(PoisonError::into_inner).follow(&handle, &hub);
             }
         });
-        keeper.replace(&self.handle, keys::sources(&published), Box::new(move || done()));
-        self.finders.lock().unwrap_or_else(PoisonError::into_inner).follow(
-            &self.handle,
-            &self.hub,
-            self.redis.registry(),
-            &wake,
-        );
-        self.acme.lock().unwrap_or_else(PoisonError::into_inner).follow(&self.handle, &self.hub);
-        self.health.lock().unwrap_or_else(PoisonError::into_inner).follow(&self.handle, &self.hub);
+        Tools { runtime: &self.handle, hub: &self.hub, registry: self.redis.registry(), wake }
+    }
+
+    /// Wakes the workers.
+    fn done(&self) -> Done {
+        let hub = Arc::clone(&self.hub);
+        let workers = hub.workers.workers.len() as u32;
+        Arc::new(move || (0..workers).for_each(|worker| hub.worker_bell.ring(worker)))
     }
 
     /// Ends the threads. Signals have their default effect again only in a new process.

@@ -71,9 +71,7 @@ impl Gateway {
         let log = start_log(Log::Access, sink).map_err(|error| start_error("access-log", &error))?;
         let audit = start_log(Log::Audit, audit_sink).map_err(|error| start_error("audit-log", &error))?;
         let (control, events) = Control::start(hub.clone(), admin).map_err(|error| start_error("control", &error))?;
-        if !hub.await_discovery(DISCOVERY_TIME_MAX) {
-            tracing::warn!("not all services have been looked for yet: going on without their endpoints");
-        }
+        reload::report_unfound(&hub.await_discovery(DISCOVERY_TIME_MAX));
         ringway_data::set_allocation_counter(crate::alloc::allocations);
         let workers = Workers::start(hub.clone(), sockets).map_err(Failure::runtime)?;
         hub.set_phase(Phase::Running);

@@ -102,6 +102,17 @@ pub enum DiscoverySource {
     Etcd(Etcd),
 }
 
+impl Discovery {
+    /// Whether what was found by `other` is found by this one, too, however and however often it looks.
+    pub(crate) fn is_place_of(&self, other: &Self) -> bool {
+        let is_same = match (&self.source, &other.source) {
+            (DiscoverySource::Etcd(one), DiscoverySource::Etcd(other)) => one.is_place_of(other),
+            (one, other) => one == other,
+        };
+        is_same && self.tls == other.tls
+    }
+}
+
 /// Where a service's instances are registered in Redis.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegistryPlace {
@@ -121,6 +132,13 @@ pub struct Etcd {
     pub login: Option<EtcdLogin>,
     /// Authorities to trust; `None`: those of the system.
     pub ca: Option<PathBuf>,
+}
+
+impl Etcd {
+    /// Whether both are the same keys, whoever asks for them.
+    fn is_place_of(&self, other: &Self) -> bool {
+        self.servers == other.servers && self.prefix == other.prefix
+    }
 }
 
 #[derive(Clone, PartialEq, Eq)]
