@@ -79,6 +79,21 @@ fn keys_are_listed_and_followed() {
 }
 
 #[test]
+fn an_instance_of_a_later_priority_waits_for_its_turn() {
+    let (first, backup) = (named("first"), named("backup"));
+    let etcd = Etcd::start();
+    etcd.put("/services/app/first", first.endpoint());
+    etcd.put("/services/app/backup", &format!(r#"{{"address":"{}","priority":7}}"#, backup.endpoint()));
+    let gateway = Gateway::start(&config(&url(&etcd), ""));
+    assert_eq!(gateway.metric(ENDPOINTS), 2.0);
+    assert_eq!(answering(&gateway), set(&["first"]));
+    etcd.put("/services/app/backup", &format!(r#"{{"address":"{}","priority":128}}"#, backup.endpoint()));
+    eventually(PATIENCE, || gateway.stderr().contains("from 0 to 127"));
+    etcd.delete("/services/app/first");
+    settles_at(set(&["backup"]), || answering(&gateway));
+}
+
+#[test]
 fn an_instance_goes_with_its_lease() {
     let (one, two) = (named("one"), named("two"));
     let etcd = Etcd::start();
