@@ -10,7 +10,7 @@ use ringway_core::health::{EndpointHealth, Fleet};
 use ringway_core::members::{Candidate, Chosen, Rules, choose};
 use ringway_core::sticky::Sessions;
 
-use crate::snapshot::{Endpoint, Service, Snapshot, Subset};
+use crate::snapshot::{Asked, Endpoint, Service, Snapshot, Subset};
 
 /// How a service's endpoints are watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,10 +117,10 @@ impl Health {
     }
 
     /// The same for the requests that go to some of them. `None`: none of those can be used, and all are to be.
-    pub fn choose_of(&self, service: &Service, subset: &Subset) -> Option<(Vec<Candidate>, Chosen)> {
+    pub fn choose_of(&self, service: &Service, subset: &Subset, asked: Asked<'_>) -> Option<(Vec<Candidate>, Chosen)> {
         let mut candidates = self.candidates(service);
         for (candidate, endpoint) in candidates.iter_mut().zip(self.targets.iter()) {
-            if !subset.has(endpoint) {
+            if !subset.has(endpoint, asked) {
                 (candidate.weight, candidate.full_weight) = (0, 0);
             }
         }

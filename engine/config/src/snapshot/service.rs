@@ -183,21 +183,6 @@ pub struct Endpoint {
 /// Whatever else is known of an endpoint: names with their values, sorted.
 pub type Metadata = Arc<[(Arc<str>, Arc<str>)]>;
 
-/// Some of a service's endpoints.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Subset {
-    /// What all of them have.
-    pub metadata: Metadata,
-    /// Where none of them is usable all endpoints get the requests.
-    pub falls_back: bool,
-}
-
-impl Subset {
-    pub fn has(&self, endpoint: &Endpoint) -> bool {
-        self.metadata.iter().all(|entry| endpoint.metadata.contains(entry))
-    }
-}
-
 impl Endpoint {
     /// Whether connections to both are the same, whatever else is known of them.
     pub fn is_place_of(&self, other: &Self) -> bool {
