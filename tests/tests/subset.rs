@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use ringway_tests::failing::{Fickle, Mood};
-use ringway_tests::{Gateway, PATIENCE, eventually};
+use ringway_tests::{Gateway, PATIENCE, eventually, settles_at};
+use serde_json::{Value, json};
 
 const CHECK: &str =
     "health_check: { http: { path: /health }, interval: 50ms, unhealthy_threshold: 2, healthy_threshold: 2 }";
@@ -232,4 +233,39 @@ fn a_session_holds_for_the_value_that_it_began_with() {
         let other = ask(&format!("Cookie: {pair}\r\nX-Version: v1\r\n"));
         assert!(other.text() != "c" && other.has("set-cookie"), "another one, and a session with it");
     }
+}
+
+#[test]
+fn operators_see_whom_a_subset_consists_of() {
+    let all = three();
+    let endpoints = format!("endpoints: [{}]", versions(&all));
+    let gateway = start_by_header(
+        &endpoints,
+        &format!("panic_threshold: 0%, {CHECK}"),
+        "metadata: { disk: ssd }, by_header: { name: X-Version, metadata: version, default: v1 }, fallback: any",
+    );
+    let shown = || -> Value {
+        let page: Value = serde_json::from_str(&gateway.admin("/services").1).expect("JSON");
+        assert_eq!(page[0]["subsets"].as_array().map(Vec::len), Some(1), "{page}");
+        page[0]["subsets"][0].clone()
+    };
+    let [a, c] = [0, 2].map(|index| all[index].endpoint());
+    let part = |endpoints: &[&str], in_use: &[&str]| json!({ "endpoints": endpoints, "inUse": in_use, "panic": false, "fallsBack": in_use.is_empty() });
+    let expected = |c_in_use: &[&str], all_in_use: &[&str]| {
+        let mut expected = json!({
+            "routes": ["all"],
+            "metadata": { "disk": "ssd" },
+            "byHeader": { "name": "x-version", "metadata": "version", "default": "v1" },
+            "fallback": "any",
+        });
+        let (mut v1, mut v2) = (part(&[a], &[a]), part(&[c], c_in_use));
+        (v1["value"], v2["value"]) = (json!("v1"), json!("v2"));
+        expected["values"] = json!([v1, v2]);
+        let all = part(&[a, c], all_in_use);
+        all.as_object().expect("a part").iter().for_each(|(key, value)| expected[key] = value.clone());
+        expected
+    };
+    assert_eq!(shown(), expected(&[c], &[a, c]));
+    all[2].set(Mood::Broken);
+    settles_at(expected(&[], &[a]), shown);
 }

@@ -129,6 +129,14 @@ impl Health {
         (is_usable || !subset.falls_back).then_some((candidates, chosen))
     }
 
+    /// The last priority of those that get requests, where endpoints have several.
+    pub fn priority_in_use(&self, chosen: &Chosen) -> Option<u8> {
+        let first = self.targets.first()?.priority;
+        let are_several = self.targets.iter().any(|endpoint| endpoint.priority != first);
+        let members = chosen.members.iter().chain(&chosen.others).filter_map(|at| self.targets.get(*at));
+        members.map(|endpoint| endpoint.priority).max().filter(|_| are_several)
+    }
+
     fn candidates(&self, service: &Service) -> Vec<Candidate> {
         let own_zone = service.zones.as_ref().map(|zones| &zones.own);
         let of = |(endpoint, health): (&Endpoint, &Arc<EndpointHealth>)| Candidate {
