@@ -73,6 +73,37 @@ fn a_service_that_a_reload_adds_has_its_endpoints_with_the_first_request() {
 }
 
 #[test]
+fn a_reload_that_brings_another_redis_brings_its_instances_with_it() {
+    let backends = ["written", "one", "two"].map(named);
+    let redis = [Redis::start(), Redis::start()];
+    let config = |redis: &Redis, to: &str| {
+        format!(
+            "redis: {{ url: \"{}\" }}\nadmin: {{ address: ADMIN, changes: true }}\n\
+             services:\n- {{ name: written, endpoints: \"{}\" }}\n- {{ name: stock, discovery: {{ registry: {{}} }} }}\n\
+             routes: [{{ name: all, service: {to} }}]\n",
+            redis.url(),
+            backends[0].endpoint()
+        )
+    };
+    for (redis, backend) in redis.iter().zip(&backends[1..]) {
+        let other = Gateway::start(&config(redis, "written"));
+        let body = format!(r#"{{"address":"{}","ttl":"1h"}}"#, backend.endpoint());
+        assert_eq!(other.change("PUT", "/registry/stock/1", &body).0, 201);
+    }
+    // At first there is no Redis at all.
+    let gateway = Gateway::start(&Gateway::route_to(backends[0].endpoint()));
+    let load = Load::start(gateway.address(), 4, &["/"]);
+    for (redis, backend) in redis.iter().zip(&backends[1..]) {
+        assert!(gateway.replace_config(&config(redis, "stock")));
+        let (seen, before) = (load.answered(), backend.requests().len());
+        eventually(PATIENCE, || load.answered() > seen + 8);
+        assert!(backend.requests().len() > before);
+    }
+    load.finish();
+    assert!(!gateway.stderr().contains("no endpoints were found in time"), "{}", gateway.stderr());
+}
+
+#[test]
 fn a_place_that_does_not_answer_holds_a_reload_up_for_two_seconds() {
     let (one, two) = (named("one"), named("two"));
     let server = name_server(&two);

@@ -328,4 +328,16 @@ fn a_service_has_as_many_instances_as_it_may() {
     assert_eq!((put(1024), put(7)), (409, 200));
     assert_eq!(registered(&gateway).len(), 1024);
     settles_at(1024.0, || gateway.metric(ENDPOINTS));
+    // The list is read in parts, not on the connection of the rate limits.
+    let seen = redis.ask(&["CLIENT", "LIST"]);
+    assert_eq!(
+        seen.lines().filter(|line| line.contains("cmd=hscan") || line.contains("cmd=evalsha")).count(),
+        2,
+        "{seen}"
+    );
+    let stats = redis.ask(&["INFO", "commandstats"]);
+    let calls =
+        stats.lines().find_map(|line| line.strip_prefix("cmdstat_hscan:calls=")?.split(',').next()?.parse().ok());
+    assert!(calls.is_some_and(|calls: u64| calls >= 32), "{stats}");
+    assert!(!stats.contains("cmdstat_hgetall:calls="), "{stats}");
 }

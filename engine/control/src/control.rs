@@ -19,8 +19,7 @@ use crate::admin::{Admin, Places, accept_one};
 use crate::discovery::{Finders, Tools, Wake};
 use crate::health;
 use crate::keys::{self, Done, Keeper};
-use crate::redis::Redis;
-use crate::redis::Requests;
+use crate::redis::{Redis, Registry, Requests};
 
 /// What an operator asks for. The thread that owns the workers acts on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +40,7 @@ pub struct Control {
     handle: tokio::runtime::Handle,
     hub: Arc<Hub>,
     redis: Redis,
+    registry: Registry,
     keeper: Mutex<Keeper>,
     acme: Mutex<acme::Keeper>,
     finders: Mutex<Finders>,
@@ -60,6 +60,7 @@ impl Control {
         let (events, receiver) = channel();
         let (sender, swaps) = unbounded_channel();
         let redis = Redis::start(hub.published().snapshot.redis.clone())?;
+        let registry = Registry::default();
         let requests = {
             let hub = hub.clone();
             Requests::new(hub.epoch, Arc::new(move |wake| hub.worker_bell.ring(wake.worker)))
@@ -71,7 +72,7 @@ impl Control {
         let admin = Arc::new(Admin {
             hub: hub.clone(),
             redis: redis.stats().clone(),
-            registry: redis.registry().clone(),
+            registry: registry.clone(),
             started: SystemTime::now(),
         });
         let of_thread = hub.clone();
@@ -83,7 +84,8 @@ impl Control {
         let acme = Mutex::new(acme::Keeper::new());
         let (keeper, finders, health) =
             (Mutex::default(), Mutex::default(), Arc::new(Mutex::new(health::Keeper::new())));
-        let control = Self { admin: sender, handle, hub, redis, keeper, acme, finders, health, requests, thread };
+        let control =
+            Self { admin: sender, handle, hub, redis, registry, keeper, acme, finders, health, requests, thread };
         control.follow();
         Ok((control, receiver))
     }
@@ -102,6 +104,7 @@ impl Control {
     pub fn follow(&self) {
         let published = self.hub.published();
         self.redis.set(published.snapshot.redis.clone());
+        self.registry.set(&published.snapshot.redis);
         if published.snapshot.redis.is_some() {
             self.redis.limit(published.limiters.clone(), self.requests.clone());
         }
@@ -116,6 +119,7 @@ impl Control {
 
     /// Begins to look for the endpoints of a snapshot that is about to be published.
     pub fn look_ahead(&self, snapshot: &Snapshot) {
+        self.registry.set(self.hub.published().snapshot.redis.iter().chain(&snapshot.redis));
         self.finders().look_ahead(snapshot, &self.tools());
     }
 
@@ -132,7 +136,7 @@ impl Control {
                 health.lock().unwrap_or_else(PoisonError::into_inner).follow(&handle, &hub);
             }
         });
-        Tools { runtime: &self.handle, hub: &self.hub, registry: self.redis.registry(), wake }
+        Tools { runtime: &self.handle, hub: &self.hub, registry: &self.registry, wake }
     }
 
     /// Wakes the workers.
