@@ -19,27 +19,42 @@ pub struct Etcd {
     child: Child,
     directory: TempDir,
     ports: [u16; 2],
-    tls: bool,
+    tls: Tls,
+}
+
+/// How clients are spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tls {
+    Off,
+    On,
+    /// They must show a certificate of the same authority.
+    Mutual,
 }
 
 impl Etcd {
     #[track_caller]
     pub fn start() -> Self {
-        Self::start_as(false)
+        Self::start_as(Tls::Off)
     }
 
     /// With a certificate for 127.0.0.1, of the authority in [`Etcd::ca`].
     #[track_caller]
     pub fn with_tls() -> Self {
-        Self::start_as(true)
+        Self::start_as(Tls::On)
     }
 
-    fn start_as(tls: bool) -> Self {
+    /// The same, for clients with a certificate as those in [`Etcd::certificate`].
+    #[track_caller]
+    pub fn with_client_certificates() -> Self {
+        Self::start_as(Tls::Mutual)
+    }
+
+    fn start_as(tls: Tls) -> Self {
         let mut log = String::new();
         // A port may be taken between the question and the start.
         for _ in 0..5 {
             let directory = tempfile::tempdir().expect("a directory");
-            if tls {
+            if tls != Tls::Off {
                 write_certificates(directory.path());
             }
             let ports = [free_port(), free_port()];
@@ -68,7 +83,7 @@ impl Etcd {
     }
 
     pub fn url(&self) -> String {
-        let scheme = if self.tls { "https" } else { "http" };
+        let scheme = if self.tls == Tls::Off { "http" } else { "https" };
         format!("{scheme}://127.0.0.1:{}", self.ports[0])
     }
 
@@ -78,6 +93,11 @@ impl Etcd {
 
     pub fn ca(&self) -> PathBuf {
         self.directory.path().join("ca.pem")
+    }
+
+    /// Of a client, and its key.
+    pub fn certificate(&self) -> [PathBuf; 2] {
+        ["cert.pem", "key.pem"].map(|name| self.directory.path().join(name))
     }
 
     #[track_caller]
@@ -139,8 +159,12 @@ impl Etcd {
     fn try_ask(&self, path: &str, question: &Value) -> Option<Value> {
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--fail", "--data", &question.to_string()]);
-        if self.tls {
+        if self.tls != Tls::Off {
             curl.arg("--cacert").arg(self.ca());
+        }
+        if self.tls == Tls::Mutual {
+            let [certificate, key] = self.certificate();
+            curl.arg("--cert").arg(certificate).arg("--key").arg(key);
         }
         let output = curl.arg(format!("{}{path}", self.url())).output().expect("curl is needed: apt-get install curl");
         output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
@@ -153,9 +177,9 @@ impl Drop for Etcd {
     }
 }
 
-fn spawn(directory: &TempDir, ports: [u16; 2], tls: bool) -> Child {
+fn spawn(directory: &TempDir, ports: [u16; 2], tls: Tls) -> Child {
     let log = File::create(directory.path().join("log")).expect("a log");
-    let scheme = if tls { "https" } else { "http" };
+    let scheme = if tls == Tls::Off { "http" } else { "https" };
     let client = format!("{scheme}://127.0.0.1:{}", ports[0]);
     let peer = format!("http://127.0.0.1:{}", ports[1]);
     let mut command = Command::new("etcd");
@@ -163,7 +187,10 @@ fn spawn(directory: &TempDir, ports: [u16; 2], tls: bool) -> Child {
     command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
     command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
     command.args(["--initial-cluster", &format!("default={peer}")]);
-    if tls {
+    if tls == Tls::Mutual {
+        command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(directory.path().join("ca.pem"));
+    }
+    if tls != Tls::Off {
         command.arg("--cert-file").arg(directory.path().join("cert.pem"));
         command.arg("--key-file").arg(directory.path().join("key.pem"));
     }

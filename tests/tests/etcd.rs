@@ -159,7 +159,7 @@ fn logs_in_and_speaks_tls() {
     etcd.put("/services/app/one", one.endpoint());
     etcd.protect("gateway", "a word");
     let ca = etcd.ca();
-    let login = |password: &str| format!("ca: \"{}\", user: gateway, password: {password}", ca.display());
+    let login = |password: &str| format!("tls: {{ ca: \"{}\" }}, user: gateway, password: {password}", ca.display());
     let gateway = Gateway::start(&config(&url(&etcd), &login("a word")));
     assert_eq!(answering(&gateway), set(&["one"]));
     assert_eq!(gateway.metric(FAILURES), 0.0);
@@ -168,4 +168,31 @@ fn logs_in_and_speaks_tls() {
     fs::write(gateway.directory().join("gateway.yaml"), gateway.render(&yaml)).unwrap();
     eventually(PATIENCE, || gateway.stderr().contains("authentication failed"));
     assert!(!gateway.stderr().contains("another"), "{}", gateway.stderr());
+}
+
+#[test]
+fn shows_its_own_certificate_where_etcd_asks_for_one() {
+    let (one, two) = (named("one"), named("two"));
+    let etcd = Etcd::with_client_certificates();
+    etcd.put("/services/app/one", one.endpoint());
+    let (ca, [certificate, key]) = (etcd.ca(), etcd.certificate());
+    let [ca, certificate, key] = [ca, certificate, key].map(|path| path.display().to_string());
+    let without = config(&url(&etcd), &format!("tls: {{ ca: \"{ca}\" }}"));
+    let gateway = Gateway::start(&without);
+    eventually(PATIENCE, || gateway.metric(FAILURES) >= 2.0);
+    assert_eq!(gateway.get("/").status(), 502);
+    let with = config(&url(&etcd), &format!("tls: {{ ca: \"{ca}\", certificate: \"{certificate}\", key: \"{key}\" }}"));
+    assert!(gateway.replace_config(&with));
+    settles_at(set(&["one"]), || answering(&gateway));
+    etcd.put("/services/app/two", two.endpoint());
+    settles_at(set(&["one", "two"]), || answering(&gateway));
+    // One that does not fit is said at once, and changes nothing.
+    assert!(!gateway.replace_config(&with.replace(&key, &ca)));
+    assert!(gateway.stderr().contains("cannot be used"), "{}", gateway.stderr());
+    assert_eq!(answering(&gateway), set(&["one", "two"]));
+    // Without one there is nothing more to be learnt, and what was found stays.
+    let failures = gateway.metric(FAILURES);
+    assert!(gateway.replace_config(&without));
+    eventually(PATIENCE, || gateway.metric(FAILURES) > failures);
+    assert_eq!(answering(&gateway), set(&["one", "two"]));
 }

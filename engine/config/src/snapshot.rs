@@ -26,8 +26,8 @@ use ringway_core::template::{HeaderOps, Template};
 pub use self::mirror::Mirror;
 pub(crate) use self::mirror::mirror_stats;
 pub use self::service::{
-    Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, Etcd, EtcdLogin, HashOn, Metadata,
-    Pool, Records, RegistryPlace, Service, ServiceHttp2, ServiceTimeouts, ServiceTls, Zones,
+    Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, Etcd, EtcdLogin, EtcdServer, HashOn,
+    Metadata, Pool, Records, RegistryPlace, Service, ServiceHttp2, ServiceTimeouts, ServiceTls, Zones,
 };
 pub(crate) use self::split::split_stats;
 pub use self::split::{Split, Target};
