@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::hash_map::RandomState;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use ringway_core::health::Fleet;
 use ringway_core::http::RequestHead;
 use ringway_core::maglev::Maglev;
 use ringway_core::members::{Candidate, Chosen, Members};
-use ringway_core::stats::{RouteStats, ServiceCell};
+use ringway_core::stats::{EndpointStats, RouteStats, ServiceCell};
 use ringway_core::sticky::{Session, Sessions};
 
 use crate::affinity::Wish;
@@ -55,6 +56,11 @@ impl View {
     /// Joins a snapshot with this core's pools; those of `old` whose endpoint is unchanged go on with their
     /// connections, the others are closed.
     pub(crate) fn build(published: Arc<Published>, worker: usize, old: Option<&View>) -> Self {
+        // One look for each of the endpoints, of which there may be many.
+        let mut pools_before: HashMap<*const EndpointStats, &Rc<EndpointPool>> = HashMap::new();
+        for pool in old.into_iter().flat_map(View::pools) {
+            pools_before.entry(Arc::as_ptr(&pool.stats)).or_insert(pool);
+        }
         let services = published
             .snapshot
             .services
@@ -65,10 +71,8 @@ impl View {
                 let health = published.health.get(index)?;
                 let known = stats.iter().zip(&health.endpoints);
                 let pools = health.targets.iter().zip(known).map(|(endpoint, (stats, health))| {
-                    let kept = old
-                        .into_iter()
-                        .flat_map(|old| old.services.iter().flat_map(|service| &service.pools))
-                        .find(|pool| pool.serves(endpoint, &service.pool, stats));
+                    let kept = pools_before.get(&Arc::as_ptr(stats)).copied();
+                    let kept = kept.filter(|pool| pool.serves(endpoint, &service.pool, stats));
                     let known = (Arc::clone(stats), Arc::clone(health));
                     kept.cloned().unwrap_or_else(|| EndpointPool::new(endpoint.clone(), service.pool, known, worker))
                 });
@@ -89,8 +93,9 @@ impl View {
             None => Rc::new(RefCell::new(tokens(&published))),
         };
         let view = Self { published, services, auth_states, tokens };
+        let kept: HashSet<_> = view.pools().map(Rc::as_ptr).collect();
         for pool in old.into_iter().flat_map(View::pools) {
-            if !view.pools().any(|kept| Rc::ptr_eq(kept, pool)) {
+            if !kept.contains(&Rc::as_ptr(pool)) {
                 pool.close();
             }
         }
