@@ -37,6 +37,7 @@ pub mod members;
 pub mod overload;
 pub mod path;
 pub mod proxy_protocol;
+pub mod random;
 pub mod registry;
 pub mod request_id;
 pub mod retry_budget;

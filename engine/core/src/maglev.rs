@@ -1,6 +1,8 @@
 //! Consistent hashing: the same key goes to the same endpoint for as long as that is there, on all cores and all gateways,
 //! and few keys move when an endpoint comes or goes (Eisenbud et al., "Maglev", NSDI 2016, section 3.4).
 
+use crate::random::mix;
+
 /// Sizes of the table, all prime. Of the smallest that has [`PLACES_PER_ENDPOINT`] for each endpoint, the shares of
 /// endpoints differ by a few percent at most. The largest takes some milliseconds to fill: beyond 655 endpoints shares
 /// are less exact.
@@ -20,13 +22,6 @@ pub fn hash(bytes: &[u8]) -> u64 {
         .iter()
         .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     mix(hash)
-}
-
-pub(crate) fn mix(mut z: u64) -> u64 {
-    z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ z >> 31
 }
 
 /// A member's way through the table.
