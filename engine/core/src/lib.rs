@@ -15,7 +15,6 @@ pub mod balance;
 pub mod breaker;
 pub mod bulkhead;
 mod byte_set;
-mod crc32c;
 pub mod ejection;
 pub mod ewma;
 pub mod failure;
