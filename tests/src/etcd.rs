@@ -14,25 +14,41 @@ use crate::server::{Server, Serves, write_certificates};
 pub struct Etcd {
     server: Server,
     port: u16,
-    tls: bool,
+    tls: Tls,
+}
+
+/// How clients are spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tls {
+    Off,
+    On,
+    /// They must show a certificate of the same authority.
+    Mutual,
 }
 
 impl Etcd {
     #[track_caller]
     pub fn start() -> Self {
-        Self::start_as(false)
+        Self::start_as(Tls::Off)
     }
 
     /// With a certificate for 127.0.0.1, of the authority in [`Etcd::ca`].
     #[track_caller]
     pub fn with_tls() -> Self {
-        Self::start_as(true)
+        Self::start_as(Tls::On)
     }
 
-    fn start_as(tls: bool) -> Self {
+    /// The same, for clients with a certificate as those in [`Etcd::certificate`].
+    #[track_caller]
+    pub fn with_client_certificates() -> Self {
+        Self::start_as(Tls::Mutual)
+    }
+
+    #[track_caller]
+    fn start_as(tls: Tls) -> Self {
         Self::start_new(|| {
             let directory = tempfile::tempdir().expect("a directory");
-            let (port, scheme) = (free_port(), if tls { "https" } else { "http" });
+            let (port, scheme) = (free_port(), if tls == Tls::Off { "http" } else { "https" });
             let client = format!("{scheme}://127.0.0.1:{port}");
             let peer = format!("http://127.0.0.1:{}", free_port());
             let mut command = Command::new("etcd");
@@ -40,7 +56,10 @@ impl Etcd {
             command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
             command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
             command.args(["--initial-cluster", &format!("default={peer}")]);
-            if tls {
+            if tls == Tls::Mutual {
+                command.args(["--client-cert-auth", "--trusted-ca-file", "ca.pem"]);
+            }
+            if tls != Tls::Off {
                 write_certificates(directory.path());
                 command.args(["--cert-file", "cert.pem", "--key-file", "key.pem"]);
             }
@@ -49,7 +68,7 @@ impl Etcd {
     }
 
     pub fn url(&self) -> String {
-        let scheme = if self.tls { "https" } else { "http" };
+        let scheme = if self.tls == Tls::Off { "http" } else { "https" };
         format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
@@ -59,6 +78,11 @@ impl Etcd {
 
     pub fn ca(&self) -> PathBuf {
         self.server.directory().join("ca.pem")
+    }
+
+    /// Of a client, and its key.
+    pub fn certificate(&self) -> [PathBuf; 2] {
+        ["cert.pem", "key.pem"].map(|name| self.server.directory().join(name))
     }
 
     #[track_caller]
@@ -117,8 +141,12 @@ impl Etcd {
     fn try_ask(&self, path: &str, question: &Value) -> Option<Value> {
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--fail", "--data", &question.to_string()]);
-        if self.tls {
+        if self.tls != Tls::Off {
             curl.arg("--cacert").arg(self.ca());
+        }
+        if self.tls == Tls::Mutual {
+            let [certificate, key] = self.certificate();
+            curl.arg("--cert").arg(certificate).arg("--key").arg(key);
         }
         let output = curl.arg(format!("{}{path}", self.url())).output().expect("curl is needed: apt-get install curl");
         output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("JSON"))

@@ -46,6 +46,7 @@ mod split;
 mod sticky;
 mod stream;
 mod subrequest;
+mod subset;
 #[cfg(test)]
 mod testing;
 mod time_left;
