@@ -18,6 +18,7 @@ mod client;
 mod clock;
 mod connection;
 mod deadline;
+mod fields;
 mod forward;
 mod gate;
 mod gathered;
