@@ -11,6 +11,7 @@ use ringway_config::snapshot::{Action, Overload, RouteRetries};
 use ringway_core::adaptive::AdaptiveSettings;
 use ringway_core::breaker::{BreakerSettings, SlowCalls};
 use ringway_core::bulkhead::BulkheadSettings;
+use ringway_core::grpc::Status;
 use ringway_core::overload::{Criticality, OverloadSettings};
 use ringway_core::retry_budget::BudgetSettings;
 
@@ -68,6 +69,22 @@ fn nothing_is_the_default_and_an_empty_section_is_of_use() {
     };
     assert_eq!(service.retries.as_ref(), Some(&retries));
     assert_eq!(service.retry_budget, BudgetSettings { share: 20, min_per_second: 10 });
+}
+
+#[test]
+fn which_calls_of_grpc_have_failed() {
+    let failures = |keys| {
+        let failures = good(keys, "").services[0].grpc_failures;
+        (0..Status::COUNT).filter(|code| failures.has(Status::parse(code.to_string().as_bytes()))).collect::<Vec<_>>()
+    };
+    assert_eq!(failures("retries: {}"), [2, 4, 13, 14, 15]);
+    assert_eq!(failures("grpc_failures: [cancelled, unauthenticated]"), [1, 16]);
+    assert_eq!(failures("grpc_failures: off"), [0; 0]);
+    let retries = good("retries: { on: [grpc_unavailable, grpc_resource_exhausted] }", "").services[0].retries.clone();
+    let on = [Status::UNAVAILABLE, Status::RESOURCE_EXHAUSTED].map(RetryOn::Grpc);
+    assert_eq!(retries.unwrap().on, on.into());
+    let error = compiled(&file("grpc_failures: [unavailble]", "")).unwrap_err().to_string();
+    assert!(error.contains("did you mean `unavailable`?"), "{error}");
 }
 
 #[test]
@@ -186,7 +203,7 @@ fn bad_retries() {
     said(
         &file("retries: { attempts: 0, on: [404], budget: { share: 120% }, backoff: { max: 1h } }", ""),
         "f:6:26: expected a whole number from 1 to 10, found `0`
-f:6:34: expected one of `connect_failure`, `refused_stream`, `reset`, `timeout`, `429`, `500`, `502`, `503`, `504`, found `404`
+f:6:34: expected one of `connect_failure`, `refused_stream`, `reset`, `timeout`, `429`, `500`, `502`, `503`, `504`, `grpc_cancelled`, `grpc_deadline_exceeded`, `grpc_resource_exhausted`, `grpc_internal`, `grpc_unavailable`, found `404`
     hint: did you mean `504`?
 f:6:57: expected a share from 0% to 100%, found `120%`
 f:6:81: expected a duration from 0s to 10s, found `1h`",

@@ -4,7 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::pin::pin;
 use std::task::Poll;
 
-use ringway_config::resilience::RetryOn;
 use ringway_config::snapshot::{Action, Forward, Route, RouteTimeouts};
 use ringway_core::failure::{Failure, Fault};
 use ringway_core::filter::Permit;
@@ -15,6 +14,7 @@ use crate::answer::{Relayed, relay};
 use crate::breaker::Passage;
 use crate::buffer::Buffer;
 use crate::bulkhead;
+use crate::call;
 use crate::clock::us;
 use crate::connection::Connection;
 use crate::deadline::Slot;
@@ -28,6 +28,7 @@ use crate::retry::{self, Tries};
 use crate::time_left;
 use crate::tunnel::Opened;
 use crate::upstream::Upstream;
+use crate::verdict::Verdict;
 
 /// What stays the same over the tries of one request.
 pub(crate) struct Attempt<'a> {
@@ -45,6 +46,8 @@ pub(crate) struct Attempt<'a> {
     /// The current try's way to its endpoint.
     pub(crate) passage: Passage<'a>,
     tries: Tries<'a>,
+    /// What is still to be told of how the current try goes.
+    pub(crate) verdict: Cell<Verdict>,
     /// A copy for the route's mirror, of which some of the body is still to come.
     copied: RefCell<Option<Copied>>,
 }
@@ -107,6 +110,7 @@ pub(crate) async fn forward(
         begun: Cell::new(0),
         passage,
         tries,
+        verdict: Cell::default(),
         copied: RefCell::new(copied),
     };
     exchange.attempts = 1;
@@ -118,6 +122,7 @@ pub(crate) async fn forward(
     let of_call = exchange.call.and_then(|call| call.timeout);
     let of_route = route_timeouts(conn, exchange).request;
     attempt.outbound.own_deadline.set(of_call.is_none_or(|call| of_route.is_some_and(|route| route <= call)));
+    attempt.outbound.is_call.set(exchange.call.is_some());
     let stale = attempt.outbound.service.retry_stale && is_whole && exchange.is_idempotent;
     let per_try = retry::per_try(conn, exchange, attempt.outbound.service);
     let (mut is_first, mut fresh, mut was_refused) = (true, false, false);
@@ -276,7 +281,10 @@ impl<'a> Attempt<'a> {
                 Ok(rest)
             }
             // The answer has begun, so that it can only break off.
-            Err(Broken::Failed(_)) if exchange.status != 0 => {
+            Err(Broken::Failed(failure)) if exchange.status != 0 => {
+                if failure == Failure::ClientGone {
+                    self.left();
+                }
                 self.break_off(exchange);
                 conn.timers.service(None, 0);
                 Ok(None)
@@ -314,12 +322,9 @@ impl<'a> Attempt<'a> {
     /// Ends with [`Broken::Again`] where the answer is one to try again, and there is another try.
     fn consider(&self, exchange: &Exchange, buffer: &mut Buffer, length: usize) -> Result<(), Broken> {
         let head = buffer.data().get(..length).unwrap_or_default();
-        let status = retry::status_of(head);
-        if !self.tries.is_bad(status) {
-            return Ok(());
-        }
-        self.passage.answered(status, head, self.took_us());
-        let on = RetryOn::Status(status);
+        let (status, said) = (retry::status_of(head), exchange.call.and_then(|_| call::status_in(head)));
+        let Some(on) = self.tries.reason(status, said) else { return Ok(()) };
+        self.judge(status, said, head);
         match self.tries.plan(&self.passage, self.outbound.conn, on, self.outbound.cell) {
             true => Err(Broken::Again { reusable: retry::is_whole(buffer, length, exchange.is_head) }),
             false => Ok(()),
@@ -375,6 +380,7 @@ impl<'a> Attempt<'a> {
     fn go_on(&mut self, exchange: &mut Exchange, passage: Passage<'a>) -> Result<(), Failure> {
         let outbound = Outbound::new(self.outbound.conn, passage.service, passage.endpoint)?;
         outbound.own_deadline.set(self.outbound.own_deadline.get());
+        outbound.is_call.set(self.outbound.is_call.get());
         self.outbound = outbound;
         self.passage = passage;
         exchange.attempts += 1;
@@ -384,10 +390,10 @@ impl<'a> Attempt<'a> {
 
     /// Counts what became of the last retry, if there was one.
     fn count_last(&self, exchange: &Exchange) {
-        let cell = self.outbound.cell;
+        let (cell, said) = (self.outbound.cell, exchange.call.and_then(|call| call.status));
         match exchange.attempts {
             0 | 1 => {}
-            _ if self.tries.is_bad(exchange.status) => cell.retries_failed.add(1),
+            _ if self.tries.reason(exchange.status, said).is_some() => cell.retries_failed.add(1),
             _ => cell.retries_succeeded.add(1),
         }
     }
@@ -402,12 +408,14 @@ impl<'a> Attempt<'a> {
                     upstream.give_back(conn.worker.clock.lately());
                 }
             }
-            Relayed::ClientGone => exchange.keep_alive = false,
+            Relayed::ClientGone => {
+                self.left();
+                exchange.keep_alive = false;
+            }
             Relayed::Upgraded(first) => exchange.opened = Some(Box::new(Opened::new(upstream, first))),
             Relayed::BrokenOff => {
                 self.outbound.cell.record_error(BackendError::Body);
-                self.passage.broke_off();
-                self.outbound.note_broken_off();
+                self.broke_off();
                 self.break_off(exchange);
             }
         }

@@ -56,6 +56,7 @@ mod upstream_answer;
 mod upstream_pipe;
 mod upstream_request;
 mod upstream_stream;
+mod verdict;
 mod view;
 mod watch;
 mod worker;

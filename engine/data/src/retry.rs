@@ -6,6 +6,7 @@ use std::time::Duration;
 use ringway_config::resilience::{Retries, RetryOn};
 use ringway_config::snapshot::{Action, HostRewrite, RouteRetries, Service};
 use ringway_core::failure::Failure;
+use ringway_core::grpc::Status;
 use ringway_core::http::{BodyDecoder, HeadStorage, ResponseHead};
 use ringway_core::retry_budget::backoff_us;
 use ringway_core::stats::ServiceCell;
@@ -23,8 +24,10 @@ use crate::request::Exchange;
 pub(crate) struct Tries<'a> {
     /// `None`: there is one try.
     pub(crate) policy: Option<&'a Retries>,
-    /// The whole request is at hand, and does no harm twice (RFC 9110 section 9.2.2).
-    is_repeatable: bool,
+    /// The whole request is at hand.
+    is_whole: bool,
+    /// It does no harm twice (RFC 9110 section 9.2.2).
+    is_idempotent: bool,
     /// When it must be answered, on the core's clock.
     until: u64,
     /// Tries that have failed.
@@ -50,7 +53,8 @@ impl<'a> Tries<'a> {
         }
         Self {
             policy,
-            is_repeatable: is_whole && exchange.is_idempotent,
+            is_whole,
+            is_idempotent: exchange.is_idempotent,
             until: deadline.map_or(u64::MAX, |deadline| exchange.started + us(deadline)),
             failed: Cell::new(0),
             endpoints: Cell::new(0),
@@ -58,18 +62,27 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// Whether an answer of this status is one to try again.
+    /// Why an answer is one to try again, if it is. `said`: how a call has ended.
     #[inline]
-    pub(crate) fn is_bad(&self, status: u16) -> bool {
-        status >= 400 && self.policy.is_some_and(|policy| policy.has(RetryOn::Status(status)))
+    pub(crate) fn reason(&self, status: u16, said: Option<Status>) -> Option<RetryOn> {
+        let on = match said {
+            Some(said) => RetryOn::Grpc(said),
+            None if status >= 400 => RetryOn::Status(status),
+            None => return None,
+        };
+        self.policy.filter(|policy| policy.has(on)).map(|_| on)
     }
 
     /// Whether there is another try after this one has failed, to be taken with [`Tries::next`]. What the breakers think of
     /// this one they know already.
     pub(crate) fn plan(&self, failed: &Passage<'a>, conn: &'a Connection, on: RetryOn, cell: &ServiceCell) -> bool {
         let Some(policy) = self.policy else { return false };
-        let nothing_done = matches!(on, RetryOn::ConnectFailure | RetryOn::RefusedStream);
-        if self.failed.get() >= policy.attempts || !policy.has(on) || !(nothing_done || self.is_repeatable) {
+        let is_safe = match on {
+            RetryOn::ConnectFailure | RetryOn::RefusedStream => true,
+            RetryOn::Grpc(_) => self.is_whole,
+            _ => self.is_whole && self.is_idempotent,
+        };
+        if self.failed.get() >= policy.attempts || !policy.has(on) || !is_safe {
             return false;
         }
         let worker = &conn.worker;

@@ -1,5 +1,6 @@
 //! Which failed tries are followed by another one.
 
+use ringway_core::grpc::Status;
 use ringway_core::retry_budget::BudgetSettings;
 
 use crate::decode::OneOrMore;
@@ -21,7 +22,8 @@ shape! {
         /// What is tried again. `connect_failure`: no connection, or none in TLS. `refused_stream`: a service of HTTP/2 says
         /// that it has not looked at it. Those two whatever the method, since nothing was done; the others where the method is
         /// idempotent and the whole body came with the head: `reset`: the connection broke before an answer. `timeout`:
-        /// no answer in time. Else a status of the service.
+        /// no answer in time. Else a status of the service. Of gRPC, whatever the method, an answer without a message:
+        /// `grpc_cancelled`, `grpc_deadline_exceeded`, `grpc_resource_exhausted`, `grpc_internal`, `grpc_unavailable`.
         on: OneOrMore<RetryOn> = "[connect_failure, refused_stream, reset, 502, 503, 504]",
         /// How many retries there may be, over all requests to the service.
         budget: BudgetSection = "{}",
@@ -72,6 +74,11 @@ choice! {
         "502" => RetryOn::Status(502),
         "503" => RetryOn::Status(503),
         "504" => RetryOn::Status(504),
+        "grpc_cancelled" => RetryOn::Grpc(Status::CANCELLED),
+        "grpc_deadline_exceeded" => RetryOn::Grpc(Status::DEADLINE_EXCEEDED),
+        "grpc_resource_exhausted" => RetryOn::Grpc(Status::RESOURCE_EXHAUSTED),
+        "grpc_internal" => RetryOn::Grpc(Status::INTERNAL),
+        "grpc_unavailable" => RetryOn::Grpc(Status::UNAVAILABLE),
     }
 }
 
