@@ -57,6 +57,8 @@ pub struct Retries {
     pub backoff_max: Duration,
     /// One try, to the answer's head.
     pub per_try: Option<Duration>,
+    /// Bytes of a body that are kept beyond the block that came with the head; 0: none.
+    pub body_bytes_max: usize,
 }
 
 /// Why a try is followed by another one.

@@ -66,13 +66,14 @@ fn nothing_is_the_default_and_an_empty_section_is_of_use() {
         backoff_base: Duration::from_millis(25),
         backoff_max: Duration::from_millis(250),
         per_try: None,
+        body_bytes_max: 0,
     };
     assert_eq!(service.retries.as_ref(), Some(&retries));
     assert_eq!(service.retry_budget, BudgetSettings { share: 20, min_per_second: 10 });
 }
 
 #[test]
-fn which_calls_of_grpc_have_failed() {
+fn which_calls_of_grpc_have_failed_and_what_is_kept_of_bodies() {
     let failures = |keys| {
         let failures = good(keys, "").services[0].grpc_failures;
         (0..Status::COUNT).filter(|code| failures.has(Status::parse(code.to_string().as_bytes()))).collect::<Vec<_>>()
@@ -83,6 +84,8 @@ fn which_calls_of_grpc_have_failed() {
     let retries = good("retries: { on: [grpc_unavailable, grpc_resource_exhausted] }", "").services[0].retries.clone();
     let on = [Status::UNAVAILABLE, Status::RESOURCE_EXHAUSTED].map(RetryOn::Grpc);
     assert_eq!(retries.unwrap().on, on.into());
+    let retries = good("retries: { body: 64KiB }", "").services[0].retries.clone();
+    assert_eq!(retries.unwrap().body_bytes_max, 65_536);
     let error = compiled(&file("grpc_failures: [unavailble]", "")).unwrap_err().to_string();
     assert!(error.contains("did you mean `unavailable`?"), "{error}");
 }

@@ -23,6 +23,7 @@ use crate::io::{Blocks, write_service};
 use crate::link::Link;
 use crate::mirror::{self, Copied};
 use crate::outbound::{Broken, Outbound};
+use crate::replay::Replay;
 use crate::request::Exchange;
 use crate::retry::{self, Tries};
 use crate::time_left;
@@ -37,8 +38,10 @@ pub(crate) struct Attempt<'a> {
     pub(crate) request: &'a [u8],
     /// The answer's head has come, an interim one does not count.
     pub(crate) answered: Cell<bool>,
-    /// Some of the body has gone to the service and is no longer at hand.
-    uploaded: Cell<bool>,
+    /// What of the body has gone to the service.
+    replay: Replay<'a>,
+    /// Bytes of the body that have come, as the client sent it.
+    received: Cell<u64>,
     /// An answer is being passed on, for which the request's head has made room.
     relaying: Cell<bool>,
     /// When the current try was begun, on the core's clock.
@@ -100,12 +103,15 @@ pub(crate) async fn forward(
     let timeouts = timeouts(conn, exchange);
     let is_whole = body.is_done();
     let copied = mirror::copy(conn, exchange, head, is_whole);
-    let tries = Tries::begin(conn, exchange, (passage.service, outbound.service), is_whole, timeouts.request);
+    let tries = Tries::begin(conn, exchange, (passage.service, outbound.service), timeouts.request);
+    let received = decoded.data.len();
+    let kept_max = tries.policy.map_or(0, |policy| policy.body_bytes_max);
     let mut attempt = Attempt {
         outbound,
         request: inbox.data().get(..head_length).unwrap_or_default(),
         answered: Cell::new(false),
-        uploaded: Cell::new(false),
+        replay: Replay::new(&conn.worker, exchange.framing, kept_max, received),
+        received: Cell::new(received as u64),
         relaying: Cell::new(false),
         begun: Cell::new(0),
         passage,
@@ -123,7 +129,7 @@ pub(crate) async fn forward(
     let of_route = route_timeouts(conn, exchange).request;
     attempt.outbound.own_deadline.set(of_call.is_none_or(|call| of_route.is_some_and(|route| route <= call)));
     attempt.outbound.is_call.set(exchange.call.is_some());
-    let stale = attempt.outbound.service.retry_stale && is_whole && exchange.is_idempotent;
+    let stale = attempt.outbound.service.retry_stale && exchange.is_idempotent;
     let per_try = retry::per_try(conn, exchange, attempt.outbound.service);
     let (mut is_first, mut fresh, mut was_refused) = (true, false, false);
     loop {
@@ -131,20 +137,19 @@ pub(crate) async fn forward(
             attempt.outbound.try_until.set(conn.worker.clock.lately() + us(per_try));
         }
         if !is_first {
+            attempt.replay.join(head);
             time_left::renew(conn, exchange, attempt.outbound.service, attempt.outbound.try_until.get(), head);
         }
         is_first = false;
         let (broken, reused) = match attempt.outbound.acquire(fresh).await {
-            Ok((upstream, reused)) => {
-                match attempt.run(exchange, upstream, body, decoded.data.len() as u64, head).await {
-                    Ok(rest) => {
-                        conn.timers.clear(Slot::Request);
-                        attempt.count_last(exchange);
-                        return Ok(rest);
-                    }
-                    Err(broken) => (broken, reused),
+            Ok((upstream, reused)) => match attempt.run(exchange, upstream, body, head).await {
+                Ok(rest) => {
+                    conn.timers.clear(Slot::Request);
+                    attempt.count_last(exchange);
+                    return Ok(rest);
                 }
-            }
+                Err(broken) => (broken, reused),
+            },
             Err(failure) => (Broken::Failed(failure), false),
         };
         conn.timers.service(None, 0);
@@ -228,7 +233,6 @@ impl<'a> Attempt<'a> {
         exchange: &mut Exchange,
         mut upstream: Upstream,
         body: &mut BodyDecoder,
-        received: u64,
         head: &mut Vec<u8>,
     ) -> Result<Option<Buffer>, Broken> {
         let conn = self.outbound.conn;
@@ -238,6 +242,8 @@ impl<'a> Attempt<'a> {
         if body.is_done() || !written {
             if body.is_done() {
                 self.outbound.sent();
+                // It has become whole within an earlier try.
+                self.copied.take().into_iter().for_each(Copied::send);
             }
             self.outbound.arm_answer();
             match self.answer(exchange, &mut upstream, head).await {
@@ -256,12 +262,11 @@ impl<'a> Attempt<'a> {
         // Both directions at once: the answer may begin, and end, while the body still comes.
         let link = upstream.link.clone();
         let (framing, max, is_call) = (exchange.framing, exchange.body_bytes_max, exchange.call.is_some());
-        let facts = Upload { framing, max, received, route: conn.route(exchange), is_call };
-        let mut rest = None;
+        let facts = Upload { framing, max, route: conn.route(exchange), is_call };
+        let (mut rest, mut uploading) = (None, true);
         let relayed = {
             let mut upload = pin!(self.upload(&facts, body, &link));
             let mut relay = pin!(self.answer(exchange, &mut upstream, head));
-            let mut uploading = true;
             std::future::poll_fn(|cx| {
                 if uploading && let Poll::Ready(uploaded) = upload.as_mut().poll(cx) {
                     uploading = false;
@@ -291,7 +296,7 @@ impl<'a> Attempt<'a> {
             }
             Err(broken) => {
                 // What the last read took of the next request goes with it.
-                exchange.keep_alive &= rest.is_none();
+                exchange.keep_alive &= rest.is_none() && !(uploading && body.is_done());
                 Err(broken)
             }
         }
@@ -325,7 +330,9 @@ impl<'a> Attempt<'a> {
         let (status, said) = (retry::status_of(head), exchange.call.and_then(|_| call::status_in(head)));
         let Some(on) = self.tries.reason(status, said) else { return Ok(()) };
         self.judge(status, said, head);
-        match self.tries.plan(&self.passage, self.outbound.conn, on, self.outbound.cell) {
+        let is_planned =
+            self.is_at_hand() && self.tries.plan(&self.passage, self.outbound.conn, on, self.outbound.cell);
+        match is_planned {
             true => Err(Broken::Again { reusable: retry::is_whole(buffer, length, exchange.is_head) }),
             false => Ok(()),
         }
@@ -335,8 +342,8 @@ impl<'a> Attempt<'a> {
     /// closed, which says nothing.
     fn after(&self, exchange: &Exchange, broken: Broken, stale: bool, was_refused: &mut bool) -> After {
         let is_same = match broken {
-            Broken::Refused => !std::mem::replace(was_refused, true) && !self.uploaded.get(),
-            Broken::Unanswered => stale,
+            Broken::Refused => !std::mem::replace(was_refused, true) && self.is_at_hand(),
+            Broken::Unanswered => stale && self.is_at_hand(),
             _ => false,
         };
         if is_same {
@@ -356,7 +363,7 @@ impl<'a> Attempt<'a> {
         if failure == Failure::AnswerTimeout {
             bulkhead::answered(self, 0, self.took_us());
         }
-        let is_at_hand = !self.relaying.get() && !self.uploaded.get();
+        let is_at_hand = self.is_at_hand();
         let plans = |on| self.tries.plan(&self.passage, self.outbound.conn, on, self.outbound.cell);
         match on.filter(|_| is_at_hand) {
             Some(on) if plans(on) => {
@@ -365,6 +372,11 @@ impl<'a> Attempt<'a> {
             }
             _ => After::Over(failure),
         }
+    }
+
+    /// Whether the request can be sent again as it has been.
+    fn is_at_hand(&self) -> bool {
+        !self.relaying.get() && self.replay.is_whole()
     }
 
     /// Whether a failure says something of the service: not what the client or the gateway's own bounds have caused.
@@ -429,7 +441,8 @@ impl<'a> Attempt<'a> {
     }
 
     /// A piece of the body as it is sent.
-    fn add_to_copy(&self, piece: &[u8]) {
+    fn keep(&self, piece: &[u8]) {
+        self.replay.keep(piece);
         let mut copied = self.copied.borrow_mut();
         if copied.as_mut().is_some_and(|copied| !copied.add(piece)) {
             *copied = None;
@@ -443,7 +456,7 @@ impl<'a> Attempt<'a> {
         let idle = us(self.outbound.service.timeouts.idle);
         let mut buffer = conn.worker.take_inbox();
         let mut out = conn.worker.take_head();
-        let mut received = facts.received;
+        let before = self.received.get();
         let mut pace = Pace::start(conn);
         if facts.is_call {
             pace.of_call(idle);
@@ -455,10 +468,10 @@ impl<'a> Attempt<'a> {
             if facts.is_call && self.answered.get() {
                 pace.of_call(u64::MAX);
             }
-            pace.receive(conn, &mut buffer, received - facts.received).await?;
-            self.uploaded.set(true);
+            pace.receive(conn, &mut buffer, self.received.get() - before).await?;
             let decoded = body.decode(buffer.data_mut()).map_err(|_| Failure::Malformed("Malformed chunked body"))?;
-            received += decoded.data.len() as u64;
+            let received = self.received.get() + decoded.data.len() as u64;
+            self.received.set(received);
             if facts.max.is_some_and(|max| received > max) {
                 return Err(Failure::BodyTooLarge);
             }
@@ -467,11 +480,11 @@ impl<'a> Attempt<'a> {
                 out.clear();
                 let data = buffer.data().get(decoded.data.clone()).unwrap_or_default();
                 write_body(conn, facts.route, facts.framing, data, body, &mut out)?;
-                self.add_to_copy(&out);
+                self.keep(&out);
                 write_service(conn, link, &out, idle).await
             } else {
                 let data = buffer.data().get(decoded.data.clone()).unwrap_or_default();
-                self.add_to_copy(data);
+                self.keep(data);
                 write_service(conn, link, data, idle).await
             };
             pace.started += clock.now() - writing;
@@ -547,8 +560,6 @@ impl Pace {
 struct Upload<'a> {
     framing: Framing,
     max: Option<u64>,
-    /// Bytes of the body that went with the head.
-    received: u64,
     route: Option<&'a Route>,
     is_call: bool,
 }

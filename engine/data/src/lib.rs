@@ -34,6 +34,7 @@ mod pipe;
 mod places;
 mod proxy_protocol;
 mod record;
+mod replay;
 mod request;
 mod respond;
 mod retry;

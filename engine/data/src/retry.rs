@@ -24,8 +24,6 @@ use crate::request::Exchange;
 pub(crate) struct Tries<'a> {
     /// `None`: there is one try.
     pub(crate) policy: Option<&'a Retries>,
-    /// The whole request is at hand.
-    is_whole: bool,
     /// It does no harm twice (RFC 9110 section 9.2.2).
     is_idempotent: bool,
     /// When it must be answered, on the core's clock.
@@ -44,7 +42,6 @@ impl<'a> Tries<'a> {
         conn: &'a Connection,
         exchange: &Exchange,
         (index, service): (usize, &'a Service),
-        is_whole: bool,
         deadline: Option<Duration>,
     ) -> Self {
         let policy = policy(conn, exchange, service);
@@ -53,7 +50,6 @@ impl<'a> Tries<'a> {
         }
         Self {
             policy,
-            is_whole,
             is_idempotent: exchange.is_idempotent,
             until: deadline.map_or(u64::MAX, |deadline| exchange.started + us(deadline)),
             failed: Cell::new(0),
@@ -73,14 +69,13 @@ impl<'a> Tries<'a> {
         self.policy.filter(|policy| policy.has(on)).map(|_| on)
     }
 
-    /// Whether there is another try after this one has failed, to be taken with [`Tries::next`]. What the breakers think of
+    /// Whether there is another try after this one has failed, to be taken with [`Tries::next`], of a request that is at hand. What the breakers think of
     /// this one they know already.
     pub(crate) fn plan(&self, failed: &Passage<'a>, conn: &'a Connection, on: RetryOn, cell: &ServiceCell) -> bool {
         let Some(policy) = self.policy else { return false };
         let is_safe = match on {
-            RetryOn::ConnectFailure | RetryOn::RefusedStream => true,
-            RetryOn::Grpc(_) => self.is_whole,
-            _ => self.is_whole && self.is_idempotent,
+            RetryOn::ConnectFailure | RetryOn::RefusedStream | RetryOn::Grpc(_) => true,
+            _ => self.is_idempotent,
         };
         if self.failed.get() >= policy.attempts || !policy.has(on) || !is_safe {
             return false;

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use ringway_tests::{Gateway, eventually, settles_at};
-use tonic::{Code, Request, Status};
+use ringway_tests::{Gateway, settles_at};
+use tonic::{Code, Status};
 
 use super::echo::*;
-use super::{Bytes, PATIENCE};
 
 fn retries(gateway: &Gateway, outcome: &str) -> f64 {
     gateway.metric(&format!("gateway_retries_total{{service=\"app\",outcome=\"{outcome}\"}}"))
@@ -134,28 +133,22 @@ fn an_endpoint_whose_calls_fail_is_ejected() {
 #[test]
 fn calls_that_were_refused_at_their_head_are_tried_again_where_that_is_asked() {
     let service = Service::start();
-    let keys = "retries: { on: [grpc_unavailable], backoff: { base: 0s } }";
+    let keys =
+        "retries: { on: [grpc_unavailable], body: 4KiB, budget: { min_per_second: 1000 }, backoff: { base: 0s } }";
     let gateway = gateway(&service.endpoint, keys, "", "");
-    // The message must have come with its head: a few calls have it.
-    let mut retried = 0.0;
-    eventually(PATIENCE, || {
+    for _ in 0..20 {
         service.seen.fail(1, Code::Unavailable);
-        let answer = call(&gateway, Request::new(Bytes::from_static(b"x")));
-        service.seen.fail(0, Code::Ok);
-        if let Ok(answer) = answer {
-            assert_eq!(answer.get_ref().as_ref(), b"x");
-            retried += 1.0;
-        }
-        retried >= 3.0
-    });
-    settles_at(retried, || retries(&gateway, "success"));
-    let tries: Vec<_> = gateway.log_lines().iter().filter(|line| line["grpcStatus"] == 0).cloned().collect();
-    assert!(tries.iter().all(|line| line["attempts"] == 2), "{tries:?}");
+        assert_eq!(call(&gateway, message("hello")).expect("an answer").get_ref().as_ref(), b"hello");
+        assert_eq!(service.seen.heads.lock().expect("a list").len() % 2, 0);
+    }
+    settles_at(20.0, || retries(&gateway, "success"));
+    gateway.log_line(20);
+    assert!(gateway.log_lines().iter().all(|line| (&line["attempts"], &line["grpcStatus"]) == (&2.into(), &0.into())));
 
     // Another status, and what comes in trailers, are the client's.
     service.seen.fail(1, Code::Internal);
     assert_eq!(refused(&gateway, message("x")).code(), Code::Internal);
     service.seen.fail(1, Code::Unavailable);
     assert_eq!(count(&gateway, "1").code(), Code::Unavailable);
-    assert_eq!(retries(&gateway, "success"), retried);
+    assert_eq!(retries(&gateway, "success"), 20.0);
 }
