@@ -23,6 +23,7 @@ use crate::io::{Blocks, write_service};
 use crate::link::Link;
 use crate::mirror::{self, Copied};
 use crate::outbound::{Broken, Outbound};
+use crate::pace::Pace;
 use crate::replay::Replay;
 use crate::request::Exchange;
 use crate::retry::{self, Tries};
@@ -48,7 +49,7 @@ pub(crate) struct Attempt<'a> {
     begun: Cell<u64>,
     /// The current try's way to its endpoint.
     pub(crate) passage: Passage<'a>,
-    tries: Tries<'a>,
+    pub(crate) tries: Tries<'a>,
     /// What is still to be told of how the current try goes.
     pub(crate) verdict: Cell<Verdict>,
     /// A copy for the route's mirror, of which some of the body is still to come.
@@ -329,12 +330,23 @@ impl<'a> Attempt<'a> {
         let head = buffer.data().get(..length).unwrap_or_default();
         let (status, said) = (retry::status_of(head), exchange.call.and_then(|_| call::status_in(head)));
         let Some(on) = self.tries.reason(status, said) else { return Ok(()) };
+        self.withhold();
         self.judge(status, said, head);
         let is_planned =
             self.is_at_hand() && self.tries.plan(&self.passage, self.outbound.conn, on, self.outbound.cell);
         match is_planned {
             true => Err(Broken::Again { reusable: retry::is_whole(buffer, length, exchange.is_head) }),
-            false => Ok(()),
+            false => {
+                self.passage.own_up();
+                Ok(())
+            }
+        }
+    }
+
+    /// What fails here may go well at another endpoint.
+    fn withhold(&self) {
+        if self.is_at_hand() && self.tries.may_go_elsewhere(&self.passage, self.outbound.conn) {
+            self.passage.withhold();
         }
     }
 
@@ -358,6 +370,7 @@ impl<'a> Attempt<'a> {
         let on = retry::reason_of(&broken);
         let failure = Failure::from(broken);
         if self.is_of_service(failure) {
+            self.withhold();
             self.passage.failed();
         }
         if failure == Failure::AnswerTimeout {
@@ -370,7 +383,11 @@ impl<'a> Attempt<'a> {
                 failure.backend_error().inspect(|error| self.outbound.cell.record_error(*error));
                 After::Another
             }
-            _ => After::Over(failure),
+            _ => {
+                self.passage.own_up();
+                self.tries.end(!self.is_of_service(failure));
+                After::Over(failure)
+            }
         }
     }
 
@@ -394,7 +411,7 @@ impl<'a> Attempt<'a> {
         outbound.own_deadline.set(self.outbound.own_deadline.get());
         outbound.is_call.set(self.outbound.is_call.get());
         self.outbound = outbound;
-        self.passage = passage;
+        self.tries.leave(std::mem::replace(&mut self.passage, passage));
         exchange.attempts += 1;
         exchange.service_us = None;
         Ok(())
@@ -503,56 +520,6 @@ impl<'a> Attempt<'a> {
             self.outbound.arm_answer();
         }
         Ok((!buffer.is_empty()).then_some(buffer))
-    }
-}
-
-/// How slowly a client may send its body.
-pub(crate) struct Pace {
-    /// Moves on while the service is waited for: that time is not the client's.
-    started: u64,
-    /// The longest wait between two reads; no end where it is `u64::MAX`.
-    wait: u64,
-    /// Bytes per second; 0: no minimum.
-    rate: u64,
-}
-
-impl Pace {
-    pub(crate) fn start(conn: &Connection) -> Self {
-        let times = &conn.listener.timeouts;
-        Self { started: conn.worker.clock.now(), wait: us(times.body), rate: times.body_rate }
-    }
-
-    /// A client of gRPC sends a message when it has one. Once the service has begun to answer, it is the service that may
-    /// not be silent for too long.
-    fn of_call(&mut self, wait: u64) {
-        (self.wait, self.rate) = (wait, 0);
-    }
-
-    /// Waits for more of the body, of which `received` bytes came since the start. How many bytes arrived.
-    pub(crate) async fn receive(&self, conn: &Connection, buffer: &mut Buffer, received: u64) -> Result<u64, Failure> {
-        let by_rate = match self.rate {
-            0 => u64::MAX,
-            rate => self.started + self.wait + received.saturating_mul(1_000_000) / rate,
-        };
-        conn.timers.set(Slot::ClientRead, conn.worker.clock.lately().saturating_add(self.wait).min(by_rate));
-        let arrived = loop {
-            match conn.client.recv(buffer.room()) {
-                Ok(None) => conn.client.readable().await,
-                Ok(Some(arrived)) if arrived > 0 => break arrived,
-                Ok(Some(_)) | Err(_) => {
-                    let late = conn.timers.has_fired(Slot::ClientRead);
-                    return Err(match (late, conn.timers.has_fired(Slot::Request)) {
-                        (true, _) => Failure::BodyTimeout,
-                        (_, true) => Failure::RequestTimeout,
-                        _ => Failure::ClientGone,
-                    });
-                }
-            }
-        };
-        conn.timers.clear(Slot::ClientRead);
-        conn.worker.cell().client_bytes_in.add(arrived as u64);
-        buffer.received(arrived);
-        Ok(arrived as u64)
     }
 }
 

@@ -30,6 +30,7 @@ mod link;
 mod mailbox;
 mod mirror;
 mod outbound;
+mod pace;
 mod pipe;
 mod places;
 mod proxy_protocol;

@@ -1,6 +1,6 @@
 //! Whether a failed try is followed by another one, and where that goes.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 use ringway_config::resilience::{Retries, RetryOn};
@@ -34,6 +34,8 @@ pub(crate) struct Tries<'a> {
     endpoints: Cell<u64>,
     /// Where the next one goes, and how long it waits before, in microseconds.
     next: Cell<Option<(Passage<'a>, u64)>>,
+    /// Those that have failed, and of which the service's breaker has not heard: as many as there were tries.
+    withheld: RefCell<Vec<Passage<'a>>>,
 }
 
 impl<'a> Tries<'a> {
@@ -55,6 +57,7 @@ impl<'a> Tries<'a> {
             failed: Cell::new(0),
             endpoints: Cell::new(0),
             next: Cell::new(None),
+            withheld: RefCell::default(),
         }
     }
 
@@ -107,6 +110,28 @@ impl<'a> Tries<'a> {
         self.failed.set(self.failed.get() + 1);
         self.next.set(Some((passage, wait)));
         true
+    }
+
+    /// Whether a try that fails now may be followed by one at another endpoint. The breakers are asked when it comes to that.
+    pub(crate) fn may_go_elsewhere(&self, from: &Passage<'a>, conn: &Connection) -> bool {
+        let tried = self.endpoints.get() | 1 << from.endpoint.min(63);
+        let endpoints = conn.view.services.get(from.service).map_or(0, |view| view.pools.len());
+        let is_left = self.policy.is_some_and(|policy| self.failed.get() < policy.attempts);
+        is_left && endpoints > tried.count_ones() as usize
+    }
+
+    /// A try has failed and is followed by another one.
+    pub(crate) fn leave(&self, failed: Passage<'a>) {
+        if failed.is_withheld() {
+            self.withheld.borrow_mut().push(failed);
+        }
+    }
+
+    /// The last try has ended: what was withheld of the others counts where that was not good either.
+    pub(crate) fn end(&self, is_good: bool) {
+        for passage in self.withheld.take().iter().filter(|_| !is_good) {
+            passage.own_up();
+        }
     }
 
     pub(crate) fn next(&self) -> Option<(Passage<'a>, u64)> {

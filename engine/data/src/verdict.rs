@@ -30,6 +30,9 @@ impl Attempt<'_> {
         } else {
             self.judge(exchange.status, said, head);
         }
+        if exchange.attempts > 1 {
+            self.tries.end(!self.passage.is_bad());
+        }
         bulkhead::answered(self, if has_failed { 503 } else { exchange.status }, self.took_us());
     }
 
