@@ -130,6 +130,52 @@ fn the_less_important_are_refused_first_and_the_critical_are_served() {
     assert!(took[took.len() * 95 / 100] < 5.0, "{:?}", took.last());
 }
 
+/// A token of this tier, signed with this secret.
+fn token(tier: &str, secret: &str) -> String {
+    let claims = serde_json::json!({ "sub": tier, "tier": tier, "exp": 4_000_000_000_u64 });
+    let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
+    format!(
+        "Authorization: Bearer {}\r\n",
+        jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
+    )
+}
+
+#[test]
+fn a_claim_that_was_verified_goes_before_the_route_and_one_that_was_not_says_nothing() {
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+    let backend = Backend::ok();
+    let gateway = Gateway::start(&format!(
+        "overload: {{ delay: 2ms, interval: 100ms, claim: {{ name: tier, critical: [gold], low: [free] }} }}\n\
+         authenticators: [{{ name: main, jwt: {{ algorithms: HS256, audience: \"*\", keys: {{ secret: {SECRET} }} }} }}]\n\
+         services: [{{ name: app, endpoints: \"{}\" }}]\n\
+         routes: [{{ name: all, service: app, authenticate: main, {VALIDATE} }}]\n",
+        backend.endpoint()
+    ));
+    let (gold, silver, forged) =
+        (token("gold", SECRET), token("silver", SECRET), token("gold", &SECRET.replace('0', "1")));
+    // Verified before there is too much.
+    assert_eq!(gateway.connect().ask(post("/", &gold)).status(), 200);
+    let crowd = Crowd::start(gateway.address(), 40, Duration::from_millis(1), &post("/", &silver));
+    let ratio = || gateway.metric("gateway_worker_shed_ratio{worker=\"0\"}");
+    eventually(PATIENCE, || crowd.counts()[1] >= 500 && ratio() > 0.1);
+    let best = Crowd::start(gateway.address(), 1, Duration::from_millis(20), &post("/", &gold));
+    eventually(PATIENCE, || best.counts()[0] >= 100);
+    let [served, lost] = best.counts();
+    assert!(lost as f64 / (served + lost) as f64 <= 0.1, "{served} {lost}, {:?}", crowd.counts());
+    // Gold by its own word is refused as its route is.
+    let mut client = gateway.connect();
+    let mut refused = 0;
+    eventually(PATIENCE, || {
+        let answer = client.ask(post("/", &forged));
+        assert!([401, 503].contains(&answer.status()), "{}", answer.status());
+        refused += usize::from(answer.status() == 503);
+        if answer.get("connection") == Some("close") {
+            client = gateway.connect();
+        }
+        refused >= 20
+    });
+}
+
 #[test]
 fn a_worker_that_is_busier_than_it_may_be_refuses_until_it_is_not() {
     let backend = Backend::ok();

@@ -9,10 +9,12 @@ use ringway_config::Snapshot;
 use ringway_config::resilience::{Fallback, Retries, RetryOn, Scope};
 use ringway_config::snapshot::{Action, Overload, RouteRetries};
 use ringway_core::adaptive::AdaptiveSettings;
+use ringway_core::auth::ClaimPath;
 use ringway_core::breaker::{BreakerSettings, SlowCalls};
 use ringway_core::bulkhead::BulkheadSettings;
 use ringway_core::grpc::Status;
 use ringway_core::overload::{Criticality, OverloadSettings};
+use ringway_core::priorities::Priorities;
 use ringway_core::retry_budget::BudgetSettings;
 
 const SECOND: u64 = 1_000_000;
@@ -254,12 +256,25 @@ fn overload() {
         "overload: {}\nroutes:\n  - { service: app, criticality: low }\n  - { match: { path: /a }, service: app }\n";
     let snapshot = good("", text);
     let settings = OverloadSettings { delay_us: Some(20_000), busy: None, interval_us: 200_000 };
-    assert_eq!(snapshot.overload, Some(Overload { settings, header: None }));
+    assert_eq!(snapshot.overload, Some(Overload { settings, header: None, claim: None }));
     let criticality: Vec<_> = snapshot.routes.iter().map(|route| route.criticality).collect();
     assert_eq!(criticality, [Criticality::Low, Criticality::Normal]);
     let snapshot = good("", "overload: { delay: off, busy: 90%, interval: 1s, header: X-Class }\n");
     let settings = OverloadSettings { delay_us: None, busy: Some(90), interval_us: SECOND };
-    assert_eq!(snapshot.overload, Some(Overload { settings, header: Some("x-class".into()) }));
+    assert_eq!(snapshot.overload, Some(Overload { settings, header: Some("x-class".into()), claim: None }));
+    let claim = "overload:\n  claim: { name: plan.tier, critical: gold, low: [free, trial] }\n";
+    let values = [("gold", Criticality::Critical), ("free", Criticality::Low), ("trial", Criticality::Low)];
+    let name = ClaimPath::parse("plan.tier").unwrap();
+    let expected = Priorities::new(name, values.map(|(value, criticality)| (value.into(), criticality)));
+    assert_eq!(good("", claim).overload.and_then(|overload| overload.claim), Some(expected));
+    for (claim, error) in [
+        ("{ name: tier }", "no value matters here"),
+        ("{ name: tier, critical: a, low: [b, a] }", "`a` stands here twice"),
+        ("{ critical: a }", "the key `name` is missing"),
+    ] {
+        let said = compiled(&file("", &format!("overload:\n  claim: {claim}\n"))).unwrap_err().to_string();
+        assert!(said.contains(error), "{said}");
+    }
     said(
         &file("", "overload: { delay: off }\n"),
         "f:7:11: nothing is overload here\n    hint: `overload: off`, or say one of `delay` and `busy`",

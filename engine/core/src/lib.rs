@@ -36,6 +36,7 @@ pub mod maglev;
 pub mod members;
 pub mod overload;
 pub mod path;
+pub mod priorities;
 pub mod proxy_protocol;
 pub mod registry;
 pub mod request_id;
