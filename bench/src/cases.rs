@@ -5,6 +5,7 @@
 mod access;
 mod auth;
 mod codec;
+mod guard;
 mod policy;
 mod record;
 
@@ -77,7 +78,7 @@ impl Case {
 
 /// All of them, those of a group side by side, in the order in which a request meets them.
 pub fn all() -> Vec<Case> {
-    let groups = [codec::cases(), policy::cases(), auth::cases(), access::cases(), record::cases()];
+    let groups = [codec::cases(), policy::cases(), auth::cases(), access::cases(), guard::cases(), record::cases()];
     groups.into_iter().flatten().collect()
 }
 

@@ -55,7 +55,8 @@ fn the_own_zone_gets_all_it_can_carry_and_others_the_rest() {
     unhealthy(1);
     assert!((gateway.metric(SHARE) - 0.7).abs() < 1e-9);
     let page: Value = serde_json::from_str(&gateway.admin("/services").1).expect("JSON");
-    assert_eq!(page[0]["localShare"], 70.0);
+    assert_eq!((&page[0]["localShare"], &page[0]["zone"]), (&Value::from(70.0), &Value::from("eu-1")));
+    assert_eq!(page[0]["priority"], Value::Null, "there is one only");
     assert_eq!(page[0]["endpoints"][4]["inUse"], true);
     let served = shares(&gateway, &all, 2_000);
     let local = served[2] + served[3];
@@ -99,13 +100,21 @@ fn priorities_are_gone_through_in_order() {
         let page: Value = serde_json::from_str(&gateway.admin("/services").1).expect("JSON");
         (0..3).map(|index| page[0]["endpoints"][index]["inUse"] == true).collect()
     };
+    let priority = || {
+        let page: Value = serde_json::from_str(&gateway.admin("/services").1).expect("JSON");
+        (page[0]["priority"].as_u64(), gateway.metric("gateway_service_priority{service=\"app\"}"))
+    };
+    assert_eq!(priority(), (Some(0), 0.0));
     all[0].set(Mood::Broken);
     settles_at(vec![false, true, false], in_use);
+    assert_eq!(priority(), (Some(1), 1.0));
     assert_eq!(shares(&gateway, &all, 10), [0, 10, 0]);
     all[1].set(Mood::Broken);
     settles_at(vec![false, false, true], in_use);
+    assert_eq!(priority(), (Some(7), 7.0));
     assert_eq!(shares(&gateway, &all, 10), [0, 0, 10]);
     all[0].set(Mood::Good);
     settles_at(vec![true, false, false], in_use);
+    assert_eq!(priority(), (Some(0), 0.0));
     assert_eq!(shares(&gateway, &all, 10), [10, 0, 0]);
 }

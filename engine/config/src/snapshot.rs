@@ -3,6 +3,7 @@
 mod mirror;
 mod service;
 mod split;
+mod subset;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -26,11 +27,12 @@ use ringway_core::template::{HeaderOps, Template};
 pub use self::mirror::Mirror;
 pub(crate) use self::mirror::mirror_stats;
 pub use self::service::{
-    Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, Etcd, EtcdLogin, HashOn, Metadata,
-    Pool, Records, RegistryPlace, Service, ServiceHttp2, ServiceTimeouts, ServiceTls, Subset, Zones,
+    Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, Etcd, EtcdLogin, EtcdServer, HashOn,
+    Metadata, Pool, Records, RegistryPlace, Service, ServiceHttp2, ServiceTimeouts, ServiceTls, Zones,
 };
 pub(crate) use self::split::split_stats;
 pub use self::split::{Split, Target};
+pub use self::subset::{Asked, ByHeader, SUBSET_VALUES_MAX, Subset};
 use crate::acme::Acme;
 use crate::resilience::Retries;
 

@@ -2,7 +2,7 @@
 //! can carry the load.
 
 use crate::balance::Balancer;
-use crate::maglev::mix;
+use crate::random::mix;
 
 /// The lowest priority that an endpoint may have; the first one is 0.
 pub const PRIORITY_MAX: u8 = 127;

@@ -18,6 +18,7 @@ mod client;
 mod clock;
 mod connection;
 mod deadline;
+mod fields;
 mod forward;
 mod gate;
 mod gathered;
@@ -47,6 +48,7 @@ mod split;
 mod sticky;
 mod stream;
 mod subrequest;
+mod subset;
 #[cfg(test)]
 mod testing;
 mod time_left;

@@ -10,12 +10,12 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::{Buf, Bytes};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 use ringway_core::http::{CHUNK_HEAD_MAX, HeadStorage, Name, ResponseHead, write_chunk_head};
 
 use crate::buffer::Buffer;
 use crate::deadline::Signal;
+use crate::fields::{Written, broken};
 
 /// A part of an answer's body, on its way through `h2`. Its block goes back to the core when it has been written.
 pub(crate) struct Piece {
@@ -129,10 +129,6 @@ pub(crate) struct Stream {
     taken: Cell<usize>,
     answer: RefCell<Answer>,
     unsent: Rc<Unsent>,
-}
-
-fn broken(error: impl std::fmt::Display) -> io::Error {
-    io::Error::other(error.to_string())
 }
 
 impl Stream {
@@ -262,13 +258,12 @@ impl Stream {
         let parsed = ResponseHead::parse(head, false, &mut storage).map_err(|_| broken("malformed head"))?;
         let mut response = Response::new(());
         *response.status_mut() = StatusCode::from_u16(parsed.status).map_err(broken)?;
-        let fields = response.headers_mut();
+        let (written, fields) = (Written::new(head), response.headers_mut());
+        fields.reserve(parsed.headers.len());
         for (field, name) in parsed.headers.iter().zip(parsed.names) {
-            if name.is_hop_by_hop() && *name != Name::ContentLength {
-                continue;
+            if !name.is_hop_by_hop() {
+                written.append(fields, field, *name)?;
             }
-            let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(broken)?;
-            fields.append(name, HeaderValue::from_bytes(field.value).map_err(broken)?);
         }
         let mut answer = self.answer.borrow_mut();
         let Answer::Awaited(respond) = &mut *answer else { return Err(broken("a second head")) };
@@ -299,10 +294,9 @@ impl Stream {
         let mut fields = [httparse::EMPTY_HEADER; 64];
         let parsed = httparse::parse_headers(section, &mut fields).map_err(broken)?;
         let httparse::Status::Complete((_, parsed)) = parsed else { return Err(broken("malformed trailers")) };
-        let mut trailers = HeaderMap::with_capacity(parsed.len());
+        let (written, mut trailers) = (Written::new(section), HeaderMap::with_capacity(parsed.len()));
         for field in parsed {
-            let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(broken)?;
-            trailers.append(name, HeaderValue::from_bytes(field.value).map_err(broken)?);
+            written.append(&mut trailers, field, Name::of(field.name))?;
         }
         let Answer::Begun(stream) = &mut *self.answer.borrow_mut() else { return Err(broken("no head")) };
         stream.send_trailers(trailers).map_err(broken)

@@ -3,15 +3,13 @@
 use std::io;
 
 use h2::ext::Protocol;
-use http::header::{HeaderName, HeaderValue, SEC_WEBSOCKET_KEY, TE};
+use http::header::{HeaderValue, SEC_WEBSOCKET_KEY, TE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Uri, Version};
 use ringway_core::http::websocket::{self, ACCEPT_CHARS};
 use ringway_core::http::{Name, RequestHead};
 
-pub(crate) fn broken(error: impl std::fmt::Display) -> io::Error {
-    io::Error::other(error.to_string())
-}
+use crate::fields::{Written, broken};
 
 /// A request whose head is written as HTTP/1.1; what belongs to one connection of HTTP/1.1 is left out (RFC 9113 section
 /// 8.2.2).
@@ -23,16 +21,15 @@ pub(crate) fn request(head: &[u8], parsed: &RequestHead<'_, '_>, scheme: Scheme)
     let target = target(head, parsed.method)?;
     *request.uri_mut() =
         Uri::builder().scheme(scheme).authority(authority).path_and_query(target).build().map_err(broken)?;
-    let fields = request.headers_mut();
+    let (written, fields) = (Written::new(head), request.headers_mut());
     fields.reserve(parsed.headers.len());
     for (field, name) in parsed.headers.iter().zip(parsed.names) {
         match name {
             // The only value that may stand there, and the only one that the serve path writes.
             Name::Te => drop(fields.insert(TE, HeaderValue::from_static("trailers"))),
             Name::Host => {}
-            Name::ContentLength => append(fields, field)?,
             name if name.is_hop_by_hop() => {}
-            _ => append(fields, field)?,
+            name => written.append(fields, field, *name)?,
         }
     }
     Ok(request)
@@ -74,12 +71,6 @@ fn target(head: &[u8], method: &str) -> io::Result<PathAndQuery> {
     })
 }
 
-fn append(fields: &mut HeaderMap, field: &httparse::Header<'_>) -> io::Result<()> {
-    let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(broken)?;
-    fields.append(name, HeaderValue::from_bytes(field.value).map_err(broken)?);
-    Ok(())
-}
-
 /// The fields of a trailer section, without its last empty line.
 pub(crate) fn fields(section: &[u8]) -> io::Result<HeaderMap> {
     let mut fields = HeaderMap::new();
@@ -92,6 +83,7 @@ pub(crate) fn fields(section: &[u8]) -> io::Result<HeaderMap> {
     let mut room = [httparse::EMPTY_HEADER; 64];
     let parsed = httparse::parse_headers(&ended, &mut room).map_err(broken)?;
     let httparse::Status::Complete((_, parsed)) = parsed else { return Err(broken("malformed trailers")) };
-    parsed.iter().try_for_each(|field| append(&mut fields, field))?;
+    let written = Written::new(&ended);
+    parsed.iter().try_for_each(|field| written.append(&mut fields, field, Name::of(field.name)))?;
     Ok(fields)
 }

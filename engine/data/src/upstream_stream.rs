@@ -15,11 +15,12 @@ use ringway_core::http::{BodyDecoder, Framing, HEADERS_MAX, HeadStorage, Name, R
 
 use crate::buffer::Buffer;
 use crate::deadline::Signal;
+use crate::fields::broken;
 use crate::http2_upstream::Trunk;
 use crate::outbound::Broken;
 use crate::stream::{Piece, Unsent};
 use crate::upstream_answer::{Answer, Ended, Expected, Told};
-use crate::upstream_request::{Websocket, broken, fields, request, websocket};
+use crate::upstream_request::{Websocket, fields, request, websocket};
 use crate::worker::Worker;
 
 /// Pieces of a request's body that may wait for the service's window: a block as the serve path fills it, and what does not

@@ -114,7 +114,7 @@ fn members(candidates: &[Candidate], rules: Rules, balance: Option<Kind>) -> Mem
     })
 }
 
-/// SplitMix64: every simulation has its seed.
+/// Every simulation has its seed.
 fn randoms(seed: u64) -> impl Iterator<Item = u64> {
     (1..).map(move |step: u64| mix(seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(step << 32)))
 }

@@ -6,8 +6,7 @@ mod keys;
 
 use std::time::Duration;
 
-use ringway_config::snapshot::Etcd;
-use ringway_core::auth::HttpUrl;
+use ringway_config::snapshot::{Etcd, EtcdServer};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 
 use self::client::{Connection, Watched};
@@ -49,7 +48,7 @@ pub(super) async fn find(mut found: Found, of: &Etcd) {
 struct Compacted;
 
 /// Goes on with one server for as long as it answers.
-async fn follow(found: &mut Found, keys: &mut Keys, of: &Etcd, server: &HttpUrl) -> Result<Compacted, String> {
+async fn follow(found: &mut Found, keys: &mut Keys, of: &Etcd, server: &EtcdServer) -> Result<Compacted, String> {
     let mut lister = Connection::open(server, of).await?;
     let listed = lister.list(&of.prefix).await?;
     keys.list(listed, found.of.tls.as_ref());
