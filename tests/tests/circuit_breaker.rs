@@ -318,3 +318,48 @@ fn all_cores_share_it() {
     let line = |worker| gateway.metric(&format!("gateway_connections_accepted_total{{worker=\"{worker}\"}}"));
     assert!((0..4).filter(|worker| line(*worker) > 0.0).count() > 1, "one worker took all");
 }
+
+/// A backend that holds what it is asked until so many wait, then ends all of their connections at once, and is gone.
+fn dies_with(requests: usize) -> Backend {
+    let waiting = Arc::new(AtomicUsize::new(0));
+    Backend::start(move |conn| {
+        if conn.next_request().is_some() {
+            waiting.fetch_add(1, Ordering::AcqRel);
+            eventually(PATIENCE, || waiting.load(Ordering::Acquire) >= requests || conn.is_over());
+        }
+        conn.reset();
+    })
+}
+
+#[test]
+fn an_endpoint_that_dies_does_not_open_the_breaker_of_a_service_whose_others_are_well() {
+    let (dying, one, other) = (dies_with(12), Backend::ok(), Backend::ok());
+    let endpoints = [&dying, &one, &other].map(|backend| format!("\"{}\"", backend.endpoint())).join(", ");
+    let gateway = Gateway::start(&format!(
+        "services: [{{ name: app, endpoints: [{endpoints}], balance: round_robin, circuit_breaker: {{}}, \
+         retries: {{ budget: {{ min_per_second: 1000 }} }} }}]\nroutes: [{{ name: all, service: app }}]\n"
+    ));
+    let mut clients: Vec<_> = (0..36).map(|_| gateway.connect()).collect();
+    clients.iter_mut().for_each(|client| _ = client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n"));
+    let statuses: Vec<u16> = clients.iter_mut().map(|client| client.read_response().status()).collect();
+    assert_eq!((statuses, transitions(&gateway)), (vec![200; 36], [0.0; 3]), "twelve broke at once");
+    // It stays dead: a third of the tries fail, and no request.
+    assert_eq!(self::statuses(&gateway, 60), [200; 60]);
+    assert_eq!((transitions(&gateway), rejected(&gateway)), ([0.0; 3], 0.0));
+    let seen = &service(&gateway)["circuitBreaker"];
+    assert_eq!(seen["state"], "closed", "{seen}");
+}
+
+#[test]
+fn tries_that_failed_everywhere_count_for_the_service() {
+    let backends = [(); 3].map(|()| switched(BAD));
+    let endpoints = backends.each_ref().map(|(backend, _)| format!("\"{}\"", backend.endpoint())).join(", ");
+    let gateway = Gateway::start(&format!(
+        "services: [{{ name: app, endpoints: [{endpoints}], balance: round_robin, {}, \
+         retries: {{ on: [500], backoff: {{ base: 0s }} }} }}]\nroutes: [{{ name: all, service: app }}]\n",
+        breaker("min_requests: 6, open: 1h").replace("min_requests: 4, ", "")
+    ));
+    assert_eq!(statuses(&gateway, 3), [500, 500, 503], "three tries each");
+    assert_eq!((state(&gateway), transitions(&gateway)), (2.0, [1.0, 0.0, 0.0]));
+    assert_eq!(backends.iter().map(|(backend, _)| backend.requests().len()).sum::<usize>(), 6);
+}

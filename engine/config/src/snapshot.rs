@@ -19,6 +19,7 @@ use ringway_core::filter::Policy;
 use ringway_core::limit::{self, ConcurrencySpec, Rule, Scope};
 use ringway_core::overload::{Criticality, OverloadSettings};
 use ringway_core::path::PathPolicy;
+use ringway_core::priorities::Priorities;
 use ringway_core::proxy_protocol::Versions;
 use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
@@ -102,6 +103,8 @@ pub struct Overload {
     pub settings: OverloadSettings,
     /// Says how critical a request is, in lower case.
     pub header: Option<Arc<str>>,
+    /// What a verified claim says of that.
+    pub claim: Option<Priorities>,
 }
 
 #[derive(Debug, Clone)]

@@ -88,7 +88,7 @@ families! {
         "Requests that a route gave to one of the services of its split."
     MIRRORED_REQUESTS = Counter "gateway_mirrored_requests_total" "" ["route", "outcome"]
         "Requests that were to be copied for a route's mirror: answered, server_error (5xx), failed, aborted (the original's body \
-         did not come whole); not copied: body_too_large, upgrade, in_flight (too many at a time), breaker_open."
+         did not come whole); not copied: body_too_large, upgrade, in_flight (too many at a time), breaker_open, bulkhead_full."
     BACKEND_ERRORS = Counter "gateway_backend_errors_total" "" ["service", "kind"]
         "Failed tries at a service, by what happened."
     BACKEND_HANDSHAKES = Counter "gateway_backend_tls_handshakes_total" "" ["service", "result"]

@@ -35,6 +35,7 @@ pub mod maglev;
 pub mod members;
 pub mod overload;
 pub mod path;
+pub mod priorities;
 pub mod proxy_protocol;
 pub mod random;
 pub mod registry;

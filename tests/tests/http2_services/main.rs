@@ -2,6 +2,7 @@
 
 mod frames;
 mod keepalive;
+mod mirror;
 mod service;
 
 use std::process::Command;

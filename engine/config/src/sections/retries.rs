@@ -1,5 +1,6 @@
 //! Which failed tries are followed by another one.
 
+use ringway_core::grpc::Status;
 use ringway_core::retry_budget::BudgetSettings;
 
 use crate::decode::OneOrMore;
@@ -7,7 +8,7 @@ use crate::percent::Percent;
 use crate::resilience::{Retries, RetryOn};
 use crate::scalar::{Int, OrOff, choice};
 use crate::shape::shape;
-use crate::units::{Time, Timeout};
+use crate::units::{MIB, Size, Time, Timeout};
 
 /// Longest wait before a retry, in milliseconds.
 const BACKOFF_MAX_MS: u64 = 10_000;
@@ -20,8 +21,9 @@ shape! {
         attempts: Int<1, 10> = "2",
         /// What is tried again. `connect_failure`: no connection, or none in TLS. `refused_stream`: a service of HTTP/2 says
         /// that it has not looked at it. Those two whatever the method, since nothing was done; the others where the method is
-        /// idempotent and the whole body came with the head: `reset`: the connection broke before an answer. `timeout`:
-        /// no answer in time. Else a status of the service.
+        /// idempotent and the whole body is at hand: `reset`: the connection broke before an answer. `timeout`:
+        /// no answer in time. Else a status of the service. Of gRPC, whatever the method, an answer without a message:
+        /// `grpc_cancelled`, `grpc_deadline_exceeded`, `grpc_resource_exhausted`, `grpc_internal`, `grpc_unavailable`.
         on: OneOrMore<RetryOn> = "[connect_failure, refused_stream, reset, 502, 503, 504]",
         /// How many retries there may be, over all requests to the service.
         budget: BudgetSection = "{}",
@@ -30,6 +32,9 @@ shape! {
         /// One try, from the choice of an endpoint to the answer's head. The shorter one of this and the route's
         /// `timeouts.per_try` counts.
         per_try_timeout: OrOff<Timeout> = "off",
+        /// Requests with a body up to this size, as it is sent, can be tried again although it did not come with the head: it is
+        /// kept while it goes to the service, in as much memory for each request under way. Longer ones are not kept.
+        body: Size<0, MIB> = "0B",
     }
 
     /// Retries of a route's requests, in place of the service's; the budget is the service's in any case.
@@ -42,6 +47,8 @@ shape! {
         backoff: BackoffSection = "{}",
         /// One try, from the choice of an endpoint to the answer's head.
         per_try_timeout: OrOff<Timeout> = "off",
+        /// Bodies up to this size are kept to be sent again, as in `services[].retries.body`.
+        body: Size<0, MIB> = "0B",
     }
 
     /// How many retries there may be, in any second and over all workers: `share` of the requests and `min_per_second`.
@@ -72,13 +79,18 @@ choice! {
         "502" => RetryOn::Status(502),
         "503" => RetryOn::Status(503),
         "504" => RetryOn::Status(504),
+        "grpc_cancelled" => RetryOn::Grpc(Status::CANCELLED),
+        "grpc_deadline_exceeded" => RetryOn::Grpc(Status::DEADLINE_EXCEEDED),
+        "grpc_resource_exhausted" => RetryOn::Grpc(Status::RESOURCE_EXHAUSTED),
+        "grpc_internal" => RetryOn::Grpc(Status::INTERNAL),
+        "grpc_unavailable" => RetryOn::Grpc(Status::UNAVAILABLE),
     }
 }
 
 impl RetriesSection {
     pub(crate) fn compile(self) -> (Retries, BudgetSettings) {
-        let Self { attempts, on, budget, backoff, per_try_timeout } = self;
-        (RouteRetries { attempts, on, backoff, per_try_timeout }.compile(), budget.compile())
+        let Self { attempts, on, budget, backoff, per_try_timeout, body } = self;
+        (RouteRetries { attempts, on, backoff, per_try_timeout, body }.compile(), budget.compile())
     }
 }
 
@@ -96,6 +108,7 @@ impl RouteRetries {
             backoff_base: self.backoff.base.0,
             backoff_max: self.backoff.max.0,
             per_try: self.per_try_timeout.0.map(|timeout| timeout.0),
+            body_bytes_max: self.body.0 as usize,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ringway_core::auth::HttpUrl;
 use ringway_core::bulkhead::BulkheadSettings;
+use ringway_core::grpc::Statuses;
 use ringway_core::keepalive::KeepaliveSettings;
 use ringway_core::proxy_protocol::Version;
 use ringway_core::retry_budget::BudgetSettings;
@@ -43,6 +44,8 @@ pub struct Service {
     /// `None`: a request that failed is not tried again.
     pub retries: Option<Retries>,
     pub retry_budget: BudgetSettings,
+    /// Calls of gRPC that end with one of these have failed.
+    pub grpc_failures: Statuses,
     /// `None`: in the clear.
     pub tls: Option<ServiceTls>,
     /// The header that tells it how many milliseconds a request has left, in lower case; `None`: it is not told.
