@@ -7,14 +7,17 @@ use crossbeam::utils::CachePadded;
 use super::{Counter, Histogram};
 use crate::overload::Reason;
 
-/// Statuses with a counter of their own; any other is counted under its class (`"2xx"`).
+/// Statuses with a counter of their own; any other is counted under its class (`"2xx"`), and those that have none, which
+/// services may send all the same, as `other`.
 pub const STATUSES: [u16; 59] = [
     100, 101, 103, 200, 201, 202, 203, 204, 205, 206, 207, 208, 226, 300, 301, 302, 303, 304, 307, 308, 400, 401, 402,
     403, 404, 405, 406, 407, 408, 409, 410, 411, 412, 413, 414, 415, 416, 417, 418, 421, 422, 423, 424, 425, 426, 428,
     429, 431, 451, 499, 500, 501, 502, 503, 504, 505, 507, 508, 511,
 ];
-const CLASSES: usize = 5;
-const CLASS_LABELS: [&str; CLASSES] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+const CLASSES: usize = 6;
+const CLASS_LABELS: [&str; CLASSES] = ["1xx", "2xx", "3xx", "4xx", "5xx", "other"];
+
+const OTHER_SLOT: u8 = (STATUSES.len() + CLASSES - 1) as u8;
 
 /// Maps a status to its slot with one load.
 #[allow(clippy::indexing_slicing)] // evaluated by the compiler: an index out of bounds does not build
@@ -70,7 +73,7 @@ impl RouteCell {
     /// Hot; watched by the benchmark `stats`.
     #[inline]
     pub fn record(&self, status: u16, us: u64) {
-        let slot = STATUS_SLOT.get(usize::from(status.wrapping_sub(100))).copied().unwrap_or(0);
+        let slot = STATUS_SLOT.get(usize::from(status.wrapping_sub(100))).copied().unwrap_or(OTHER_SLOT);
         if let Some(counter) = self.statuses.get(usize::from(slot)) {
             counter.add(1);
         }
@@ -93,7 +96,7 @@ impl RouteCell {
         self.statuses.iter().enumerate().filter(|(_, counter)| counter.get() > 0).map(|(slot, counter)| {
             let label = match STATUSES.get(slot) {
                 Some(status) => status.to_string(),
-                None => CLASS_LABELS.get(slot - STATUSES.len()).copied().unwrap_or("other").to_string(),
+                None => CLASS_LABELS.get(slot - STATUSES.len()).copied().unwrap_or_default().to_string(),
             };
             (label, counter.get())
         })
