@@ -70,6 +70,7 @@ fn the_own_zone_gets_all_it_can_carry_and_others_the_rest() {
         unhealthy(index);
     }
     assert_eq!(shares(&gateway, &all, 60), [0, 0, 0, 0, 30, 30]);
+    assert_eq!(gateway.metric(SHARE), 0.0);
 
     all.iter().for_each(|one| one.set(Mood::Good));
     settles_at(1.0, || {
@@ -86,6 +87,7 @@ fn a_gateway_of_another_zone_has_no_preference() {
     let endpoints = all.each_ref().map(|one| format!("{{ address: \"{}\", zone: eu-1 }}", one.endpoint()));
     let gateway = start("zone: us-1\n", &endpoints, "zones: {}");
     assert_eq!(shares(&gateway, &all, 40), [20, 20]);
+    assert_eq!(gateway.metric(SHARE), 0.0);
 }
 
 #[test]

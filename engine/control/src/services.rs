@@ -112,14 +112,14 @@ fn of_service(published: &Published, index: usize, service: &snapshot::Service, 
     let (known, health) = (published.resilience.get(index)?, published.health.get(index)?);
     let settings = service.circuit_breaker.as_ref().map(|breaker| &breaker.settings);
     let seen = |breaker: &Breaker| settings.map(|settings| of_breaker(breaker, settings, now_us));
-    let (_, chosen) = health.choose(service);
+    let (candidates, chosen) = health.choose(service);
     let endpoints = health.targets.iter().zip(&health.endpoints).zip(published.endpoints.get(index)?).enumerate();
     Some(Service {
         name: service.name.to_string(),
         panic: chosen.is_panic,
         priority: health.priority_in_use(&chosen),
         zone: service.zones.as_ref().map(|zones| zones.own.to_string()),
-        local_share: service.zones.as_ref().map(|_| chosen.local_share() * 100.0),
+        local_share: service.zones.as_ref().map(|_| chosen.local_share(&candidates) * 100.0),
         circuit_breaker: known.breaker.as_deref().and_then(seen),
         bulkhead: service.bulkhead.as_ref().map(|settings| of_bulkhead(&known.bulkhead, settings)),
         endpoints: endpoints

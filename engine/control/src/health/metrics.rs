@@ -21,7 +21,8 @@ pub(crate) fn render(out: &mut Exposition, hub: &Hub) {
     }
     let mut samples = out.family(&f::LOCAL_SHARE);
     for (service, health) in services.iter().filter(|(service, _)| service.zones.is_some()) {
-        samples.value(&[&service.name], health.choose(service).1.local_share());
+        let (candidates, chosen) = health.choose(service);
+        samples.value(&[&service.name], chosen.local_share(&candidates));
     }
     let mut samples = out.family(&f::SERVICE_PRIORITY);
     for (service, health) in &services {
