@@ -2,8 +2,11 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use ringway_tests::etcd::Etcd;
 use ringway_tests::redis::Slow;
 use ringway_tests::{Backend, Gateway, Nobody, PATIENCE, eventually, settles_at};
@@ -195,4 +198,39 @@ fn shows_its_own_certificate_where_etcd_asks_for_one() {
     assert!(gateway.replace_config(&without));
     eventually(PATIENCE, || gateway.metric(FAILURES) > failures);
     assert_eq!(answering(&gateway), set(&["one", "two"]));
+}
+
+/// Something between the gateway and etcd has dropped the connection and told nobody.
+#[test]
+fn a_watch_that_has_silently_died_is_begun_anew() {
+    let one = named("one");
+    let (endpoint, lists) = (one.endpoint().to_owned(), AtomicUsize::new(0));
+    // Each list has news, of which no watch says anything.
+    let etcd = Backend::start(move |conn| {
+        while let Some(request) = conn.next_request() {
+            if request.target() == "/v3/watch" {
+                let line = "{\"result\":{\"created\":true}}\n";
+                conn.send(format!(
+                    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{line}\r\n",
+                    line.len()
+                ));
+                conn.stall();
+                return;
+            }
+            let revision = lists.fetch_add(1, Ordering::AcqRel) + 1;
+            let value = BASE64.encode(format!("{{\"address\":\"{endpoint}\",\"weight\":{revision}}}"));
+            let key = BASE64.encode("/services/app/one");
+            let body = format!(
+                "{{\"header\":{{\"revision\":{revision}}},\"kvs\":[{{\"key\":\"{key}\",\"value\":\"{value}\"}}]}}"
+            );
+            conn.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+        }
+    });
+    let settings =
+        config(&format!("\"http://{}\"", etcd.endpoint()), "").replace("grace: 0s", "grace: 0s, interval: 1s");
+    let gateway = Gateway::start(&settings);
+    let watches = || etcd.requests().iter().filter(|request| request.target() == "/v3/watch").count();
+    eventually(PATIENCE, || watches() >= 2);
+    assert_eq!(answering(&gateway), set(&["one"]));
+    assert!(gateway.stderr().contains("etcd: the watch is silent"), "{}", gateway.stderr());
 }
