@@ -61,9 +61,12 @@ fn the_usable_are_chosen_then_the_next_priority_and_all_in_a_panic() {
     }
 }
 
+/// Share, members, others, and the part of the own zone.
+type Zoned = (&'static str, u32, &'static [usize], &'static [usize], f64);
+
 #[test]
 fn what_the_own_zone_cannot_carry_goes_to_others() {
-    let cases: [(&str, u32, &[usize], &[usize], f64); 10] = [
+    let cases: [Zoned; 10] = [
         ("uuuuUU", ALL, &[0, 1, 2, 3], &[], 1.0),
         // Three of four, times 1.4, are more than one.
         ("uuuxUU", ALL, &[0, 1, 2], &[], 1.0),
