@@ -105,8 +105,9 @@ fn a_service_never_has_more_requests_than_it_may_and_the_others_are_refused_at_o
         })
         .collect();
     took.sort_by(f64::total_cmp);
-    // All but those at whose moment the machine, which has fewer cores than threads here, was elsewhere.
-    assert!(took[took.len() * 9 / 10] < 5.0, "{:?}", took.last());
+    // Whoever waited for anything waited for the service, which takes 50 ms. All but those at whose moment the machine, which
+    // has fewer cores than threads here, was elsewhere.
+    assert!(took[took.len() * 9 / 10] < 25.0, "{:?}", took.last());
     assert_eq!((of_app(&gateway, "bulkhead_requests"), gateway.backend_errors("no_endpoint")), (0.0, 0.0));
     assert!(rejected(&gateway, "requests") >= took.len() as f64);
     assert!(lines.iter().filter(|line| line["statusCode"] == 200).all(|line| line.get("shed").is_none()));

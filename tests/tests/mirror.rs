@@ -135,7 +135,8 @@ fn whatever_becomes_of_the_copy_the_original_is_answered() {
         for _ in 0..3 {
             assert_eq!(client.get("/").text(), "ok");
         }
-        assert!(begun.elapsed() < Duration::from_millis(1_500), "{:?}", begun.elapsed());
+        // Each would have waited for two seconds.
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         expect(&gateway, outcome, 3.0);
         assert_eq!(gateway.log_line(3)["backendService"], "app");
     }

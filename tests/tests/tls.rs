@@ -257,16 +257,19 @@ fn the_first_answer_comes_at_once_also_with_nagle() {
     let gateway = Gateway::start(&yaml(backend.endpoint(), &files.make("a", &["localhost"]), ""));
     for version in [&version::TLS13, &version::TLS12] {
         let client = files.client(version);
-        let mut took: Vec<_> = (0..5)
-            .map(|_| {
-                let begun = Instant::now();
-                get(&mut connect(gateway.address(), &client, "localhost").unwrap()).unwrap();
-                begun.elapsed()
-            })
-            .collect();
-        took.sort();
-        // A delayed acknowledgement takes 40 ms.
-        assert!(took[2] < Duration::from_millis(30), "{version:?}: {took:?}");
+        let ask = |_| {
+            let begun = Instant::now();
+            get(&mut connect(gateway.address(), &client, "localhost").unwrap()).unwrap();
+            begun.elapsed()
+        };
+        // A delayed acknowledgement takes 40 ms each time; a machine that is busy takes long for a while.
+        let median = |_| {
+            let mut took: Vec<_> = (0..5).map(ask).collect();
+            took.sort();
+            took[2]
+        };
+        let medians: Vec<_> = (0..10).map(median).collect();
+        assert!(medians.iter().any(|took| *took < Duration::from_millis(30)), "{version:?}: {medians:?}");
     }
 }
 
