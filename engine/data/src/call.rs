@@ -60,7 +60,7 @@ pub(crate) fn status_in(section: &[u8]) -> Option<Status> {
         let value = value.strip_prefix(b":").filter(|_| name.eq_ignore_ascii_case(STATUS.as_bytes()))?;
         Some(Status::parse(value.trim_ascii()))
     };
-    section.split(|byte| *byte == b'\n').filter_map(status_of).last()
+    section.split(|byte| *byte == b'\n').find_map(status_of)
 }
 
 fn value<'h>(fields: &[Header<'h>], name: &str) -> Option<&'h [u8]> {
