@@ -263,6 +263,39 @@ fn another_service_stands_in() {
     assert_eq!(statuses(&gateway, 6), [500, 500, 203, 203, 203, 203]);
 }
 
+/// Prepared again when it has its place, it is refused once.
+#[test]
+fn who_waits_for_the_service_that_stands_in_is_counted_once() {
+    let (backend, _) = switched(BAD);
+    let go = Arc::new(AtomicBool::new(false));
+    let goes = Arc::clone(&go);
+    let spare = Backend::start(move |conn| {
+        while conn.next_request().is_some() {
+            eventually(PATIENCE, || goes.load(Ordering::Acquire));
+            conn.send(OK);
+        }
+    });
+    let gateway = Gateway::start(&format!(
+        "services:\n\
+         - {{ name: app, endpoints: \"{}\", {} }}\n\
+         - {{ name: spare, endpoints: \"{}\", bulkhead: {{ requests: 1, pending: 1, wait: 10s }} }}\n\
+         routes: [{{ service: app }}]\n",
+        backend.endpoint(),
+        breaker("open: 1h, fallback: { service: spare }"),
+        spare.endpoint(),
+    ));
+    assert_eq!(statuses(&gateway, 4), [500; 4]);
+    let mut clients = [(); 2].map(|()| gateway.connect());
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    }
+    settles_at(1.0, || gateway.metric("gateway_bulkhead_pending_requests{service=\"spare\"}"));
+    go.store(true, Ordering::Release);
+    clients.iter_mut().for_each(|client| assert_eq!(client.read_response().status(), 200));
+    assert_eq!(rejected(&gateway), 2.0);
+    assert_eq!(gateway.log_line(6)["circuitBreaker"], "fallback");
+}
+
 #[test]
 fn each_endpoint_may_have_its_own() {
     let (bad, _) = switched(BAD);

@@ -89,7 +89,10 @@ pub(crate) fn find_way<'a>(
     request: &RequestHead<'_, '_>,
 ) -> Result<Way<'a>, Failure> {
     let left_us = match Passage::open(conn, service, wish_of(conn, exchange, service, request, subset), 0) {
-        Ok(passage) => return Ok(Way::Open(passage)),
+        Ok(passage) => {
+            exchange.cut = Cut::No;
+            return Ok(Way::Open(passage));
+        }
         Err(Shut::NoEndpoint) => return Err(Failure::NoEndpoint),
         Err(Shut::Open(left_us)) => left_us,
     };
@@ -115,8 +118,10 @@ fn fall_back<'a>(
     request: &RequestHead<'_, '_>,
     mut left_us: u64,
 ) -> Result<Way<'a>, Failure> {
+    // Prepared again after a wait for the other service: it was counted.
+    let is_new = exchange.cut == Cut::No;
     exchange.cut = Cut::Fallback;
-    let mut fallback = fallback_of(conn, service);
+    let mut fallback = fallback_of(conn, service, is_new);
     if let Some(Fallback::Service(other)) = fallback {
         match Passage::open(conn, *other, wish_of(conn, exchange, *other, request, None), 0) {
             Ok(passage) => {
@@ -126,7 +131,7 @@ fn fall_back<'a>(
             Err(Shut::NoEndpoint) => fallback = None,
             Err(Shut::Open(left)) => {
                 left_us = left_us.min(left);
-                fallback = fallback_of(conn, *other);
+                fallback = fallback_of(conn, *other, true);
             }
         }
     }
@@ -140,9 +145,9 @@ fn fall_back<'a>(
     }
 }
 
-/// Counts the refusal, too.
-fn fallback_of(conn: &Connection, service: usize) -> Option<&Fallback> {
-    if let Some(cell) = conn.view.service_cell(service, conn.worker.id) {
+/// Counts the refusal, too, where that is new.
+fn fallback_of(conn: &Connection, service: usize, is_new: bool) -> Option<&Fallback> {
+    if is_new && let Some(cell) = conn.view.service_cell(service, conn.worker.id) {
         cell.breaker_rejected.add(1);
     }
     conn.view.services.get(service)?.service.circuit_breaker.as_ref()?.fallback.as_ref()
