@@ -99,16 +99,7 @@ fn connect(address: SocketAddr, config: &Arc<ClientConfig>, host: &str) -> std::
 
 /// One answer: its status and its body, which has a length.
 fn answer(stream: &mut impl Read) -> std::io::Result<(u16, Vec<u8>)> {
-    let (mut head, mut byte) = (Vec::new(), [0]);
-    while !head.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte)?;
-        head.push(byte[0]);
-    }
-    let head = String::from_utf8(head).unwrap();
-    let length =
-        head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ").map(str::to_owned));
-    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
-    stream.read_exact(&mut body)?;
+    let (head, body) = ringway_tests::tls::answer(stream)?;
     Ok((head[9..12].parse().unwrap(), body))
 }
 
