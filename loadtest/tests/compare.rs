@@ -46,8 +46,11 @@ fn is_gone(pid: u32) -> bool {
 fn started(temporary: &Path) -> (Child, Vec<u32>) {
     let mut command = command(temporary, &["--only=ringway", "--cases=get-100@4", "--secs=60"]);
     let child = command.process_group(0).spawn().expect("the binary starts");
-    eventually(PATIENCE, || children(child.id()).len() == 2);
-    let pids = children(child.id());
+    let mut pids = Vec::new();
+    eventually(PATIENCE, || {
+        pids = children(child.id());
+        pids.len() == 2
+    });
     (child, pids)
 }
 

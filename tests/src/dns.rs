@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -25,6 +25,7 @@ struct Shared {
     names: Mutex<HashMap<String, Vec<Record>>>,
     asked: AtomicUsize,
     is_silent: AtomicBool,
+    delay_ms: AtomicU64,
     is_stopped: AtomicBool,
 }
 
@@ -45,6 +46,7 @@ impl NameServer {
             while !in_thread.is_stopped.load(Ordering::Acquire) {
                 let Ok((length, from)) = socket.recv_from(&mut query) else { continue };
                 in_thread.asked.fetch_add(1, Ordering::AcqRel);
+                thread::sleep(Duration::from_millis(in_thread.delay_ms.load(Ordering::Acquire)));
                 if !in_thread.is_silent.load(Ordering::Acquire) {
                     let answer = in_thread.answer(&query[..length]);
                     socket.send_to(&answer, from).expect("an answer");
@@ -71,6 +73,11 @@ impl NameServer {
     /// Answers no more, or again.
     pub fn silence(&self, is_silent: bool) {
         self.shared.is_silent.store(is_silent, Ordering::Release);
+    }
+
+    /// Takes this time for each question, one after the other.
+    pub fn set_delay(&self, delay: Duration) {
+        self.shared.delay_ms.store(delay.as_millis() as u64, Ordering::Release);
     }
 }
 

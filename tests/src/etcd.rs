@@ -1,83 +1,88 @@
 //! A real etcd, asked through its own JSON API.
 
-use std::fs::{self, File};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use crate::redis::write_certificates;
-use crate::{PATIENCE, free_port};
+use crate::free_port;
+use crate::server::{Server, Serves, write_certificates};
 
 /// An `etcd` of one member that keeps its data until it is dropped. Killed then.
 pub struct Etcd {
-    child: Child,
-    directory: TempDir,
-    ports: [u16; 2],
-    tls: bool,
+    server: Server,
+    port: u16,
+    tls: Tls,
+}
+
+/// How clients are spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tls {
+    Off,
+    On,
+    /// They must show a certificate of the same authority.
+    Mutual,
 }
 
 impl Etcd {
     #[track_caller]
     pub fn start() -> Self {
-        Self::start_as(false)
+        Self::start_as(Tls::Off)
     }
 
     /// With a certificate for 127.0.0.1, of the authority in [`Etcd::ca`].
     #[track_caller]
     pub fn with_tls() -> Self {
-        Self::start_as(true)
+        Self::start_as(Tls::On)
     }
 
-    fn start_as(tls: bool) -> Self {
-        let mut log = String::new();
-        // A port may be taken between the question and the start.
-        for _ in 0..5 {
+    /// The same, for clients with a certificate as those in [`Etcd::certificate`].
+    #[track_caller]
+    pub fn with_client_certificates() -> Self {
+        Self::start_as(Tls::Mutual)
+    }
+
+    #[track_caller]
+    fn start_as(tls: Tls) -> Self {
+        Self::start_new(|| {
             let directory = tempfile::tempdir().expect("a directory");
-            if tls {
+            let (port, scheme) = (free_port(), if tls == Tls::Off { "http" } else { "https" });
+            let client = format!("{scheme}://127.0.0.1:{port}");
+            let peer = format!("http://127.0.0.1:{}", free_port());
+            let mut command = Command::new("etcd");
+            command.args(["--data-dir", "data"]);
+            command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+            command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+            command.args(["--initial-cluster", &format!("default={peer}")]);
+            if tls == Tls::Mutual {
+                command.args(["--client-cert-auth", "--trusted-ca-file", "ca.pem"]);
+            }
+            if tls != Tls::Off {
                 write_certificates(directory.path());
+                command.args(["--cert-file", "cert.pem", "--key-file", "key.pem"]);
             }
-            let ports = [free_port(), free_port()];
-            let child = spawn(&directory, ports, tls);
-            let mut etcd = Self { child, directory, ports, tls };
-            if etcd.comes_up() {
-                return etcd;
-            }
-            log = fs::read_to_string(etcd.directory.path().join("log")).unwrap_or_default();
-        }
-        panic!("etcd does not start:\n{log}");
-    }
-
-    fn comes_up(&mut self) -> bool {
-        let end = Instant::now() + PATIENCE;
-        while Instant::now() < end {
-            if self.child.try_wait().expect("a child").is_some() {
-                return false;
-            }
-            if self.try_ask("/v3/kv/range", &json!({ "key": BASE64.encode("x") })).is_some() {
-                return true;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        false
+            Self { server: Server::new(directory, command), port, tls }
+        })
     }
 
     pub fn url(&self) -> String {
-        let scheme = if self.tls { "https" } else { "http" };
-        format!("{scheme}://127.0.0.1:{}", self.ports[0])
+        let scheme = if self.tls == Tls::Off { "http" } else { "https" };
+        format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
     pub fn address(&self) -> std::net::SocketAddr {
-        ([127, 0, 0, 1], self.ports[0]).into()
+        ([127, 0, 0, 1], self.port).into()
     }
 
     pub fn ca(&self) -> PathBuf {
-        self.directory.path().join("ca.pem")
+        self.server.directory().join("ca.pem")
+    }
+
+    /// Of a client, and its key.
+    pub fn certificate(&self) -> [PathBuf; 2] {
+        ["cert.pem", "key.pem"].map(|name| self.server.directory().join(name))
     }
 
     #[track_caller]
@@ -119,16 +124,13 @@ impl Etcd {
 
     /// Ends it at once. Nothing listens on its port until [`Etcd::restart`].
     pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.server.kill();
     }
 
     /// Starts it again on the same port, with its data.
     #[track_caller]
     pub fn restart(&mut self) {
-        self.kill();
-        self.child = spawn(&self.directory, self.ports, self.tls);
-        assert!(self.comes_up(), "etcd does not start again");
+        self.start_again();
     }
 
     #[track_caller]
@@ -139,34 +141,24 @@ impl Etcd {
     fn try_ask(&self, path: &str, question: &Value) -> Option<Value> {
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--fail", "--data", &question.to_string()]);
-        if self.tls {
+        if self.tls != Tls::Off {
             curl.arg("--cacert").arg(self.ca());
+        }
+        if self.tls == Tls::Mutual {
+            let [certificate, key] = self.certificate();
+            curl.arg("--cert").arg(certificate).arg("--key").arg(key);
         }
         let output = curl.arg(format!("{}{path}", self.url())).output().expect("curl is needed: apt-get install curl");
         output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
     }
 }
 
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        self.kill();
+impl Serves for Etcd {
+    fn server(&mut self) -> &mut Server {
+        &mut self.server
     }
-}
 
-fn spawn(directory: &TempDir, ports: [u16; 2], tls: bool) -> Child {
-    let log = File::create(directory.path().join("log")).expect("a log");
-    let scheme = if tls { "https" } else { "http" };
-    let client = format!("{scheme}://127.0.0.1:{}", ports[0]);
-    let peer = format!("http://127.0.0.1:{}", ports[1]);
-    let mut command = Command::new("etcd");
-    command.arg("--data-dir").arg(directory.path().join("data"));
-    command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
-    command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-    command.args(["--initial-cluster", &format!("default={peer}")]);
-    if tls {
-        command.arg("--cert-file").arg(directory.path().join("cert.pem"));
-        command.arg("--key-file").arg(directory.path().join("key.pem"));
+    fn answers(&self) -> bool {
+        self.try_ask("/v3/kv/range", &json!({ "key": BASE64.encode("x") })).is_some()
     }
-    command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
-    command.spawn().expect("etcd is needed: apt-get install etcd-server")
 }

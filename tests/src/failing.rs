@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{Backend, Client, PATIENCE, built, eventually, free_port};
+use crate::{Backend, Client, PATIENCE, built, eventually};
 
 /// What a [`Fickle`] does with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +90,7 @@ pub struct Origin {
 
 impl Origin {
     pub fn start() -> Self {
-        Self::start_at(([127, 0, 0, 1], free_port()).into())
+        Self::start_at(([127, 0, 0, 1], 0).into())
     }
 
     /// Waits until it takes connections.
@@ -108,14 +108,25 @@ impl Origin {
         let end = Instant::now() + PATIENCE;
         loop {
             let mut origin = Self { child: command.spawn().expect("the origin starts"), address };
-            let mut said = [0; 1];
-            // The first thing that it says is that it listens. It ends where one before it has not let go of the port yet.
-            if origin.child.stdout.as_mut().is_some_and(|stdout| stdout.read(&mut said).is_ok_and(|read| read > 0)) {
+            // The first thing that it says is where it listens. It ends where one before it has not let go of the port yet.
+            if let Some(address) = origin.listens_at() {
+                origin.address = address;
                 return origin;
             }
             assert!(Instant::now() < end, "no origin on {address}");
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    fn listens_at(&mut self) -> Option<SocketAddr> {
+        let (mut line, mut byte) = (Vec::new(), [0]);
+        while byte != *b"\n" {
+            self.child.stdout.as_mut()?.read_exact(&mut byte).ok()?;
+            line.extend(byte);
+        }
+        let line = String::from_utf8(line).ok()?;
+        line.split_once("http://")
+            .and_then(|(_, rest)| rest.split_whitespace().next()?.trim_end_matches('/').parse().ok())
     }
 
     pub fn address(&self) -> SocketAddr {

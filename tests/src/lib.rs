@@ -17,6 +17,7 @@ pub mod pebble;
 mod process;
 mod random;
 pub mod redis;
+mod server;
 pub mod steady;
 mod strace;
 pub mod tls;

@@ -1,18 +1,16 @@
 //! A real authority that speaks ACME: Pebble, the test server of Let's Encrypt, with a DNS server of its own.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use crate::redis::write_certificates;
+use crate::server::{Server, Serves, write_certificates};
 use crate::{PATIENCE, free_port};
 
 /// Where Pebble asks, and what it issues.
@@ -30,76 +28,55 @@ pub struct PebbleSetup {
 
 /// An authority. All hosts are at 127.0.0.1 unless it is told otherwise. Killed when dropped.
 pub struct Pebble {
-    setup: PebbleSetup,
-    directory: TempDir,
+    server: Server,
     port: u16,
     management: u16,
-    dns: u16,
-    dns_management: u16,
-    server: Option<Child>,
-    names: Child,
+    names: Names,
+}
+
+/// Its DNS server.
+struct Names {
+    server: Server,
+    port: u16,
+    management: u16,
 }
 
 impl Pebble {
     #[track_caller]
     pub fn start(setup: PebbleSetup) -> Self {
-        let mut pebble = Self::stopped(setup);
-        pebble.restart();
-        pebble
+        Self::start_new(|| Self::stopped(setup))
     }
 
     /// One that nobody can ask before [`Pebble::restart`]; its DNS server runs.
     #[track_caller]
     pub fn stopped(setup: PebbleSetup) -> Self {
+        let names = Names::start_new(Names::stopped);
         let directory = tempfile::tempdir().expect("a directory");
         write_certificates(directory.path());
-        let [port, management, dns, dns_management] = [(); 4].map(|()| free_port());
-        let names = Command::new("pebble-challtestsrv")
-            .args(["-dns01", &format!("127.0.0.1:{dns}"), "-management", &format!("127.0.0.1:{dns_management}")])
-            .args(["-http01", "", "-https01", "", "-tlsalpn01", "", "-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""])
-            .stdin(Stdio::null())
-            .stdout(File::create(directory.path().join("dns.log")).expect("a log"))
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("pebble-challtestsrv is needed: apt-get install pebble");
-        let pebble = Self { setup, directory, port, management, dns, dns_management, server: None, names };
-        comes_up(dns_management);
-        pebble
+        let [port, management] = [(); 2].map(|()| free_port());
+        let config = json!({ "pebble": {
+            "listenAddress": format!("127.0.0.1:{port}"),
+            "managementListenAddress": format!("127.0.0.1:{management}"),
+            "certificate": "cert.pem",
+            "privateKey": "key.pem",
+            "httpPort": setup.http_port,
+            "tlsPort": setup.tls_port,
+            "certificateValidityPeriod": setup.validity_s,
+            "externalAccountBindingRequired": setup.external_account.is_some(),
+            "externalAccountMACKeys": setup.external_account.into_iter().collect::<HashMap<_, _>>(),
+        } });
+        fs::write(directory.path().join("pebble.json"), config.to_string()).expect("a file");
+        let mut command = Command::new("pebble");
+        command.args(["-dnsserver", &format!("127.0.0.1:{}", names.port), "-config", "pebble.json"]);
+        // Each order has its challenges, and they are looked at at once.
+        command.env("PEBBLE_VA_NOSLEEP", "1").env("PEBBLE_AUTHZREUSE", "0");
+        Self { server: Server::new(directory, command), port, management, names }
     }
 
     /// Starts it, again if need be: it has forgotten everything then, its root included.
     #[track_caller]
     pub fn restart(&mut self) {
-        self.kill();
-        let path = |name: &str| self.directory.path().join(name);
-        let config = json!({ "pebble": {
-            "listenAddress": format!("127.0.0.1:{}", self.port),
-            "managementListenAddress": format!("127.0.0.1:{}", self.management),
-            "certificate": path("cert.pem"),
-            "privateKey": path("key.pem"),
-            "httpPort": self.setup.http_port,
-            "tlsPort": self.setup.tls_port,
-            "certificateValidityPeriod": self.setup.validity_s,
-            "externalAccountBindingRequired": self.setup.external_account.is_some(),
-            "externalAccountMACKeys": self.setup.external_account.into_iter().collect::<HashMap<_, _>>(),
-        } });
-        fs::write(path("pebble.json"), config.to_string()).expect("a file");
-        let log = File::create(path("pebble.log")).expect("a log");
-        let mut command = Command::new("pebble");
-        command.args(["-dnsserver", &format!("127.0.0.1:{}", self.dns), "-config"]).arg(path("pebble.json"));
-        // Each order has its challenges, and they are looked at at once.
-        command.env("PEBBLE_VA_NOSLEEP", "1").env("PEBBLE_AUTHZREUSE", "0");
-        command.stdin(Stdio::null()).stderr(log.try_clone().expect("a log")).stdout(log);
-        self.server = Some(command.spawn().expect("pebble is needed: apt-get install pebble"));
-        comes_up(self.port);
-        comes_up(self.management);
-    }
-
-    pub fn kill(&mut self) {
-        if let Some(mut server) = self.server.take() {
-            let _ = server.kill();
-            let _ = server.wait();
-        }
+        self.start_again();
     }
 
     pub fn port(&self) -> u16 {
@@ -108,7 +85,7 @@ impl Pebble {
 
     /// Where its own certificate and key are (`cert.pem`, `key.pem`), and the authority that they are of (`ca.pem`).
     pub fn directory(&self) -> &Path {
-        self.directory.path()
+        self.server.directory()
     }
 
     /// The URL of its directory.
@@ -118,7 +95,7 @@ impl Pebble {
 
     /// The file with the authority that its own certificate is of.
     pub fn ca(&self) -> PathBuf {
-        self.directory.path().join("ca.pem")
+        self.server.directory().join("ca.pem")
     }
 
     /// The certificate (PEM) that clients of what it issues trust.
@@ -131,14 +108,14 @@ impl Pebble {
         output.stdout
     }
 
-    /// Certificates that it has issued since it was started.
+    /// Certificates that it has issued since it was started first.
     pub fn issued(&self) -> usize {
         self.log().matches("Issued certificate serial").count()
     }
 
     /// What it wrote.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.directory.path().join("pebble.log")).unwrap_or_default()
+        self.server.log()
     }
 
     /// Where a host is from now on.
@@ -151,7 +128,7 @@ impl Pebble {
     #[track_caller]
     fn tell_dns(&self, path: &str, body: &Value) {
         let body = body.to_string();
-        let mut stream = TcpStream::connect(("127.0.0.1", self.dns_management)).expect("the DNS server");
+        let mut stream = TcpStream::connect(("127.0.0.1", self.names.management)).expect("the DNS server");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         write!(
             stream,
@@ -170,17 +147,51 @@ impl Drop for Pebble {
         if thread::panicking() {
             eprintln!("pebble wrote:\n{}", self.log());
         }
-        self.kill();
-        let _ = self.names.kill();
-        let _ = self.names.wait();
     }
 }
 
-#[track_caller]
-fn comes_up(port: u16) {
-    let end = Instant::now() + PATIENCE;
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(Instant::now() < end, "nobody listens on port {port}");
-        thread::sleep(Duration::from_millis(10));
+impl Serves for Pebble {
+    fn server(&mut self) -> &mut Server {
+        &mut self.server
     }
+
+    fn answers(&self) -> bool {
+        listens(self.port) && listens(self.management)
+    }
+}
+
+impl Names {
+    fn stopped() -> Self {
+        let [port, management] = [(); 2].map(|()| free_port());
+        let mut command = Command::new("pebble-challtestsrv");
+        command.args(["-dns01", &format!("127.0.0.1:{port}"), "-management", &format!("127.0.0.1:{management}")]);
+        command.args([
+            "-http01",
+            "",
+            "-https01",
+            "",
+            "-tlsalpn01",
+            "",
+            "-defaultIPv4",
+            "127.0.0.1",
+            "-defaultIPv6",
+            "",
+        ]);
+        let directory = tempfile::tempdir().expect("a directory");
+        Self { server: Server::new(directory, command), port, management }
+    }
+}
+
+impl Serves for Names {
+    fn server(&mut self) -> &mut Server {
+        &mut self.server
+    }
+
+    fn answers(&self) -> bool {
+        listens(self.management)
+    }
+}
+
+fn listens(port: u16) -> bool {
+    TcpStream::connect(("127.0.0.1", port)).is_ok()
 }

@@ -1,19 +1,18 @@
 //! Real Redis servers: alone, with a password, with TLS, under sentinels, as a cluster; and a proxy that slows one down.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
+use rustix::process::Signal;
 
+use crate::server::{Server, Serves, write_certificates};
 use crate::{PATIENCE, free_port};
 
 /// What a server is started with.
@@ -27,12 +26,10 @@ pub struct RedisSetup<'a> {
 
 /// A `redis-server` that keeps nothing on disk. Killed when dropped.
 pub struct Redis {
-    child: Child,
-    directory: TempDir,
+    server: Server,
     port: u16,
     password: Option<String>,
     tls: bool,
-    sentinel: bool,
 }
 
 impl Redis {
@@ -88,38 +85,18 @@ impl Redis {
     }
 
     fn start_as(setup: RedisSetup<'_>, sentinel: bool) -> Self {
-        let mut log = String::new();
-        // A port may be taken between the question and the start.
-        for _ in 0..5 {
+        Self::start_new(|| {
             let directory = tempfile::tempdir().expect("a directory");
             if setup.tls {
                 write_certificates(directory.path());
             }
-            let port = free_port();
-            fs::write(directory.path().join("redis.conf"), config(setup, port, directory.path())).expect("a file");
-            let child = spawn(directory.path(), sentinel);
+            let (port, file) = (free_port(), directory.path().join("redis.conf"));
+            fs::write(&file, config(setup, port, directory.path())).expect("a file");
+            let mut command = Command::new("redis-server");
+            command.arg(file).args(sentinel.then_some("--sentinel"));
             let password = setup.password.map(str::to_owned);
-            let mut redis = Self { child, directory, port, password, tls: setup.tls, sentinel };
-            if redis.comes_up() {
-                return redis;
-            }
-            log = fs::read_to_string(redis.directory.path().join("log")).unwrap_or_default();
-        }
-        panic!("redis-server does not start:\n{log}");
-    }
-
-    fn comes_up(&mut self) -> bool {
-        let end = Instant::now() + PATIENCE;
-        while Instant::now() < end {
-            if self.child.try_wait().expect("a child").is_some() {
-                return false;
-            }
-            if self.try_ask(&["PING"]).is_some_and(|answer| answer.trim() == "PONG") {
-                return true;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        false
+            Self { server: Server::new(directory, command), port, password, tls: setup.tls }
+        })
     }
 
     pub fn port(&self) -> u16 {
@@ -139,7 +116,7 @@ impl Redis {
 
     /// The file with the certificate of the authority; only with TLS.
     pub fn ca(&self) -> std::path::PathBuf {
-        self.directory.path().join("ca.pem")
+        self.server.directory().join("ca.pem")
     }
 
     /// The answer of `redis-cli` to a command.
@@ -168,26 +145,23 @@ impl Redis {
 
     /// Freezes the server: connections stand, and nothing is answered.
     pub fn stop(&self) {
-        self.signal(Signal::STOP);
+        self.server.signal(Signal::STOP);
     }
 
     /// Ends what [`Redis::stop`] began.
     pub fn cont(&self) {
-        self.signal(Signal::CONT);
+        self.server.signal(Signal::CONT);
     }
 
     /// Ends the server at once. Nothing listens on its port until [`Redis::restart`].
     pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.server.kill();
     }
 
     /// Starts the server again on the same port, empty.
     #[track_caller]
     pub fn restart(&mut self) {
-        self.kill();
-        self.child = spawn(self.directory.path(), self.sentinel);
-        assert!(self.comes_up(), "redis-server does not start again");
+        self.start_again();
     }
 
     /// Forgets all keys, and all scripts.
@@ -196,16 +170,15 @@ impl Redis {
         assert_eq!(self.ask(&["FLUSHALL"]), "OK");
         assert_eq!(self.ask(&["SCRIPT", "FLUSH"]), "OK");
     }
-
-    fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id() as i32).expect("a process");
-        kill_process(pid, signal).expect("a signal");
-    }
 }
 
-impl Drop for Redis {
-    fn drop(&mut self) {
-        self.kill();
+impl Serves for Redis {
+    fn server(&mut self) -> &mut Server {
+        &mut self.server
+    }
+
+    fn answers(&self) -> bool {
+        self.try_ask(&["PING"]).is_some_and(|answer| answer.trim() == "PONG")
     }
 }
 
@@ -223,31 +196,6 @@ fn config(setup: RedisSetup<'_>, port: u16, directory: &Path) -> String {
         text.push_str(&format!("requirepass {password}\n"));
     }
     text + setup.config
-}
-
-fn spawn(directory: &Path, sentinel: bool) -> Child {
-    let log = File::create(directory.join("log")).expect("a log");
-    let mut command = Command::new("redis-server");
-    command.arg(directory.join("redis.conf")).current_dir(directory).stdin(Stdio::null()).stdout(log);
-    if sentinel {
-        command.arg("--sentinel");
-    }
-    command.spawn().expect("redis-server is needed: apt-get install redis-server")
-}
-
-/// An authority and a certificate of 127.0.0.1 from it.
-pub(crate) fn write_certificates(directory: &Path) {
-    let mut authority = CertificateParams::new(Vec::new()).expect("parameters");
-    // The same name for both would look like a certificate that signs itself.
-    authority.distinguished_name.push(DnType::CommonName, "authority");
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let issuer = CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key")).expect("an authority");
-    let key = KeyPair::generate().expect("a key");
-    let server = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).expect("parameters");
-    let certificate = server.signed_by(&key, &issuer).expect("a certificate");
-    for (name, text) in [("ca.pem", issuer.pem()), ("cert.pem", certificate.pem()), ("key.pem", key.serialize_pem())] {
-        fs::write(directory.join(name), text).expect("a file");
-    }
 }
 
 /// A proxy in front of a server that lets what passes wait.

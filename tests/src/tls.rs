@@ -283,3 +283,18 @@ impl Peer {
         let _ = self.stream.flush();
     }
 }
+
+/// One answer that says how long it is, from a connection of a test's own: its head and its body.
+pub fn answer(stream: &mut impl Read) -> std::io::Result<(String, Vec<u8>)> {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).expect("text");
+    let length =
+        head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ").map(str::to_owned));
+    let mut body = vec![0; length.map_or(0, |length| length.parse().expect("a length"))];
+    stream.read_exact(&mut body)?;
+    Ok((head, body))
+}

@@ -105,8 +105,9 @@ fn a_service_never_has_more_requests_than_it_may_and_the_others_are_refused_at_o
         })
         .collect();
     took.sort_by(f64::total_cmp);
-    // All but those at whose moment the machine, which has fewer cores than threads here, was elsewhere.
-    assert!(took[took.len() * 9 / 10] < 5.0, "{:?}", took.last());
+    // Whoever waited for anything waited for the service, which takes 50 ms. All but those at whose moment the machine, which
+    // has fewer cores than threads here, was elsewhere.
+    assert!(took[took.len() * 9 / 10] < 25.0, "{:?}", took.last());
     assert_eq!((of_app(&gateway, "bulkhead_requests"), gateway.backend_errors("no_endpoint")), (0.0, 0.0));
     assert!(rejected(&gateway, "requests") >= took.len() as f64);
     assert!(lines.iter().filter(|line| line["statusCode"] == 200).all(|line| line.get("shed").is_none()));
@@ -127,7 +128,7 @@ fn places_come_back_and_refusals_are_no_failures() {
     assert_eq!((rejected(&gateway, "requests"), of_app(&gateway, "bulkhead_requests")), (5.0, 2.0));
     let seen = service(&gateway);
     assert_eq!((&seen["bulkhead"]["requests"], &seen["bulkhead"]["limit"]), (&2.into(), &2.into()), "{seen}");
-    assert_eq!(gateway.metric("gateway_circuit_breaker_state{service=\"app\",endpoint=\"\"}"), 0.0);
+    assert_eq!(gateway.metric("gateway_circuit_breaker_state{service=\"app\"}"), 0.0);
     assert_eq!(gateway.metric("gateway_retries_denied_total{service=\"app\",reason=\"budget\"}"), 0.0);
 
     // One that goes away gives its place to another.
@@ -186,6 +187,52 @@ fn so_many_wait_for_so_long_and_get_their_places_in_order() {
     assert_eq!(rejected(&gateway, "timeout"), 2.0);
     goes.store(true, Ordering::Release);
     assert_eq!(first.read_response().status(), 200);
+}
+
+#[test]
+fn what_an_auth_service_is_asked_takes_its_places() {
+    let (auth, goes, held) = holding();
+    let app = Backend::ok();
+    let yaml = |bulkhead: &str| {
+        format!(
+            "services: [{{ name: back, endpoints: \"{}\" }}, {{ name: app, endpoints: \"{}\", bulkhead: {bulkhead} }}]\n\
+             authenticators: [{{ name: a, auth_service: {{ service: app, timeout: 10s, cache: {{ ttl: off }}, breaker: {{ failures: 1 }} }} }}]\n\
+             routes: [{{ name: all, service: back, authenticate: a }}]\n",
+            app.endpoint(),
+            auth.endpoint()
+        )
+    };
+    let gateway = Gateway::start(&yaml("{ requests: 1 }"));
+    let ask = |token: &str| {
+        let mut client = gateway.connect();
+        client.send(format!("GET / HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {token}\r\n\r\n"));
+        client
+    };
+    let mut first = ask("a");
+    settles_at(1, || held.load(Ordering::Acquire));
+    assert_eq!(of_app(&gateway, "bulkhead_requests"), 1.0);
+    for count in 1..=3 {
+        assert_eq!(ask("b").read_response().status(), 503);
+        assert_eq!((rejected(&gateway, "requests"), auth.requests().len()), (f64::from(count), 1));
+    }
+    // Nobody has failed: the auth service is still asked.
+    goes.store(true, Ordering::Release);
+    assert_eq!(first.read_response().status(), 200);
+    assert_eq!(ask("b").read_response().status(), 200);
+    settles_at(0.0, || of_app(&gateway, "bulkhead_requests"));
+
+    // Where requests may wait, so may questions.
+    goes.store(false, Ordering::Release);
+    assert!(gateway.replace_config(&yaml("{ requests: 1, pending: 1, wait: 10s }")));
+    let mut clients = [ask("c")];
+    settles_at(1, || held.load(Ordering::Acquire));
+    let mut waits = ask("d");
+    settles_at(1.0, || of_app(&gateway, "bulkhead_pending_requests"));
+    assert_eq!(ask("e").read_response().status(), 503);
+    assert_eq!(rejected(&gateway, "pending"), 1.0);
+    goes.store(true, Ordering::Release);
+    assert_eq!([&mut clients[0], &mut waits].map(|client| client.read_response().status()), [200, 200]);
+    settles_at([0.0; 2], || ["bulkhead_requests", "bulkhead_pending_requests"].map(|name| of_app(&gateway, name)));
 }
 
 #[test]

@@ -212,6 +212,27 @@ fn an_answer_of_a_service_with_sessions_zones_and_subsets() {
 }
 
 #[test]
+fn an_answer_of_endpoints_that_a_header_chooses() {
+    let backends = [(); 4].map(|()| sized(100));
+    let endpoint = |(index, backend): (usize, &Backend)| {
+        format!("{{ address: \"{}\", metadata: {{ version: v{} }} }}", backend.endpoint(), index / 2)
+    };
+    let endpoints: Vec<String> = backends.iter().enumerate().map(endpoint).collect();
+    let gateway = Gateway::start(&format!(
+        "services: [{{ name: app, endpoints: [{}] }}]\n\
+         routes: [{{ name: all, service: app, subset: {{ by_header: {{ name: x-version, metadata: version }}, fallback: any }} }}]\n",
+        endpoints.join(", ")
+    ));
+    for version in ["v0", "v1", "nobody"] {
+        let request = format!("GET / HTTP/1.1\r\nHost: api.example.com\r\nX-Version: {version}\r\n\r\n");
+        assert_cheap(&cost_of(&gateway, |client| {
+            let answer = client.ask(&request);
+            assert_eq!((answer.status(), answer.body.len()), (200, 100));
+        }));
+    }
+}
+
+#[test]
 fn an_answer_of_16_kib_from_a_service_over_tls() {
     let (authority, body) = (Authority::new(), vec![b'x'; 16 * 1024]);
     for version in VERSIONS {

@@ -124,7 +124,7 @@ fn ctrl_c_drains_and_ends_well() {
     demo.process.signal(Signal::INT);
     let output = demo.process.finish(PATIENCE);
     assert_eq!(output.code, Some(0), "{}", output.stderr);
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     assert!(output.stderr.contains("SIGINT: draining") && output.stderr.contains("ended"), "{}", output.stderr);
     assert!(!output.stderr.contains("panic"), "{}", output.stderr);
     // The one request's line.

@@ -188,13 +188,14 @@ fn what_is_known_of_an_endpoint_is_shown_and_a_change_of_it_costs_no_connection(
     let shown = || {
         let page: serde_json::Value = serde_json::from_str(&gateway.admin("/services").1).unwrap();
         let endpoint = &page[0]["endpoints"][0];
-        format!("{} {} {}", endpoint["weight"], endpoint["zone"], endpoint["metadata"])
+        let known = [&endpoint["weight"], &endpoint["priority"], &endpoint["zone"], &endpoint["metadata"]];
+        known.map(ToString::to_string).join(" ")
     };
-    assert_eq!(shown(), r#"1 "eu-1" {"canary":"true","version":"v1"}"#);
+    assert_eq!(shown(), r#"1 0 "eu-1" {"canary":"true","version":"v1"}"#);
     assert_eq!(answering(&gateway), set(&["one"]));
     let before = backend.connections();
-    install("weight: 2, zone: eu-2");
-    settles_at(r#"2 "eu-2" null"#.to_owned(), shown);
+    install("weight: 2, priority: 3, zone: eu-2");
+    settles_at(r#"2 3 "eu-2" null"#.to_owned(), shown);
     let generation = gateway.metric("gateway_config_generation");
     settles_at(true, || gateway.metric("gateway_worker_config_generation{worker=\"0\"}") >= generation);
     assert_eq!(answering(&gateway), set(&["one"]));

@@ -2,8 +2,11 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use ringway_tests::etcd::Etcd;
 use ringway_tests::redis::Slow;
 use ringway_tests::{Backend, Gateway, Nobody, PATIENCE, eventually, settles_at};
@@ -79,6 +82,21 @@ fn keys_are_listed_and_followed() {
 }
 
 #[test]
+fn an_instance_of_a_later_priority_waits_for_its_turn() {
+    let (first, backup) = (named("first"), named("backup"));
+    let etcd = Etcd::start();
+    etcd.put("/services/app/first", first.endpoint());
+    etcd.put("/services/app/backup", &format!(r#"{{"address":"{}","priority":7}}"#, backup.endpoint()));
+    let gateway = Gateway::start(&config(&url(&etcd), ""));
+    assert_eq!(gateway.metric(ENDPOINTS), 2.0);
+    assert_eq!(answering(&gateway), set(&["first"]));
+    etcd.put("/services/app/backup", &format!(r#"{{"address":"{}","priority":128}}"#, backup.endpoint()));
+    eventually(PATIENCE, || gateway.stderr().contains("from 0 to 127"));
+    etcd.delete("/services/app/first");
+    settles_at(set(&["backup"]), || answering(&gateway));
+}
+
+#[test]
 fn an_instance_goes_with_its_lease() {
     let (one, two) = (named("one"), named("two"));
     let etcd = Etcd::start();
@@ -144,7 +162,7 @@ fn logs_in_and_speaks_tls() {
     etcd.put("/services/app/one", one.endpoint());
     etcd.protect("gateway", "a word");
     let ca = etcd.ca();
-    let login = |password: &str| format!("ca: \"{}\", user: gateway, password: {password}", ca.display());
+    let login = |password: &str| format!("tls: {{ ca: \"{}\" }}, user: gateway, password: {password}", ca.display());
     let gateway = Gateway::start(&config(&url(&etcd), &login("a word")));
     assert_eq!(answering(&gateway), set(&["one"]));
     assert_eq!(gateway.metric(FAILURES), 0.0);
@@ -153,4 +171,66 @@ fn logs_in_and_speaks_tls() {
     fs::write(gateway.directory().join("gateway.yaml"), gateway.render(&yaml)).unwrap();
     eventually(PATIENCE, || gateway.stderr().contains("authentication failed"));
     assert!(!gateway.stderr().contains("another"), "{}", gateway.stderr());
+}
+
+#[test]
+fn shows_its_own_certificate_where_etcd_asks_for_one() {
+    let (one, two) = (named("one"), named("two"));
+    let etcd = Etcd::with_client_certificates();
+    etcd.put("/services/app/one", one.endpoint());
+    let (ca, [certificate, key]) = (etcd.ca(), etcd.certificate());
+    let [ca, certificate, key] = [ca, certificate, key].map(|path| path.display().to_string());
+    let without = config(&url(&etcd), &format!("tls: {{ ca: \"{ca}\" }}"));
+    let gateway = Gateway::start(&without);
+    eventually(PATIENCE, || gateway.metric(FAILURES) >= 2.0);
+    assert_eq!(gateway.get("/").status(), 502);
+    let with = config(&url(&etcd), &format!("tls: {{ ca: \"{ca}\", certificate: \"{certificate}\", key: \"{key}\" }}"));
+    assert!(gateway.replace_config(&with));
+    settles_at(set(&["one"]), || answering(&gateway));
+    etcd.put("/services/app/two", two.endpoint());
+    settles_at(set(&["one", "two"]), || answering(&gateway));
+    // One that does not fit is said at once, and changes nothing.
+    assert!(!gateway.replace_config(&with.replace(&key, &ca)));
+    assert!(gateway.stderr().contains("cannot be used"), "{}", gateway.stderr());
+    assert_eq!(answering(&gateway), set(&["one", "two"]));
+    // Without one there is nothing more to be learnt, and what was found stays.
+    let failures = gateway.metric(FAILURES);
+    assert!(gateway.replace_config(&without));
+    eventually(PATIENCE, || gateway.metric(FAILURES) > failures);
+    assert_eq!(answering(&gateway), set(&["one", "two"]));
+}
+
+/// Something between the gateway and etcd has dropped the connection and told nobody.
+#[test]
+fn a_watch_that_has_silently_died_is_begun_anew() {
+    let one = named("one");
+    let (endpoint, lists) = (one.endpoint().to_owned(), AtomicUsize::new(0));
+    // Each list has news, of which no watch says anything.
+    let etcd = Backend::start(move |conn| {
+        while let Some(request) = conn.next_request() {
+            if request.target() == "/v3/watch" {
+                let line = "{\"result\":{\"created\":true}}\n";
+                conn.send(format!(
+                    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{line}\r\n",
+                    line.len()
+                ));
+                conn.stall();
+                return;
+            }
+            let revision = lists.fetch_add(1, Ordering::AcqRel) + 1;
+            let value = BASE64.encode(format!("{{\"address\":\"{endpoint}\",\"weight\":{revision}}}"));
+            let key = BASE64.encode("/services/app/one");
+            let body = format!(
+                "{{\"header\":{{\"revision\":{revision}}},\"kvs\":[{{\"key\":\"{key}\",\"value\":\"{value}\"}}]}}"
+            );
+            conn.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+        }
+    });
+    let settings =
+        config(&format!("\"http://{}\"", etcd.endpoint()), "").replace("grace: 0s", "grace: 0s, interval: 1s");
+    let gateway = Gateway::start(&settings);
+    let watches = || etcd.requests().iter().filter(|request| request.target() == "/v3/watch").count();
+    eventually(PATIENCE, || watches() >= 2);
+    assert_eq!(answering(&gateway), set(&["one"]));
+    assert!(gateway.stderr().contains("etcd: the watch is silent"), "{}", gateway.stderr());
 }

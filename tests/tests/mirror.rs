@@ -135,7 +135,8 @@ fn whatever_becomes_of_the_copy_the_original_is_answered() {
         for _ in 0..3 {
             assert_eq!(client.get("/").text(), "ok");
         }
-        assert!(begun.elapsed() < Duration::from_millis(1_500), "{:?}", begun.elapsed());
+        // Each would have waited for two seconds.
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         expect(&gateway, outcome, 3.0);
         assert_eq!(gateway.log_line(3)["backendService"], "app");
     }
@@ -185,4 +186,30 @@ fn a_share_is_copied_and_a_breaker_spares_the_shadow() {
         eventually(PATIENCE, || told() == f64::from(round));
     }
     assert_eq!((mirrored(&gateway, "server_error"), mirrored(&gateway, "breaker_open")), (3.0, 2.0));
+}
+
+#[test]
+fn copies_take_places_of_the_shadow_service_and_none_of_them_waits() {
+    let app = Backend::ok();
+    let silent = Backend::start(|conn| {
+        conn.request();
+        conn.stall();
+    });
+    let bulkhead = ", bulkhead: { requests: 2, pending: 10, wait: 10s }";
+    let gateway = Gateway::start(&config(app.endpoint(), silent.endpoint(), ", timeout: 2s", bulkhead));
+    let begun = Instant::now();
+    let mut client = gateway.connect();
+    for _ in 0..5 {
+        assert_eq!(client.get("/").text(), "ok");
+    }
+    assert!(begun.elapsed() < Duration::from_millis(1_500), "{:?}", begun.elapsed());
+    expect(&gateway, "bulkhead_full", 3.0);
+    let of_shadow = |name: &str| gateway.metric(&format!("gateway_bulkhead_{name}"));
+    assert_eq!(of_shadow("requests{service=\"shadow\"}"), 2.0);
+    assert_eq!(of_shadow("rejected_total{service=\"shadow\",reason=\"requests\"}"), 3.0);
+    // Their places are free again when they are given up.
+    expect(&gateway, "failed", 2.0);
+    assert_eq!(of_shadow("requests{service=\"shadow\"}"), 0.0);
+    assert_eq!(client.get("/").status(), 200);
+    eventually(PATIENCE, || silent.requests().len() == 3);
 }

@@ -151,6 +151,42 @@ fn what_an_instance_says_of_itself_is_shown_and_changes() {
 }
 
 #[test]
+fn an_instance_of_a_later_priority_waits_for_its_turn() {
+    let redis = Redis::start();
+    let gateway = gateway(&redis);
+    let (first, backup) = (named("first"), named("backup"));
+    let put = |name: &str, backend: &Backend, priority: &str| {
+        let body = format!(r#"{{"address":"{}","priority":{priority},"ttl":"1m"}}"#, backend.endpoint());
+        gateway.change("PUT", &format!("/registry/app/{name}"), &body)
+    };
+    assert_eq!((put("first", &first, "0").0, put("backup", &backup, "1").0), (201, 201));
+    for wrong in ["128", "-1", "\"high\""] {
+        let (status, said) = put("backup", &backup, wrong);
+        assert!(status == 400 && said.contains("from 0 to 127"), "{wrong}: {said}");
+    }
+    settles_at(2.0, || gateway.metric(ENDPOINTS));
+    assert_eq!(answering(&gateway), set(&["first"]));
+    let shown = |path: &str, pointer: &str, address: &Backend| -> u64 {
+        let page: Value = serde_json::from_str(&gateway.admin(path).1).unwrap();
+        let all = page.pointer(pointer).unwrap().as_array().unwrap();
+        all.iter().find(|one| one["address"] == *address.endpoint()).unwrap()["priority"].as_u64().unwrap()
+    };
+    for (path, pointer) in [("/registry/app", "/0/instances"), ("/services", "/0/endpoints")] {
+        assert_eq!((shown(path, pointer, &first), shown(path, pointer, &backup)), (0, 1), "{path}");
+    }
+    assert_eq!(leave(&gateway, "first"), 200);
+    settles_at(set(&["backup"]), || answering(&gateway));
+    // A registration may change it.
+    assert_eq!((put("first", &first, "1").0, put("backup", &backup, "0").0), (201, 200));
+    settles_at((2.0, 1, 0), || {
+        let of = |backend| shown("/services", "/0/endpoints", backend);
+        let count = gateway.metric(ENDPOINTS);
+        if count == 2.0 { (count, of(&first), of(&backup)) } else { (count, 0, 0) }
+    });
+    settles_at(set(&["backup"]), || answering(&gateway));
+}
+
+#[test]
 fn a_redis_that_dies_takes_nobody_with_it() {
     let mut redis = Redis::start();
     let gateway = gateway(&redis);
@@ -292,4 +328,16 @@ fn a_service_has_as_many_instances_as_it_may() {
     assert_eq!((put(1024), put(7)), (409, 200));
     assert_eq!(registered(&gateway).len(), 1024);
     settles_at(1024.0, || gateway.metric(ENDPOINTS));
+    // The list is read in parts, not on the connection of the rate limits.
+    let seen = redis.ask(&["CLIENT", "LIST"]);
+    assert_eq!(
+        seen.lines().filter(|line| line.contains("cmd=hscan") || line.contains("cmd=evalsha")).count(),
+        2,
+        "{seen}"
+    );
+    let stats = redis.ask(&["INFO", "commandstats"]);
+    let calls =
+        stats.lines().find_map(|line| line.strip_prefix("cmdstat_hscan:calls=")?.split(',').next()?.parse().ok());
+    assert!(calls.is_some_and(|calls: u64| calls >= 32), "{stats}");
+    assert!(!stats.contains("cmdstat_hgetall:calls="), "{stats}");
 }

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use ringway_tests::failing::{Fickle, Mood};
-use ringway_tests::{Gateway, PATIENCE, eventually};
+use ringway_tests::{Gateway, PATIENCE, eventually, settles_at};
+use serde_json::{Value, json};
 
 const CHECK: &str =
     "health_check: { http: { path: /health }, interval: 50ms, unhealthy_threshold: 2, healthy_threshold: 2 }";
@@ -125,4 +126,146 @@ fn a_session_does_not_leave_the_subset() {
         let old = ask("/old");
         assert!(old.text() != "c" && old.has("set-cookie"), "another one, and a session with it");
     }
+}
+
+/// One route, whose requests choose by `X-Version`.
+fn start_by_header(endpoints: &str, service: &str, subset: &str) -> Gateway {
+    Gateway::start(&format!(
+        "services: [{{ name: app, {endpoints}, balance: round_robin, {service} }}]\n\
+         routes: [{{ name: all, service: app, subset: {{ {subset} }} }}]\n"
+    ))
+}
+
+fn versions(all: &[Fickle]) -> String {
+    let one =
+        |(one, version): (&Fickle, &str)| format!("{{ address: \"{}\", metadata: {{ {version} }} }}", one.endpoint());
+    let said = ["version: v1, disk: ssd", "version: v1", "version: v2, disk: ssd"];
+    all.iter().zip(said).map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// Who answers eight requests with this header; the status where nobody does.
+fn answering_to(gateway: &Gateway, header: &str) -> Result<BTreeSet<String>, u16> {
+    let mut client = gateway.connect();
+    let answers = (0..8).map(|_| {
+        let answer = client.ask(format!("GET / HTTP/1.1\r\nHost: a\r\n{header}\r\n"));
+        if answer.status() == 200 { Ok(answer.text()) } else { Err(answer.status()) }
+    });
+    answers.collect()
+}
+
+#[test]
+fn a_request_chooses_by_a_header() {
+    let all = three();
+    let endpoints = format!("endpoints: [{}]", versions(&all));
+    let strict = start_by_header(&endpoints, "", "by_header: { name: X-Version, metadata: version }");
+    for (header, names) in [
+        ("", &["a", "b", "c"][..]),
+        ("X-Version: v1\r\n", &["a", "b"]),
+        ("x-version: v2\r\n", &["c"]),
+        ("X-Version: v2\r\nX-Version: v1\r\n", &["c"]),
+        ("X-Version:  v1 \r\n", &["a", "b"]),
+    ] {
+        assert_eq!(answering_to(&strict, header), Ok(set(names)), "{header:?}");
+    }
+    // Nobody has it.
+    for unknown in ["X-Version: v3\r\n", "X-Version: V1\r\n", "X-Version:\r\n", "X-Version: v\r\n"] {
+        assert_eq!(answering_to(&strict, unknown), Err(502), "{unknown:?}");
+    }
+    assert_eq!((strict.metric(FALLBACKS), strict.backend_errors("no_endpoint")), (0.0, 4.0));
+
+    let lenient =
+        "metadata: { disk: ssd }, by_header: { name: X-Version, metadata: version, default: v1 }, fallback: any";
+    let lenient = start_by_header(&endpoints, "", lenient);
+    for (header, names) in [("", &["a"][..]), ("X-Version: v1\r\n", &["a"]), ("X-Version: v2\r\n", &["c"])] {
+        assert_eq!(answering_to(&lenient, header), Ok(set(names)), "{header:?}");
+    }
+    assert_eq!(lenient.metric(FALLBACKS), 0.0);
+    assert_eq!(answering_to(&lenient, "X-Version: v3\r\n"), Ok(set(&["a", "b", "c"])));
+    assert_eq!(lenient.metric(FALLBACKS), 8.0);
+}
+
+#[test]
+fn what_may_be_chosen_follows_the_endpoints() {
+    let all = three();
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("endpoints.yaml");
+    let install = |text: &str| {
+        let new = directory.path().join("new");
+        std::fs::write(&new, text).expect("a list");
+        std::fs::rename(&new, &path).expect("a list");
+    };
+    let one = |index: usize, version: &str| {
+        format!("- {{ address: \"{}\", metadata: {{ version: {version} }} }}\n", all[index].endpoint())
+    };
+    install(&one(0, "v1"));
+    let discovery = format!("discovery: {{ file: \"{}\" }}", path.display());
+    let by_header = "by_header: { name: X-Version, metadata: version }";
+    let gateway = start_by_header(&discovery, &format!("panic_threshold: 0%, {CHECK}"), by_header);
+    let asked = |version: &str| answering_to(&gateway, &format!("X-Version: {version}\r\n"));
+    assert_eq!((asked("v1"), asked("v2")), (Ok(set(&["a"])), Err(502)));
+    install(&(one(0, "v1") + &one(1, "v0") + &one(2, "v2")));
+    eventually(PATIENCE, || asked("v2") == Ok(set(&["c"])));
+    assert_eq!((asked("v0"), asked("v1")), (Ok(set(&["b"])), Ok(set(&["a"]))));
+    // Its health counts, and no others stand in.
+    all[2].set(Mood::Broken);
+    eventually(PATIENCE, || asked("v2") == Err(502));
+    all[2].set(Mood::Good);
+    eventually(PATIENCE, || asked("v2") == Ok(set(&["c"])));
+    install(&(one(0, "v1") + &one(2, "v1")));
+    eventually(PATIENCE, || asked("v1") == Ok(set(&["a", "c"])));
+    assert_eq!(asked("v2"), Err(502));
+}
+
+#[test]
+fn a_session_holds_for_the_value_that_it_began_with() {
+    let all = three();
+    let endpoints = format!("endpoints: [{}]", versions(&all));
+    let gateway =
+        start_by_header(&endpoints, "sticky: { cookie: stay }", "by_header: { name: X-Version, metadata: version }");
+    let mut client = gateway.connect();
+    let mut ask = |more: &str| client.ask(format!("GET / HTTP/1.1\r\nHost: a\r\n{more}\r\n"));
+    let answer = ask("X-Version: v2\r\n");
+    assert_eq!(answer.text(), "c");
+    let pair = answer.get("set-cookie").and_then(|line| line.split(';').next()).expect("a cookie").to_owned();
+    for _ in 0..10 {
+        let [same, any] = ["X-Version: v2\r\n", ""].map(|more| ask(&format!("Cookie: {pair}\r\n{more}")).text());
+        assert_eq!([same, any], ["c", "c"]);
+        let other = ask(&format!("Cookie: {pair}\r\nX-Version: v1\r\n"));
+        assert!(other.text() != "c" && other.has("set-cookie"), "another one, and a session with it");
+    }
+}
+
+#[test]
+fn operators_see_whom_a_subset_consists_of() {
+    let all = three();
+    let endpoints = format!("endpoints: [{}]", versions(&all));
+    let gateway = start_by_header(
+        &endpoints,
+        &format!("panic_threshold: 0%, {CHECK}"),
+        "metadata: { disk: ssd }, by_header: { name: X-Version, metadata: version, default: v1 }, fallback: any",
+    );
+    let shown = || -> Value {
+        let page: Value = serde_json::from_str(&gateway.admin("/services").1).expect("JSON");
+        assert_eq!(page[0]["subsets"].as_array().map(Vec::len), Some(1), "{page}");
+        page[0]["subsets"][0].clone()
+    };
+    let [a, c] = [0, 2].map(|index| all[index].endpoint());
+    let part = |endpoints: &[&str], in_use: &[&str]| json!({ "endpoints": endpoints, "inUse": in_use, "panic": false, "fallsBack": in_use.is_empty() });
+    let expected = |c_in_use: &[&str], all_in_use: &[&str]| {
+        let mut expected = json!({
+            "routes": ["all"],
+            "metadata": { "disk": "ssd" },
+            "byHeader": { "name": "x-version", "metadata": "version", "default": "v1" },
+            "fallback": "any",
+        });
+        let (mut v1, mut v2) = (part(&[a], &[a]), part(&[c], c_in_use));
+        (v1["value"], v2["value"]) = (json!("v1"), json!("v2"));
+        expected["values"] = json!([v1, v2]);
+        let all = part(&[a, c], all_in_use);
+        all.as_object().expect("a part").iter().for_each(|(key, value)| expected[key] = value.clone());
+        expected
+    };
+    assert_eq!(shown(), expected(&[c], &[a, c]));
+    all[2].set(Mood::Broken);
+    settles_at(expected(&[], &[a]), shown);
 }

@@ -99,16 +99,7 @@ fn connect(address: SocketAddr, config: &Arc<ClientConfig>, host: &str) -> std::
 
 /// One answer: its status and its body, which has a length.
 fn answer(stream: &mut impl Read) -> std::io::Result<(u16, Vec<u8>)> {
-    let (mut head, mut byte) = (Vec::new(), [0]);
-    while !head.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte)?;
-        head.push(byte[0]);
-    }
-    let head = String::from_utf8(head).unwrap();
-    let length =
-        head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ").map(str::to_owned));
-    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
-    stream.read_exact(&mut body)?;
+    let (head, body) = ringway_tests::tls::answer(stream)?;
     Ok((head[9..12].parse().unwrap(), body))
 }
 
@@ -257,16 +248,19 @@ fn the_first_answer_comes_at_once_also_with_nagle() {
     let gateway = Gateway::start(&yaml(backend.endpoint(), &files.make("a", &["localhost"]), ""));
     for version in [&version::TLS13, &version::TLS12] {
         let client = files.client(version);
-        let mut took: Vec<_> = (0..5)
-            .map(|_| {
-                let begun = Instant::now();
-                get(&mut connect(gateway.address(), &client, "localhost").unwrap()).unwrap();
-                begun.elapsed()
-            })
-            .collect();
-        took.sort();
-        // A delayed acknowledgement takes 40 ms.
-        assert!(took[2] < Duration::from_millis(30), "{version:?}: {took:?}");
+        let ask = |_| {
+            let begun = Instant::now();
+            get(&mut connect(gateway.address(), &client, "localhost").unwrap()).unwrap();
+            begun.elapsed()
+        };
+        // A delayed acknowledgement takes 40 ms each time; a machine that is busy takes long for a while.
+        let median = |_| {
+            let mut took: Vec<_> = (0..5).map(ask).collect();
+            took.sort();
+            took[2]
+        };
+        let medians: Vec<_> = (0..10).map(median).collect();
+        assert!(medians.iter().any(|took| *took < Duration::from_millis(30)), "{version:?}: {medians:?}");
     }
 }
 

@@ -55,7 +55,8 @@ fn the_own_zone_gets_all_it_can_carry_and_others_the_rest() {
     unhealthy(1);
     assert!((gateway.metric(SHARE) - 0.7).abs() < 1e-9);
     let page: Value = serde_json::from_str(&gateway.admin("/services").1).expect("JSON");
-    assert_eq!(page[0]["localShare"], 70.0);
+    assert_eq!((&page[0]["localShare"], &page[0]["zone"]), (&Value::from(70.0), &Value::from("eu-1")));
+    assert_eq!(page[0]["priority"], Value::Null, "there is one only");
     assert_eq!(page[0]["endpoints"][4]["inUse"], true);
     let served = shares(&gateway, &all, 2_000);
     let local = served[2] + served[3];
@@ -69,6 +70,7 @@ fn the_own_zone_gets_all_it_can_carry_and_others_the_rest() {
         unhealthy(index);
     }
     assert_eq!(shares(&gateway, &all, 60), [0, 0, 0, 0, 30, 30]);
+    assert_eq!(gateway.metric(SHARE), 0.0);
 
     all.iter().for_each(|one| one.set(Mood::Good));
     settles_at(1.0, || {
@@ -85,6 +87,7 @@ fn a_gateway_of_another_zone_has_no_preference() {
     let endpoints = all.each_ref().map(|one| format!("{{ address: \"{}\", zone: eu-1 }}", one.endpoint()));
     let gateway = start("zone: us-1\n", &endpoints, "zones: {}");
     assert_eq!(shares(&gateway, &all, 40), [20, 20]);
+    assert_eq!(gateway.metric(SHARE), 0.0);
 }
 
 #[test]
@@ -99,13 +102,21 @@ fn priorities_are_gone_through_in_order() {
         let page: Value = serde_json::from_str(&gateway.admin("/services").1).expect("JSON");
         (0..3).map(|index| page[0]["endpoints"][index]["inUse"] == true).collect()
     };
+    let priority = || {
+        let page: Value = serde_json::from_str(&gateway.admin("/services").1).expect("JSON");
+        (page[0]["priority"].as_u64(), gateway.metric("gateway_service_priority{service=\"app\"}"))
+    };
+    assert_eq!(priority(), (Some(0), 0.0));
     all[0].set(Mood::Broken);
     settles_at(vec![false, true, false], in_use);
+    assert_eq!(priority(), (Some(1), 1.0));
     assert_eq!(shares(&gateway, &all, 10), [0, 10, 0]);
     all[1].set(Mood::Broken);
     settles_at(vec![false, false, true], in_use);
+    assert_eq!(priority(), (Some(7), 7.0));
     assert_eq!(shares(&gateway, &all, 10), [0, 0, 10]);
     all[0].set(Mood::Good);
     settles_at(vec![true, false, false], in_use);
+    assert_eq!(priority(), (Some(0), 0.0));
     assert_eq!(shares(&gateway, &all, 10), [10, 0, 0]);
 }

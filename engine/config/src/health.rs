@@ -10,7 +10,7 @@ use ringway_core::health::{EndpointHealth, Fleet};
 use ringway_core::members::{Candidate, Chosen, Rules, choose};
 use ringway_core::sticky::Sessions;
 
-use crate::snapshot::{Endpoint, Service, Snapshot, Subset};
+use crate::snapshot::{Asked, Endpoint, Service, Snapshot, Subset};
 
 /// How a service's endpoints are watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,16 +117,24 @@ impl Health {
     }
 
     /// The same for the requests that go to some of them. `None`: none of those can be used, and all are to be.
-    pub fn choose_of(&self, service: &Service, subset: &Subset) -> Option<(Vec<Candidate>, Chosen)> {
+    pub fn choose_of(&self, service: &Service, subset: &Subset, asked: Asked<'_>) -> Option<(Vec<Candidate>, Chosen)> {
         let mut candidates = self.candidates(service);
         for (candidate, endpoint) in candidates.iter_mut().zip(self.targets.iter()) {
-            if !subset.has(endpoint) {
+            if !subset.has(endpoint, asked) {
                 (candidate.weight, candidate.full_weight) = (0, 0);
             }
         }
         let is_usable = candidates.iter().any(|candidate| candidate.weight > 0 && candidate.is_usable);
         let chosen = choose(&candidates, rules(service));
         (is_usable || !subset.falls_back).then_some((candidates, chosen))
+    }
+
+    /// The last priority of those that get requests, where endpoints have several.
+    pub fn priority_in_use(&self, chosen: &Chosen) -> Option<u8> {
+        let first = self.targets.first()?.priority;
+        let are_several = self.targets.iter().any(|endpoint| endpoint.priority != first);
+        let members = chosen.members.iter().chain(&chosen.others).filter_map(|at| self.targets.get(*at));
+        members.map(|endpoint| endpoint.priority).max().filter(|_| are_several)
     }
 
     fn candidates(&self, service: &Service) -> Vec<Candidate> {

@@ -18,7 +18,7 @@ use ringway_core::stats::{
 };
 
 use crate::acme;
-use crate::discovered::{Discovered, DiscoveryStats};
+use crate::discovered::{Discovered, DiscoveryStats, Learnt, SoFar};
 use crate::health::Health;
 use crate::resilience::Resilience;
 use crate::snapshot::{Discovery, Endpoint, KeySources, Snapshot, mirror_stats, split_stats};
@@ -349,16 +349,28 @@ impl Hub {
         self.swap(Arc::new(snapshot), &discovered)
     }
 
-    /// Publishes the endpoints of a service as they were found. Whether they are others than before: workers are to be woken
-    /// then.
+    /// Takes in the endpoints of a service as they were found, and publishes them where it is in use. Whether they are others
+    /// than before: workers are to be woken then.
     pub fn discover(&self, service: &str, of: &Discovery, endpoints: Vec<Endpoint>) -> bool {
         let mut discovered = self.discovered();
-        let is_news = discovered.learn(service, of, endpoints);
-        if is_news {
+        let learnt = discovered.learn(service, of, endpoints);
+        if learnt == Learnt::Now {
             self.swap(self.published().snapshot.clone(), &discovered);
+        }
+        if learnt != Learnt::Nothing {
             self.has_found.notify_all();
         }
-        is_news
+        learnt != Learnt::Nothing
+    }
+
+    /// What is found from now on may be of this snapshot, too, which is about to be published.
+    pub fn look_ahead(&self, snapshot: &Snapshot) {
+        self.discovered().look_ahead(snapshot);
+    }
+
+    /// What was found of a service in this place, if anything, and how looking there goes.
+    pub fn discovered_of(&self, service: &str, of: &Discovery) -> Option<SoFar> {
+        self.discovered().of(service, of)
     }
 
     /// How looking for a service's endpoints goes, where that is done.
@@ -366,11 +378,16 @@ impl Hub {
         self.discovered().stats(service)
     }
 
-    /// Waits until somebody has looked for the endpoints of every service, for so long at most; whether that is so.
-    pub fn await_discovery(&self, patience: Duration) -> bool {
-        let waited =
-            self.has_found.wait_timeout_while(self.discovered(), patience, |discovered| !discovered.is_complete());
-        waited.is_ok_and(|(_, timeout)| !timeout.timed_out())
+    /// Waits for the first answer of every service that is new, for so long at most; gives back those that have none. They are
+    /// not waited for again.
+    pub fn await_discovery(&self, patience: Duration) -> Vec<Arc<str>> {
+        let is_open = |discovered: &mut Discovered| discovered.awaited().next().is_some();
+        let waited = self.has_found.wait_timeout_while(self.discovered(), patience, is_open);
+        let (mut discovered, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut left: Vec<_> = discovered.awaited().cloned().collect();
+        discovered.give_up();
+        left.sort_unstable();
+        left
     }
 
     fn discovered(&self) -> MutexGuard<'_, Discovered> {

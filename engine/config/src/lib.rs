@@ -31,7 +31,7 @@ mod tree;
 mod units;
 
 pub use compile::{Source, compile, compile_with};
-pub use discovered::DiscoveryStats;
+pub use discovered::{DiscoveryStats, SoFar};
 pub use error::{ConfigError, ERRORS_MAX, Errors};
 pub use hub::Hub;
 pub use load::{FILE_BYTES_MAX, load};

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ringway_core::breaker::{Breaker, BreakerSettings};
 use ringway_core::bulkhead::Bulkhead;
+use ringway_core::grpc::Status;
 use ringway_core::retry_budget::{BudgetSettings, RetryBudget};
 
 use crate::hub::Published;
@@ -56,6 +57,8 @@ pub struct Retries {
     pub backoff_max: Duration,
     /// One try, to the answer's head.
     pub per_try: Option<Duration>,
+    /// Bytes of a body that are kept beyond the block that came with the head; 0: none.
+    pub body_bytes_max: usize,
     /// Further tries while the first one is still awaited.
     pub hedge: Option<Hedge>,
 }
@@ -81,6 +84,8 @@ pub enum RetryOn {
     /// No answer in time.
     Timeout,
     Status(u16),
+    /// The answer's head says so, and there is no message: it is safe as far as whoever has named it says.
+    Grpc(Status),
 }
 
 /// What a service's breakers and its budget remember. Outlives reloads, by the names of the service and its endpoints.

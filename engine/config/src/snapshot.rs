@@ -3,6 +3,7 @@
 mod mirror;
 mod service;
 mod split;
+mod subset;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -18,6 +19,7 @@ use ringway_core::filter::Policy;
 use ringway_core::limit::{self, ConcurrencySpec, Rule, Scope};
 use ringway_core::overload::{Criticality, OverloadSettings};
 use ringway_core::path::PathPolicy;
+use ringway_core::priorities::Priorities;
 use ringway_core::proxy_protocol::Versions;
 use ringway_core::router::Router;
 use ringway_core::template::{HeaderOps, Template};
@@ -25,11 +27,12 @@ use ringway_core::template::{HeaderOps, Template};
 pub use self::mirror::Mirror;
 pub(crate) use self::mirror::mirror_stats;
 pub use self::service::{
-    Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, Etcd, EtcdLogin, HashOn, Metadata,
-    Pool, Records, RegistryPlace, Service, ServiceHttp2, ServiceTimeouts, ServiceTls, Subset, Zones,
+    Balance, Discovery, DiscoverySource, Endpoint, EndpointAddress, EndpointTls, Etcd, EtcdLogin, EtcdServer, HashOn,
+    Metadata, Pool, Records, RegistryPlace, Service, ServiceHttp2, ServiceTimeouts, ServiceTls, Zones,
 };
 pub(crate) use self::split::split_stats;
 pub use self::split::{Split, Target};
+pub use self::subset::{Asked, ByHeader, SUBSET_VALUES_MAX, Subset};
 use crate::acme::Acme;
 use crate::resilience::Retries;
 
@@ -100,6 +103,8 @@ pub struct Overload {
     pub settings: OverloadSettings,
     /// Says how critical a request is, in lower case.
     pub header: Option<Arc<str>>,
+    /// What a verified claim says of that.
+    pub claim: Option<Priorities>,
 }
 
 #[derive(Debug, Clone)]
@@ -428,7 +433,7 @@ pub enum RouteRetries {
     OfService,
     /// None.
     Off,
-    Own(Retries),
+    Own(Box<Retries>),
 }
 
 /// Which protocols a connection may change to, if the service agrees (RFC 9110 section 7.8).

@@ -4,7 +4,7 @@ mod common;
 
 use common::compiled;
 use ringway_config::Snapshot;
-use ringway_config::snapshot::{Action, Zones};
+use ringway_config::snapshot::{Action, Asked, ByHeader, Zones};
 use ringway_config::sticky::{Secure, Sticky};
 
 /// The lines of `text` are the fourth and later ones.
@@ -126,17 +126,29 @@ fn subsets() {
     for (metadata, expected) in
         [("{ a: 1, b: 2 }", true), ("{ a: 1, b: 2, c: 3 }", true), ("{ a: 1 }", false), ("{ a: 1, b: 3 }", false)]
     {
-        assert_eq!(snapshot.subsets[0].has(&endpoint(metadata)), expected, "{metadata}");
+        assert_eq!(snapshot.subsets[0].has(&endpoint(metadata), Asked::Any), expected, "{metadata}");
     }
     for (route, expected) in [
         ("{ service: app, subset: { metadata: {} } }", "nothing is asked of the endpoints"),
-        ("{ service: app, subset: {} }", "the key `metadata` is missing"),
+        ("{ service: app, subset: {} }", "nothing is asked of the endpoints"),
+        ("{ service: app, subset: { by_header: { name: x-version } } }", "the key `metadata` is missing"),
+        ("{ service: app, subset: { by_header: { metadata: version } } }", "the key `name` is missing"),
+        ("{ service: app, subset: { by_header: { name: \"x version\", metadata: a } } }", "expected a header name"),
+        ("{ service: app, subset: { by_header: { name: x, metadata: a b } } }", "letters, digits and `-._/:`"),
+        (
+            "{ service: app, subset: { metadata: { a: 1 }, by_header: { name: x, metadata: a } } }",
+            "`a` is chosen by a header already",
+        ),
         ("{ service: app, subset: { metadata: { a: 1 }, fallback: all } }", "expected one of `none`, `any`"),
         ("{ respond: {}, subset: { metadata: { a: 1 } } }", "`subset` has no effect in a route without a `service`"),
     ] {
         let said = compiled(&with(&format!("routes: [{route}]\n"))).unwrap_err().to_string();
         assert!(said.contains(expected), "{route}: {said}");
     }
+    let by_header =
+        "routes: [{ service: app, subset: { by_header: { name: X-Version, metadata: version, default: v1 } } }]\n";
+    let expected = ByHeader { header: "x-version".into(), entry: "version".into(), default: Some("v1".into()) };
+    assert_eq!(good(&with(by_header)).subsets[0].by_header, Some(expected));
     let many = |subset: usize| {
         format!("- {{ match: {{ path: /p{subset} }}, service: app, subset: {{ metadata: {{ a: {subset} }} }} }}\n")
     };

@@ -3,7 +3,7 @@
 mod common;
 
 use common::compiled;
-use ringway_config::snapshot::DiscoverySource;
+use ringway_config::snapshot::{DiscoverySource, EtcdServer};
 
 const REDIS: &str = "redis: { url: \"redis://127.0.0.1:6379\" }\n";
 
@@ -32,8 +32,12 @@ fn etcd_is_taken_as_it_is_written() {
     let etcd =
         "etcd: { endpoints: [\"http://a:1\", \"https://b\"], prefix: /x/, user: u, password: \"${env:SECRET}\" }";
     let DiscoverySource::Etcd(etcd) = source("app", etcd, "") else { panic!("etcd") };
-    let servers: Vec<_> = etcd.servers.iter().map(|server| (server.host(), server.port(), server.is_https())).collect();
-    assert_eq!(servers, [("a", 1, false), ("b", 443, true)]);
+    let of_server = |server: &EtcdServer| {
+        let (url, tls) = (&server.url, &server.tls);
+        (url.host().to_owned(), url.port(), tls.as_ref().map(|tls| tls.name.to_str().into_owned()))
+    };
+    let servers: Vec<_> = etcd.servers.iter().map(of_server).collect();
+    assert_eq!(servers, [("a".into(), 1, None), ("b".into(), 443, Some("b".into()))]);
     let login = etcd.login.as_ref().unwrap();
     assert_eq!((&*etcd.prefix, &*login.user, &*login.password), ("/x/", "u", "hunter2"));
     assert!(!format!("{etcd:?}").contains("hunter2"));
@@ -55,7 +59,14 @@ fn what_is_wrong_is_said() {
         ("app", "etcd: { endpoints: \"http://a\", prefix: \"\" }", "", "a prefix has from 1 to 1024 bytes"),
         ("app", "etcd: { endpoints: \"http://a\", prefix: a, user: u }", "", "the key `password` is missing"),
         ("app", "etcd: { endpoints: \"http://a\", prefix: a, password: p }", "", "the key `user` is missing"),
-        ("app", "etcd: { endpoints: \"http://a\", prefix: a, ca: c }", "", "`ca` has no effect without TLS"),
+        ("app", "etcd: { endpoints: \"http://a\", prefix: a, tls: {} }", "", "`tls` has no effect without TLS"),
+        ("app", "etcd: { endpoints: \"https://a\", prefix: a, tls: { ca: none } }", "", "none"),
+        (
+            "app",
+            "etcd: { endpoints: \"https://a\", prefix: a, tls: { certificate: c } }",
+            "",
+            "the key `key` is missing: the private key of `certificate`",
+        ),
     ] {
         let errors = compiled(&with(name, discovery, more)).unwrap_err().to_string();
         assert!(errors.contains(said), "{discovery}: {errors}");

@@ -4,19 +4,7 @@ mod common;
 
 use common::{env, repository};
 use ringway_config::{Errors, Snapshot, Source, compile};
-
-/// A small generator of its own (SplitMix64), so that a seed means the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n.max(1) as u64) as usize
-    }
-}
+use ringway_core::random::Random;
 
 const TOKENS: [&str; 36] = [
     "{",
@@ -60,9 +48,9 @@ const TOKENS: [&str; 36] = [
 /// Changes `text` in one place.
 fn mutate(text: &mut String, random: &mut Random) {
     let lines: Vec<&str> = text.lines().collect();
-    match random.below(6) {
+    match random.index(6) {
         0 => {
-            let line = random.below(lines.len());
+            let line = random.index(lines.len());
             *text = lines
                 .iter()
                 .enumerate()
@@ -71,7 +59,7 @@ fn mutate(text: &mut String, random: &mut Random) {
                 .collect();
         }
         1 => {
-            let (from, to) = (random.below(lines.len()), random.below(lines.len()));
+            let (from, to) = (random.index(lines.len()), random.index(lines.len()));
             let mut lines: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
             if let Some(line) = lines.get(from).cloned() {
                 lines.insert(to, line);
@@ -79,14 +67,14 @@ fn mutate(text: &mut String, random: &mut Random) {
             *text = lines.join("\n");
         }
         2 => {
-            let at = boundary(text, random.below(text.len() + 1));
-            let end = boundary(text, at + random.below(20));
+            let at = boundary(text, random.index(text.len() + 1));
+            let end = boundary(text, at + random.index(20));
             text.replace_range(at..end.max(at), "");
         }
-        3 => text.truncate(boundary(text, random.below(text.len() + 1))),
+        3 => text.truncate(boundary(text, random.index(text.len() + 1))),
         _ => {
-            let at = boundary(text, random.below(text.len() + 1));
-            text.insert_str(at, TOKENS[random.below(TOKENS.len())]);
+            let at = boundary(text, random.index(text.len() + 1));
+            text.insert_str(at, TOKENS[random.index(TOKENS.len())]);
         }
     }
 }
@@ -122,7 +110,7 @@ fn mutations_of_the_reference_never_panic() {
     for seed in seeds {
         let mut random = Random(seed);
         let mut text = original.clone();
-        for _ in 0..=random.below(4) {
+        for _ in 0..=random.index(4) {
             mutate(&mut text, &mut random);
         }
         let result = std::panic::catch_unwind(|| compiled(&text).map(|_| ()).map_err(|errors| errors.to_string()));

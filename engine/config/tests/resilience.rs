@@ -9,9 +9,12 @@ use ringway_config::Snapshot;
 use ringway_config::resilience::{Fallback, Hedge, Retries, RetryOn, Scope};
 use ringway_config::snapshot::{Action, Overload, RouteRetries};
 use ringway_core::adaptive::AdaptiveSettings;
+use ringway_core::auth::ClaimPath;
 use ringway_core::breaker::{BreakerSettings, SlowCalls};
 use ringway_core::bulkhead::BulkheadSettings;
+use ringway_core::grpc::Status;
 use ringway_core::overload::{Criticality, OverloadSettings};
+use ringway_core::priorities::Priorities;
 use ringway_core::retry_budget::BudgetSettings;
 
 const SECOND: u64 = 1_000_000;
@@ -66,9 +69,28 @@ fn nothing_is_the_default_and_an_empty_section_is_of_use() {
         backoff_max: Duration::from_millis(250),
         per_try: None,
         hedge: None,
+        body_bytes_max: 0,
     };
     assert_eq!(service.retries.as_ref(), Some(&retries));
     assert_eq!(service.retry_budget, BudgetSettings { share: 20, min_per_second: 10 });
+}
+
+#[test]
+fn which_calls_of_grpc_have_failed_and_what_is_kept_of_bodies() {
+    let failures = |keys| {
+        let failures = good(keys, "").services[0].grpc_failures;
+        (0..Status::COUNT).filter(|code| failures.has(Status::parse(code.to_string().as_bytes()))).collect::<Vec<_>>()
+    };
+    assert_eq!(failures("retries: {}"), [2, 4, 13, 14, 15]);
+    assert_eq!(failures("grpc_failures: [cancelled, unauthenticated]"), [1, 16]);
+    assert_eq!(failures("grpc_failures: off"), [0; 0]);
+    let retries = good("retries: { on: [grpc_unavailable, grpc_resource_exhausted] }", "").services[0].retries.clone();
+    let on = [Status::UNAVAILABLE, Status::RESOURCE_EXHAUSTED].map(RetryOn::Grpc);
+    assert_eq!(retries.unwrap().on, on.into());
+    let retries = good("retries: { body: 64KiB }", "").services[0].retries.clone();
+    assert_eq!(retries.unwrap().body_bytes_max, 65_536);
+    let error = compiled(&file("grpc_failures: [unavailble]", "")).unwrap_err().to_string();
+    assert!(error.contains("did you mean `unavailable`?"), "{error}");
 }
 
 #[test]
@@ -187,7 +209,7 @@ fn bad_retries() {
     said(
         &file("retries: { attempts: 0, on: [404], budget: { share: 120% }, backoff: { max: 1h } }", ""),
         "f:6:26: expected a whole number from 1 to 10, found `0`
-f:6:34: expected one of `connect_failure`, `refused_stream`, `reset`, `timeout`, `429`, `500`, `502`, `503`, `504`, found `404`
+f:6:34: expected one of `connect_failure`, `refused_stream`, `reset`, `timeout`, `429`, `500`, `502`, `503`, `504`, `grpc_cancelled`, `grpc_deadline_exceeded`, `grpc_resource_exhausted`, `grpc_internal`, `grpc_unavailable`, found `404`
     hint: did you mean `504`?
 f:6:57: expected a share from 0% to 100%, found `120%`
 f:6:81: expected a duration from 0s to 10s, found `1h`",
@@ -269,12 +291,25 @@ fn overload() {
         "overload: {}\nroutes:\n  - { service: app, criticality: low }\n  - { match: { path: /a }, service: app }\n";
     let snapshot = good("", text);
     let settings = OverloadSettings { delay_us: Some(20_000), busy: None, interval_us: 200_000 };
-    assert_eq!(snapshot.overload, Some(Overload { settings, header: None }));
+    assert_eq!(snapshot.overload, Some(Overload { settings, header: None, claim: None }));
     let criticality: Vec<_> = snapshot.routes.iter().map(|route| route.criticality).collect();
     assert_eq!(criticality, [Criticality::Low, Criticality::Normal]);
     let snapshot = good("", "overload: { delay: off, busy: 90%, interval: 1s, header: X-Class }\n");
     let settings = OverloadSettings { delay_us: None, busy: Some(90), interval_us: SECOND };
-    assert_eq!(snapshot.overload, Some(Overload { settings, header: Some("x-class".into()) }));
+    assert_eq!(snapshot.overload, Some(Overload { settings, header: Some("x-class".into()), claim: None }));
+    let claim = "overload:\n  claim: { name: plan.tier, critical: gold, low: [free, trial] }\n";
+    let values = [("gold", Criticality::Critical), ("free", Criticality::Low), ("trial", Criticality::Low)];
+    let name = ClaimPath::parse("plan.tier").unwrap();
+    let expected = Priorities::new(name, values.map(|(value, criticality)| (value.into(), criticality)));
+    assert_eq!(good("", claim).overload.and_then(|overload| overload.claim), Some(expected));
+    for (claim, error) in [
+        ("{ name: tier }", "no value matters here"),
+        ("{ name: tier, critical: a, low: [b, a] }", "`a` stands here twice"),
+        ("{ critical: a }", "the key `name` is missing"),
+    ] {
+        let said = compiled(&file("", &format!("overload:\n  claim: {claim}\n"))).unwrap_err().to_string();
+        assert!(said.contains(error), "{said}");
+    }
     said(
         &file("", "overload: { delay: off }\n"),
         "f:7:11: nothing is overload here\n    hint: `overload: off`, or say one of `delay` and `busy`",

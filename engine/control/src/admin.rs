@@ -258,7 +258,7 @@ mod tests {
         Admin {
             hub: hub(snapshot()),
             redis: Default::default(),
-            registry: Registry::away(),
+            registry: Registry::default(),
             started: SystemTime::now(),
         }
     }
@@ -297,7 +297,7 @@ mod tests {
         let admin = Admin {
             hub: hub(snapshot),
             redis: Default::default(),
-            registry: Registry::away(),
+            registry: Registry::default(),
             started: SystemTime::now(),
         };
         admin.hub.workers.workers[0].driver.set(Driver::Epoll as u64);

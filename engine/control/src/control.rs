@@ -3,12 +3,12 @@
 use std::io;
 use std::net::TcpListener as StdTcpListener;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::SystemTime;
 
-use ringway_config::Hub;
 use ringway_config::hub::Phase;
+use ringway_config::{Hub, Snapshot};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -16,11 +16,10 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::acme;
 use crate::admin::{Admin, Places, accept_one};
-use crate::discovery::{Finders, Wake};
+use crate::discovery::{Finders, Tools, Wake};
 use crate::health;
 use crate::keys::{self, Done, Keeper};
-use crate::redis::Redis;
-use crate::redis::Requests;
+use crate::redis::{Redis, Registry, Requests};
 
 /// What an operator asks for. The thread that owns the workers acts on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +40,7 @@ pub struct Control {
     handle: tokio::runtime::Handle,
     hub: Arc<Hub>,
     redis: Redis,
+    registry: Registry,
     keeper: Mutex<Keeper>,
     acme: Mutex<acme::Keeper>,
     finders: Mutex<Finders>,
@@ -60,6 +60,7 @@ impl Control {
         let (events, receiver) = channel();
         let (sender, swaps) = unbounded_channel();
         let redis = Redis::start(hub.published().snapshot.redis.clone())?;
+        let registry = Registry::default();
         let requests = {
             let hub = hub.clone();
             Requests::new(hub.epoch, Arc::new(move |wake| hub.worker_bell.ring(wake.worker)))
@@ -71,7 +72,7 @@ impl Control {
         let admin = Arc::new(Admin {
             hub: hub.clone(),
             redis: redis.stats().clone(),
-            registry: redis.registry().clone(),
+            registry: registry.clone(),
             started: SystemTime::now(),
         });
         let of_thread = hub.clone();
@@ -83,7 +84,8 @@ impl Control {
         let acme = Mutex::new(acme::Keeper::new());
         let (keeper, finders, health) =
             (Mutex::default(), Mutex::default(), Arc::new(Mutex::new(health::Keeper::new())));
-        let control = Self { admin: sender, handle, hub, redis, keeper, acme, finders, health, requests, thread };
+        let control =
+            Self { admin: sender, handle, hub, redis, registry, keeper, acme, finders, health, requests, thread };
         control.follow();
         Ok((control, receiver))
     }
@@ -102,32 +104,46 @@ impl Control {
     pub fn follow(&self) {
         let published = self.hub.published();
         self.redis.set(published.snapshot.redis.clone());
+        self.registry.set(&published.snapshot.redis);
         if published.snapshot.redis.is_some() {
             self.redis.limit(published.limiters.clone(), self.requests.clone());
         }
-        let hub = Arc::clone(&self.hub);
-        let workers = hub.workers.workers.len() as u32;
-        let done: Done = Arc::new(move || (0..workers).for_each(|worker| hub.worker_bell.ring(worker)));
+        let done = self.done();
         self.redis.poll(keys::polls(&published, &done));
         let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        keeper.replace(&self.handle, keys::sources(&published), Box::new(move || done()));
+        self.finders().follow(&self.tools());
+        self.acme.lock().unwrap_or_else(PoisonError::into_inner).follow(&self.handle, &self.hub);
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).follow(&self.handle, &self.hub);
+    }
+
+    /// Begins to look for the endpoints of a snapshot that is about to be published.
+    pub fn look_ahead(&self, snapshot: &Snapshot) {
+        self.registry.set(self.hub.published().snapshot.redis.iter().chain(&snapshot.redis));
+        self.finders().look_ahead(snapshot, &self.tools());
+    }
+
+    fn finders(&self) -> MutexGuard<'_, Finders> {
+        self.finders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tools(&self) -> Tools<'_> {
         // Endpoints that were found are to be checked, too.
         let wake: Wake = Arc::new({
-            let (done, hub, handle, health) =
-                (done.clone(), self.hub.clone(), self.handle.clone(), self.health.clone());
+            let (done, hub, handle, health) = (self.done(), self.hub.clone(), self.handle.clone(), self.health.clone());
             move || {
                 done();
                 health.lock().unwrap_or_else(PoisonError::into_inner).follow(&handle, &hub);
             }
         });
-        keeper.replace(&self.handle, keys::sources(&published), Box::new(move || done()));
-        self.finders.lock().unwrap_or_else(PoisonError::into_inner).follow(
-            &self.handle,
-            &self.hub,
-            self.redis.registry(),
-            &wake,
-        );
-        self.acme.lock().unwrap_or_else(PoisonError::into_inner).follow(&self.handle, &self.hub);
-        self.health.lock().unwrap_or_else(PoisonError::into_inner).follow(&self.handle, &self.hub);
+        Tools { runtime: &self.handle, hub: &self.hub, registry: &self.registry, wake }
+    }
+
+    /// Wakes the workers.
+    fn done(&self) -> Done {
+        let hub = Arc::clone(&self.hub);
+        let workers = hub.workers.workers.len() as u32;
+        Arc::new(move || (0..workers).for_each(|worker| hub.worker_bell.ring(worker)))
     }
 
     /// Ends the threads. Signals have their default effect again only in a new process.

@@ -88,7 +88,7 @@ families! {
         "Requests that a route gave to one of the services of its split."
     MIRRORED_REQUESTS = Counter "gateway_mirrored_requests_total" "" ["route", "outcome"]
         "Requests that were to be copied for a route's mirror: answered, server_error (5xx), failed, aborted (the original's body \
-         did not come whole); not copied: body_too_large, upgrade, in_flight (too many at a time), breaker_open."
+         did not come whole); not copied: body_too_large, upgrade, in_flight (too many at a time), breaker_open, bulkhead_full."
     BACKEND_ERRORS = Counter "gateway_backend_errors_total" "" ["service", "kind"]
         "Failed tries at a service, by what happened."
     BACKEND_HANDSHAKES = Counter "gateway_backend_tls_handshakes_total" "" ["service", "result"]
@@ -154,6 +154,9 @@ families! {
         "1 while too few of a service's endpoints are usable, so that all are used."
     LOCAL_SHARE = Gauge "gateway_service_local_share" "" ["service"]
         "Share of a service's requests that go to endpoints of the gateway's own zone: 1 as long as those can carry them; of services with zones."
+    SERVICE_PRIORITY = Gauge "gateway_service_priority" "" ["service"]
+        "The last priority of a service's endpoints that gets requests: above the first one as long as too few of the earlier are usable; of \
+         services whose endpoints have several."
     ENDPOINT_WEIGHT = Gauge "gateway_endpoint_weight" "" ["service", "endpoint"]
         "An endpoint's weight now: less while it recovers, 0 where an operator has taken it out."
     ENDPOINT_LATENCY = Gauge "gateway_endpoint_latency_seconds" "seconds" ["service", "endpoint"]

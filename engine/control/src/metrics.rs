@@ -166,7 +166,7 @@ fn tls(out: &mut Exposition, published: &Published) {
     let now = process::unix_ms(SystemTime::now()) as f64 / 1000.0;
     let mut soonest = BTreeMap::new();
     let listeners = published.snapshot.listeners.iter().filter_map(|listener| listener.tls.as_ref());
-    let services = published.snapshot.services.iter().filter_map(|service| service.tls.as_ref());
+    let services = published.snapshot.services.iter().flat_map(|service| service.all_tls().map(|(_, tls)| tls));
     let own = services.filter_map(|tls| tls.certificate.clone());
     for pair in listeners.flat_map(|tls| tls.certificates.pairs()).chain(own) {
         let at = soonest.entry(pair.label().to_owned()).or_insert(pair.not_after);

@@ -146,7 +146,7 @@ async fn list(registry: &Registry, places: Vec<(String, RegistryPlace)>) -> Resu
 
 /// What is stored of an instance, with its name and its times.
 fn shown(entry: Entry) -> Option<Map<String, Value>> {
-    let mut shown = Map::from_iter([("name".to_owned(), entry.name.into())]);
+    let mut shown = Map::from_iter([("name".to_owned(), entry.name.into()), ("priority".to_owned(), 0.into())]);
     let stored: Map<String, Value> = serde_json::from_str(&entry.body).ok()?;
     shown.extend(stored.into_iter().filter(|(key, _)| key != "ttl"));
     shown.insert("ttlMs".into(), (entry.ttl.as_millis() as u64).into());

@@ -6,8 +6,9 @@
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ringway_config::snapshot::{AccessLog, Admin, AuditLog, Listener, Runtime};
 use ringway_config::{Hub, Snapshot};
@@ -16,6 +17,9 @@ use crate::admin;
 use crate::control::Control;
 use crate::log_writer::{Log, LogWriter, Sink, Target};
 use crate::process::unix_ms;
+
+/// How long a reload waits for the first answer of services whose endpoints have to be looked for.
+const DISCOVERY_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Listening sockets of one address, one for each worker.
 pub type Sockets = (SocketAddr, Vec<TcpListener>);
@@ -94,10 +98,20 @@ impl Running<'_> {
         if let Some(sink) = audit_sink {
             self.audit.redirect(sink);
         }
+        // A service that is new is to have endpoints when its first request comes.
+        self.control.look_ahead(&snapshot);
+        report_unfound(&self.hub.await_discovery(DISCOVERY_TIME_MAX));
         let generation = self.hub.publish(snapshot);
         self.data.reload(added);
         self.control.follow();
         Ok(format!("generation {generation}, {summary}"))
+    }
+}
+
+/// Names the services that are put to work without endpoints.
+pub fn report_unfound(services: &[Arc<str>]) {
+    for service in services {
+        tracing::warn!("service `{service}`: no endpoints were found in time: going on without them");
     }
 }
 
@@ -195,8 +209,6 @@ fn difference(old: &Runtime, new: &Runtime) -> String {
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
-    use std::sync::Arc;
-    use std::time::Duration;
 
     use super::*;
     use crate::testing::{hub, listener, snapshot};

@@ -1,5 +1,7 @@
 //! What operators see of services: their breakers and their endpoints, how those are and why.
 
+mod subsets;
+
 use std::collections::BTreeMap;
 
 use ringway_config::Hub;
@@ -11,12 +13,20 @@ use ringway_core::health::{EndpointHealth, Reason};
 use ringway_core::stats::EndpointStats;
 use serde::Serialize;
 
+use self::subsets::SubsetState;
+
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Service {
     name: String,
     /// Too few endpoints are usable: all are used.
     panic: bool,
+    /// The last priority that gets requests, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    priority: Option<u8>,
+    /// The gateway's own, where it is preferred.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone: Option<String>,
     /// Percent of the requests that the own zone gets, where that is preferred.
     #[serde(skip_serializing_if = "Option::is_none")]
     local_share: Option<f64>,
@@ -25,6 +35,8 @@ pub(crate) struct Service {
     #[serde(skip_serializing_if = "Option::is_none")]
     bulkhead: Option<BulkheadState>,
     endpoints: Vec<Endpoint>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    subsets: Vec<SubsetState>,
 }
 
 #[derive(Debug, Serialize)]
@@ -100,12 +112,14 @@ fn of_service(published: &Published, index: usize, service: &snapshot::Service, 
     let (known, health) = (published.resilience.get(index)?, published.health.get(index)?);
     let settings = service.circuit_breaker.as_ref().map(|breaker| &breaker.settings);
     let seen = |breaker: &Breaker| settings.map(|settings| of_breaker(breaker, settings, now_us));
-    let (_, chosen) = health.choose(service);
+    let (candidates, chosen) = health.choose(service);
     let endpoints = health.targets.iter().zip(&health.endpoints).zip(published.endpoints.get(index)?).enumerate();
     Some(Service {
         name: service.name.to_string(),
         panic: chosen.is_panic,
-        local_share: service.zones.as_ref().map(|_| chosen.local_share() * 100.0),
+        priority: health.priority_in_use(&chosen),
+        zone: service.zones.as_ref().map(|zones| zones.own.to_string()),
+        local_share: service.zones.as_ref().map(|_| chosen.local_share(&candidates) * 100.0),
         circuit_breaker: known.breaker.as_deref().and_then(seen),
         bulkhead: service.bulkhead.as_ref().map(|settings| of_bulkhead(&known.bulkhead, settings)),
         endpoints: endpoints
@@ -115,6 +129,7 @@ fn of_service(published: &Published, index: usize, service: &snapshot::Service, 
                 ..of_endpoint(endpoint, health, stats, now_us)
             })
             .collect(),
+        subsets: subsets::of_service(published, index, service, health),
     })
 }
 

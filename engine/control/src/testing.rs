@@ -46,6 +46,7 @@ pub(crate) fn snapshot() -> Snapshot {
         bulkhead: None,
         retries: None,
         retry_budget: ringway_config::resilience::Resilience::BUDGET,
+        grpc_failures: Default::default(),
         tls: None,
     };
     Snapshot {

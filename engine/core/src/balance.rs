@@ -259,21 +259,10 @@ fn reduce(weights: &[u32]) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::Random;
     use proptest::prelude::*;
 
     const KINDS: [Kind; 4] = [Kind::RoundRobin, Kind::LeastLoaded, Kind::PeakEwma, Kind::Random];
-
-    /// SplitMix64: every test has its seed.
-    struct Random(u64);
-
-    impl Random {
-        fn next(&mut self) -> u64 {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-            z ^ z >> 31
-        }
-    }
 
     fn near(count: u64, expected: f64, tolerance: f64) -> bool {
         (count as f64 - expected).abs() <= tolerance * expected

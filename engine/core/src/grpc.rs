@@ -24,12 +24,19 @@ impl Status {
     pub const OK: Self = Self(0);
     pub const CANCELLED: Self = Self(1);
     pub const UNKNOWN: Self = Self(2);
+    pub const INVALID_ARGUMENT: Self = Self(3);
     pub const DEADLINE_EXCEEDED: Self = Self(4);
+    pub const NOT_FOUND: Self = Self(5);
+    pub const ALREADY_EXISTS: Self = Self(6);
     pub const PERMISSION_DENIED: Self = Self(7);
     pub const RESOURCE_EXHAUSTED: Self = Self(8);
+    pub const FAILED_PRECONDITION: Self = Self(9);
+    pub const ABORTED: Self = Self(10);
+    pub const OUT_OF_RANGE: Self = Self(11);
     pub const UNIMPLEMENTED: Self = Self(12);
     pub const INTERNAL: Self = Self(13);
     pub const UNAVAILABLE: Self = Self(14);
+    pub const DATA_LOSS: Self = Self(15);
     pub const UNAUTHENTICATED: Self = Self(16);
 
     /// The codes that are defined, 0 to 16; any other counts as [`Status::UNKNOWN`].
@@ -73,6 +80,22 @@ impl Status {
             Failure::Internal => Self::INTERNAL,
             failure => Self::of_http(failure.status()),
         }
+    }
+}
+
+/// Some of the codes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Statuses(u32);
+
+impl Statuses {
+    /// These and no others.
+    pub fn of(statuses: impl IntoIterator<Item = Status>) -> Self {
+        Self(statuses.into_iter().fold(0, |bits, status| bits | 1 << status.0))
+    }
+
+    #[inline]
+    pub const fn has(self, status: Status) -> bool {
+        self.0 & 1 << status.0 != 0
     }
 }
 
@@ -195,6 +218,14 @@ mod tests {
         let mut out = Vec::new();
         write_message("100 % of ~é\n", &mut out);
         assert_eq!(String::from_utf8(out).unwrap(), "100 %25 of ~%C3%A9%0A");
+    }
+
+    #[test]
+    fn some_of_the_statuses() {
+        let some = Statuses::of([Status::UNAVAILABLE, Status::UNAUTHENTICATED, Status::OK]);
+        let codes: Vec<u8> = (0..Status::COUNT as u8).filter(|code| some.has(Status(*code))).collect();
+        assert_eq!(codes, [0, 14, 16]);
+        assert!(!Statuses::default().has(Status::OK));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! can carry the load.
 
 use crate::balance::Balancer;
-use crate::maglev::mix;
+use crate::random::mix;
 
 /// The lowest priority that an endpoint may have; the first one is 0.
 pub const PRIORITY_MAX: u8 = 127;
@@ -37,9 +37,15 @@ pub struct Chosen {
 }
 
 impl Chosen {
-    /// The members' part of the requests, 0 to 1.
-    pub fn local_share(&self) -> f64 {
-        f64::from(self.share) / f64::from(ALL)
+    /// The part of the requests that goes to the own zone, 0 to 1; `candidates`: those who were chosen from.
+    pub fn local_share(&self, candidates: &[Candidate]) -> f64 {
+        if !self.others.is_empty() {
+            return f64::from(self.share) / f64::from(ALL);
+        }
+        let members = || self.members.iter().filter_map(|index| candidates.get(*index));
+        let weight = |one: &Candidate| f64::from(one.weight);
+        let all: f64 = members().map(weight).sum();
+        if all > 0.0 { members().filter(|one| one.is_local).map(weight).sum::<f64>() / all } else { 0.0 }
     }
 }
 

@@ -8,7 +8,7 @@
 //! Each core has one of its own, since each has a queue of its own. It sees nothing but what it is told, a few times a second.
 
 /// How much a request matters, from the least.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(usize)]
 pub enum Criticality {
     Low,

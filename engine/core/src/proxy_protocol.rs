@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::crc32c::crc32c;
+use crc32c::{crc32c, crc32c_append};
 
 /// The longest header of version 1 (section 2.1).
 pub const V1_BYTES_MAX: usize = 107;
@@ -146,7 +146,7 @@ fn check_fields(header: &[u8], mut at: usize) -> Result<(), ProxyError> {
         let said = u32::from_be_bytes(value.try_into().map_err(|_| ProxyError::Malformed)?);
         let (before, behind) = header.split_at_checked(at).ok_or(ProxyError::Malformed)?;
         let before = before.strip_suffix(value).unwrap_or(before);
-        if crc32c(&[before, &[0; 4], behind]) != said {
+        if crc32c_append(crc32c_append(crc32c(before), &[0; 4]), behind) != said {
             return Err(ProxyError::Checksum);
         }
     }
@@ -384,7 +384,7 @@ mod tests {
             let fields = [&[CRC32C, 0, 4, 0, 0, 0, 0, 4], &length[..], &behind].concat();
             let mut header = v2(0x21, 0x11, &[&addresses[..], &fields].concat());
             let place = V2_HEAD_BYTES + V4_BYTES + 3;
-            let crc = crc32c(&[&header]);
+            let crc = crc32c(&header);
             header[place..place + 4].copy_from_slice(&crc.to_be_bytes());
             let whole = parse(&header, BOTH);
             let is_read = matches!(whole, Ok(Some((_, Origin::Client { .. }))));

@@ -2,7 +2,8 @@
 //! same side on all cores and all gateways, and a weight that is raised moves keys to its side only (weighted rendezvous
 //! hashing).
 
-use crate::maglev::{hash, mix};
+use crate::maglev::hash;
+use crate::random::mix;
 
 /// The sides, by their place in the list.
 #[derive(Debug)]

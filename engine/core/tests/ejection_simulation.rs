@@ -6,25 +6,10 @@ use std::sync::{Arc, Barrier};
 
 use ringway_core::ejection::{EjectionSettings, Failed};
 use ringway_core::health::{EndpointHealth, Fleet, Reason};
+use ringway_core::random::Random;
 
 const SECOND: u64 = 1_000_000;
 const SEEDS: u64 = 5_000;
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-}
 
 fn settings(random: &mut Random) -> EjectionSettings {
     EjectionSettings {

@@ -3,30 +3,14 @@
 use std::collections::VecDeque;
 
 use ringway_core::overload::{Criticality, Load, OverloadSettings, Shedder};
+use ringway_core::random::Random;
 
 const SEEDS: u64 = 200;
 const SECOND: f64 = 1e6;
 const TICK: f64 = 50_000.0;
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    /// Between 0 and 1.
-    fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ z >> 31) >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn within(&mut self, low: f64, high: f64) -> f64 {
-        low + self.next() * (high - low)
-    }
-
-    fn about(&mut self, mean: f64) -> f64 {
-        -(1.0 - self.next()).ln() * mean
-    }
+fn within(random: &mut Random, low: f64, high: f64) -> f64 {
+    low + random.unit() * (high - low)
 }
 
 /// Times in microseconds.
@@ -62,7 +46,7 @@ impl Seen {
 
 impl Core {
     fn class(&mut self) -> Criticality {
-        let mut at = self.random.next() * self.mix.iter().sum::<f64>();
+        let mut at = self.random.unit() * self.mix.iter().sum::<f64>();
         for (class, size) in Criticality::ALL.into_iter().zip(self.mix) {
             at -= size;
             if at < 0.0 {
@@ -79,7 +63,7 @@ impl Core {
             while self.next <= self.now {
                 let class = self.class();
                 self.queue.push_back((self.next, class));
-                self.next += self.random.about(self.takes / load);
+                self.next += self.random.exponential(self.takes / load);
             }
             if self.now >= self.tick {
                 let waited = self.queue.front().map_or(0.0, |(came, _)| self.now - came);
@@ -93,7 +77,7 @@ impl Core {
                 continue;
             };
             let is_shed = self.shedder.sheds(class).is_some();
-            let takes = if is_shed { self.takes * self.refusal } else { self.random.about(self.takes) };
+            let takes = if is_shed { self.takes * self.refusal } else { self.random.exponential(self.takes) };
             let [all, shed] = &mut seen.classes[class as usize];
             (*all, *shed) = (*all + 1.0, *shed + f64::from(u8::from(is_shed)));
             seen.served += f64::from(u8::from(!is_shed));
@@ -108,7 +92,7 @@ impl Core {
 fn core(seed: u64, refusal: f64) -> Core {
     let mut random = Random(seed);
     let delay_us = [10_000, 20_000, 50_000][seed as usize % 3];
-    let mix = [random.within(0.2, 1.0), random.within(0.2, 1.0), random.within(0.05, 0.3)];
+    let mix = [within(&mut random, 0.2, 1.0), within(&mut random, 0.2, 1.0), within(&mut random, 0.05, 0.3)];
     Core {
         settings: OverloadSettings { delay_us: Some(delay_us), busy: None, interval_us: 200_000 },
         shedder: Shedder::default(),
@@ -117,7 +101,7 @@ fn core(seed: u64, refusal: f64) -> Core {
         next: 0.0,
         tick: TICK,
         worked: 0.0,
-        takes: random.within(300.0, 2_000.0),
+        takes: within(&mut random, 300.0, 2_000.0),
         refusal,
         mix,
         random,
@@ -156,8 +140,8 @@ fn under_twice_the_load_the_core_does_what_it_can_for_those_who_matter() {
 #[test]
 fn what_refusals_cost_is_all_that_is_lost() {
     for seed in 0..SEEDS {
-        let refusal = Random(!seed).within(0.05, 0.3);
-        let load = Random(seed << 32).within(1.5, 3.0).min(0.8 / refusal);
+        let refusal = within(&mut Random(!seed), 0.05, 0.3);
+        let load = within(&mut Random(seed << 32), 1.5, 3.0).min(0.8 / refusal);
         let mut core = core(seed, refusal);
         core.run(3.0 * SECOND, load);
         let seen = core.run(15.0 * SECOND, load);

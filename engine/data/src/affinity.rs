@@ -10,6 +10,7 @@ use ringway_core::sticky::Session;
 
 use crate::request::Exchange;
 use crate::sticky::session_of;
+use crate::subset::Part;
 use crate::view::ServiceView;
 
 /// Where a request wants to go.
@@ -18,8 +19,8 @@ pub(crate) struct Wish {
     /// What the balance goes by; 0 where it goes by nothing, or the request does not have it.
     pub(crate) key: u32,
     pub(crate) session: Session,
-    /// Index of the subset that it is for; `None`: any endpoint of the service.
-    pub(crate) subset: Option<u32>,
+    /// Which of the endpoints; `None`: any of the service.
+    pub(crate) subset: Option<Part>,
 }
 
 impl Wish {
@@ -31,6 +32,7 @@ impl Wish {
         subset: Option<u32>,
     ) -> Self {
         let key = affinity(&view.service.balance, exchange, request);
+        let subset = subset.map(|subset| view.part_of(subset, request));
         Self { key, session: session_of(view, request), subset }
     }
 }

@@ -10,7 +10,6 @@ use ringway_core::http::{
 use ringway_core::limit::HeaderStyle;
 
 use crate::buffer::Buffer;
-use crate::bulkhead;
 use crate::clock::us;
 use crate::deadline::Slot;
 use crate::forward::Attempt;
@@ -76,8 +75,7 @@ pub(crate) async fn relay(
         let head = buffer.data().get(..length).unwrap_or_default();
         let shape = write_answer_head(attempt, exchange, head, out)?;
         if !shape.interim {
-            attempt.passage.answered(exchange.status, head, attempt.took_us());
-            bulkhead::answered(&attempt.outbound, attempt.passage.service, exchange.status, attempt.took_us());
+            attempt.begun(exchange, head);
         }
         buffer.consume(length);
         if !shape.interim {
@@ -120,10 +118,11 @@ pub(crate) async fn relay(
             return Ok(Relayed::BrokenOff);
         };
         let has_rest = decoded.consumed < buffer.len();
-        if decoded.done
-            && let Some(call) = &mut exchange.call
-        {
-            call.learn_trailers(body.trailers());
+        if let Some(call) = &mut exchange.call {
+            if decoded.done {
+                call.learn_trailers(body.trailers());
+            }
+            attempt.follow(!decoded.data.is_empty(), decoded.done.then_some(call.status));
         }
         buffer.narrow(decoded.data);
         if let Some(stream) = conn.client.stream() {
@@ -176,6 +175,9 @@ pub(crate) async fn relay(
                         && attempt.outbound.late(Failure::AnswerIncomplete).is_none() =>
                 {
                     exchange.give_back(conn);
+                    if let Some(call) = exchange.call {
+                        attempt.follow(false, Some(call.status));
+                    }
                     let end: &[u8] = if shape.delivery == Delivery::Chunked { b"0\r\n\r\n" } else { b"" };
                     if let Some(stream) = conn.client.stream() {
                         let ended = stream.send_bytes(b"", true).is_ok();

@@ -19,6 +19,9 @@ use crate::connection::Connection;
 use crate::subrequest::{Keep, Limits, Reply, call};
 use crate::worker::Worker;
 
+/// Why nothing could be asked: the service has as many requests in flight as it may.
+const FULL: &str = "bulkhead_full";
+
 /// What one core knows of an auth service. Outlives a reload that leaves its settings alone.
 pub(crate) struct AuthState {
     answers: RefCell<Answers>,
@@ -132,9 +135,16 @@ impl AuthState {
         }
         let landing = Landing::take_off(self, &question.key);
         let may_repeat = AuthService::may_repeat(&question.request, &settings.mode);
-        let limits = Limits { until, body: Keep::UpTo(settings.body_bytes_max), may_repeat };
+        let limits = Limits { until, body: Keep::UpTo(settings.body_bytes_max), may_repeat, may_wait: true };
         let verdict = match call(conn, settings.service, &question.request, limits).await {
             Err(Failure::ClientGone) => return Err(Failure::ClientGone),
+            // No failure of the service: its breaker does not hear of it.
+            Err(Failure::BulkheadFull(_)) => {
+                let verdict = Verdict::Down(FULL);
+                self.breaker.borrow_mut().abandoned();
+                *landing.flight.verdict.borrow_mut() = Some(verdict.clone());
+                return Ok(verdict);
+            }
             Err(failure) => Verdict::Down(failure.backend_error().map_or("internal", |error| error.label())),
             Ok(reply) => judge(settings, &reply, now(&conn.worker)),
         };

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use ringway_config::resilience::{CircuitBreaker, Fallback, Resilience};
 use ringway_config::snapshot::Respond;
-use ringway_core::breaker::{Breaker, Outcome, State, Ticket, Transition, retry_after_secs};
+use ringway_core::breaker::{Outcome, State, Ticket, Transition, retry_after_secs};
 use ringway_core::failure::Failure;
 use ringway_core::http::RequestHead;
 
@@ -25,6 +25,17 @@ pub(crate) struct Passage<'a> {
     of_service: Option<Ticket>,
     of_endpoint: Option<Ticket>,
     told: Cell<Told>,
+    /// Whether the service's breaker hears at once of a failure.
+    telling: Cell<Telling>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Telling {
+    AtOnce,
+    /// What becomes of the request elsewhere decides.
+    Later,
+    /// It has failed, and that is not told yet.
+    Withheld,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +89,10 @@ pub(crate) fn find_way<'a>(
     request: &RequestHead<'_, '_>,
 ) -> Result<Way<'a>, Failure> {
     let left_us = match Passage::open(conn, service, wish_of(conn, exchange, service, request, subset), 0) {
-        Ok(passage) => return Ok(Way::Open(passage)),
+        Ok(passage) => {
+            exchange.cut = Cut::No;
+            return Ok(Way::Open(passage));
+        }
         Err(Shut::NoEndpoint) => return Err(Failure::NoEndpoint),
         Err(Shut::Open(left_us)) => left_us,
     };
@@ -104,8 +118,10 @@ fn fall_back<'a>(
     request: &RequestHead<'_, '_>,
     mut left_us: u64,
 ) -> Result<Way<'a>, Failure> {
+    // Prepared again after a wait for the other service: it was counted.
+    let is_new = exchange.cut == Cut::No;
     exchange.cut = Cut::Fallback;
-    let mut fallback = fallback_of(conn, service);
+    let mut fallback = fallback_of(conn, service, is_new);
     if let Some(Fallback::Service(other)) = fallback {
         match Passage::open(conn, *other, wish_of(conn, exchange, *other, request, None), 0) {
             Ok(passage) => {
@@ -115,7 +131,7 @@ fn fall_back<'a>(
             Err(Shut::NoEndpoint) => fallback = None,
             Err(Shut::Open(left)) => {
                 left_us = left_us.min(left);
-                fallback = fallback_of(conn, *other);
+                fallback = fallback_of(conn, *other, true);
             }
         }
     }
@@ -129,9 +145,9 @@ fn fall_back<'a>(
     }
 }
 
-/// Counts the refusal, too.
-fn fallback_of(conn: &Connection, service: usize) -> Option<&Fallback> {
-    if let Some(cell) = conn.view.service_cell(service, conn.worker.id) {
+/// Counts the refusal, too, where that is new.
+fn fallback_of(conn: &Connection, service: usize, is_new: bool) -> Option<&Fallback> {
+    if is_new && let Some(cell) = conn.view.service_cell(service, conn.worker.id) {
         cell.breaker_rejected.add(1);
     }
     conn.view.services.get(service)?.service.circuit_breaker.as_ref()?.fallback.as_ref()
@@ -150,6 +166,7 @@ impl<'a> Passage<'a> {
             of_service: None,
             of_endpoint: None,
             told: Cell::new(Told::Nothing),
+            telling: Cell::new(Telling::AtOnce),
         };
         let Some(settings) = &view.service.circuit_breaker else {
             passage.endpoint = view.pick_where(&conn.worker, wish, tried, |_| true).ok_or(Shut::NoEndpoint)?;
@@ -232,27 +249,56 @@ impl<'a> Passage<'a> {
         }
     }
 
+    /// The request may go to another endpoint: a failure here says something of the service only if it fails there as well.
+    pub(crate) fn withhold(&self) {
+        if self.told.get() == Told::Nothing {
+            self.telling.set(Telling::Later);
+        }
+    }
+
+    /// The service's breaker has not heard of the failure.
+    pub(crate) fn is_withheld(&self) -> bool {
+        self.telling.get() == Telling::Withheld
+    }
+
+    pub(crate) fn is_bad(&self) -> bool {
+        self.told.get() == Told::Bad
+    }
+
+    /// It hears of it now: the request did not go well elsewhere.
+    pub(crate) fn own_up(&self) {
+        if self.telling.replace(Telling::AtOnce) == Telling::Withheld {
+            self.tell_service(Outcome::Bad);
+        }
+    }
+
+    fn tell_service(&self, outcome: Outcome) {
+        let (Some(settings), Some(ticket)) = (self.settings(), self.of_service) else { return };
+        let Some(breaker) = self.known().and_then(|known| known.breaker.as_ref()) else { return };
+        let worker = &self.conn.worker;
+        // One endpoint may break many requests at once. From the moment when it is left out for that, it says nothing of
+        // the others.
+        let is_good = matches!(outcome, Outcome::Good | Outcome::Slow);
+        let view = self.conn.view.services.get(self.service);
+        if !is_good && view.is_some_and(|view| view.has_left_out(self.endpoint)) {
+            return breaker.give_back(ticket);
+        }
+        let now = worker.clock.lately();
+        self.report(breaker.settle(worker.id, &settings.settings, ticket, outcome, now, worker.random()), None);
+    }
+
     fn tell(&self, outcome: Outcome) {
         let is_good = matches!(outcome, Outcome::Good | Outcome::Slow);
         self.told.set(if is_good { Told::Good } else { Told::Bad });
-        let (Some(settings), Some(known)) = (self.settings(), self.known()) else { return };
-        let worker = &self.conn.worker;
-        let settle = |breaker: &Breaker, ticket| {
-            let now = worker.clock.lately();
-            breaker.settle(worker.id, &settings.settings, ticket, outcome, now, worker.random())
-        };
-        if let (Some(breaker), Some(ticket)) = (&known.breaker, self.of_service) {
-            // One endpoint may break many requests at once. From the moment when it is left out for that, it says nothing of
-            // the others.
-            let view = self.conn.view.services.get(self.service);
-            if !is_good && view.is_some_and(|view| view.has_left_out(self.endpoint)) {
-                breaker.give_back(ticket);
-            } else {
-                self.report(settle(breaker, ticket), None);
-            }
+        match self.telling.get() {
+            Telling::Later if outcome == Outcome::Bad => self.telling.set(Telling::Withheld),
+            _ => self.tell_service(outcome),
         }
+        let (Some(settings), Some(known)) = (self.settings(), self.known()) else { return };
         if let (Some(breaker), Some(ticket)) = (known.endpoint_breakers.get(self.endpoint), self.of_endpoint) {
-            self.report(settle(breaker, ticket), Some(self.endpoint));
+            let (worker, now) = (&self.conn.worker, self.conn.worker.clock.lately());
+            let settled = breaker.settle(worker.id, &settings.settings, ticket, outcome, now, worker.random());
+            self.report(settled, Some(self.endpoint));
         }
     }
 
@@ -284,12 +330,16 @@ impl<'a> Passage<'a> {
 
 impl Drop for Passage<'_> {
     fn drop(&mut self) {
-        if self.told.get() != Told::Nothing || (self.of_service.is_none() && self.of_endpoint.is_none()) {
+        let is_told = self.told.get() != Told::Nothing;
+        if (is_told && !self.is_withheld()) || (self.of_service.is_none() && self.of_endpoint.is_none()) {
             return;
         }
         let Some(known) = self.known() else { return };
         if let (Some(breaker), Some(ticket)) = (&known.breaker, self.of_service) {
             breaker.give_back(ticket);
+        }
+        if is_told {
+            return;
         }
         if let (Some(breaker), Some(ticket)) = (known.endpoint_breakers.get(self.endpoint), self.of_endpoint) {
             breaker.give_back(ticket);

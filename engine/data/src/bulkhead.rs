@@ -3,10 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use ringway_core::breaker::retry_after_secs;
-use ringway_core::bulkhead::{BulkheadSettings, Full};
+use ringway_core::bulkhead::{Bulkhead, BulkheadSettings, Full, Place};
 use ringway_core::failure::Failure;
 
 use crate::connection::Connection;
@@ -111,46 +112,119 @@ fn enter(
 /// # Errors
 /// There is none in time, or too many wait.
 pub(crate) async fn wait(conn: &Connection, exchange: &mut Exchange, service: usize) -> Result<(), Failure> {
-    let view = conn.view.services.get(service).ok_or(Failure::Internal)?;
-    let settings = view.service.bulkhead.as_ref().ok_or(Failure::Internal)?;
-    let bulkhead = &conn.view.published.resilience.get(service).ok_or(Failure::Internal)?.bulkhead;
-    let Some(_pending) = bulkhead.queue(settings) else {
-        return Err(refuse(conn, exchange, service, Full::Pending));
-    };
-    let until = conn.worker.clock.now() + settings.wait_us;
+    match queue(conn, service, u64::MAX).await? {
+        Ok(place) => {
+            exchange.place = Some(place);
+            Ok(())
+        }
+        Err(full) => Err(refuse(conn, exchange, service, full)),
+    }
+}
+
+/// Until there is a place, for as long as the bulkhead has one wait, and not beyond `until`.
+async fn queue(conn: &Connection, service: usize, until: u64) -> Result<Result<Place, Full>, Failure> {
+    let (settings, bulkhead) = of_service(conn, service).ok_or(Failure::Internal)?;
+    let line = &conn.view.services.get(service).ok_or(Failure::Internal)?.line;
+    let Some(_pending) = bulkhead.queue(settings) else { return Ok(Err(Full::Pending)) };
+    let until = until.min(conn.worker.clock.now() + settings.wait_us);
     // Looks at the time each millisecond.
     let _held = conn.worker.hold();
-    let standing = view.line.join();
+    let standing = line.join();
     standing.first().await;
     loop {
         if let Ok(place) = bulkhead.enter(settings) {
-            exchange.place = Some(place);
-            return Ok(());
+            return Ok(Ok(place));
         }
         if conn.worker.clock.now() >= until {
-            return Err(refuse(conn, exchange, service, Full::Timeout));
+            return Ok(Err(Full::Timeout));
         }
         conn.worker.news.wait().await;
     }
 }
 
+/// What a service allows, where it has a limit, and what it has.
+fn of_service(conn: &Connection, service: usize) -> Option<(&BulkheadSettings, &Arc<Bulkhead>)> {
+    let settings = conn.view.services.get(service)?.service.bulkhead.as_ref()?;
+    Some((settings, &conn.view.published.resilience.get(service)?.bulkhead))
+}
+
 #[cold]
 fn refuse(conn: &Connection, exchange: &mut Exchange, service: usize, full: Full) -> Failure {
     exchange.shed = Some(full.label());
+    count(conn, service, full)
+}
+
+fn count(conn: &Connection, service: usize, full: Full) -> Failure {
     if let Some(cell) = conn.view.service_cell(service, conn.worker.id) {
         cell.record_full(full);
     }
     Failure::BulkheadFull(retry_after_secs(0, conn.worker.random()))
 }
 
+/// The place of something that the gateway asks a service by itself. Dropped: given back, and those who wait for it told.
+pub(crate) struct OwnPlace<'a> {
+    conn: &'a Connection,
+    service: usize,
+    place: Option<Place>,
+}
+
+/// A place for what the gateway asks by itself, where the service has only so many. `until`: how long that may be waited for, on
+/// the core's clock; `None`: not at all.
+///
+/// # Errors
+/// There is none in time, or too many wait.
+pub(crate) async fn own_place(conn: &Connection, service: usize, until: Option<u64>) -> Result<OwnPlace<'_>, Failure> {
+    let Some((settings, bulkhead)) = of_service(conn, service) else {
+        return Ok(OwnPlace { conn, service, place: None });
+    };
+    let entered = match bulkhead.has_pending() {
+        true if settings.pending > 0 => Err(Full::Pending),
+        _ => bulkhead.enter(settings),
+    };
+    let entered = match (entered, until) {
+        (Err(_), Some(until)) if settings.pending > 0 => Box::pin(queue(conn, service, until)).await?,
+        (entered, _) => entered,
+    };
+    match entered {
+        Ok(place) => Ok(OwnPlace { conn, service, place: Some(place) }),
+        Err(full) => Err(count(conn, service, full)),
+    }
+}
+
+impl OwnPlace<'_> {
+    /// The answer has begun, or was waited for in vain.
+    pub(crate) fn answered(&self, status: u16, took_us: u64) {
+        if let Some((settings, bulkhead)) = of_service(self.conn, self.service)
+            && let Some(adaptive) = &settings.adaptive
+            && status < 500
+        {
+            bulkhead.adaptive.sample(adaptive, took_us, self.conn.worker.clock.lately());
+        }
+    }
+}
+
+impl Drop for OwnPlace<'_> {
+    fn drop(&mut self) {
+        if self.place.take().is_some() {
+            ring(self.conn, self.service);
+        }
+    }
+}
+
+/// A place has come back.
+fn ring(conn: &Connection, service: usize) {
+    if conn.view.services.get(service).is_some_and(|view| !view.line.waiting.borrow().is_empty()) {
+        conn.worker.news.ring();
+    }
+}
+
 /// Gives a request's place back, and tells who waits for it.
 #[inline]
 pub(crate) fn give_back(conn: &Connection, exchange: &mut Exchange) {
-    if exchange.place.take().is_some() {
-        let view = exchange.service.and_then(|service| conn.view.services.get(service));
-        if view.is_some_and(|view| !view.line.waiting.borrow().is_empty()) {
-            conn.worker.news.ring();
-        }
+    if exchange.place.take().is_some()
+        && let Some(service) = exchange.service
+    {
+        ring(conn, service);
     }
 }
 

@@ -42,22 +42,25 @@ impl Call {
         Ok(())
     }
 
-    /// Takes in what an answer's head or trailers say of the end.
+    /// Takes in what an answer's head says of the end.
     pub(crate) fn learn(&mut self, fields: &[Header<'_>]) {
         self.status = value(fields, STATUS).map(Status::parse).or(self.status);
     }
 
     /// The same of a trailer section as received.
     pub(crate) fn learn_trailers(&mut self, section: &[u8]) {
-        for line in section.split(|byte| *byte == b'\n') {
-            if let Some((name, value)) = line.split_at_checked(STATUS.len())
-                && name.eq_ignore_ascii_case(STATUS.as_bytes())
-                && let Some(value) = value.strip_prefix(b":")
-            {
-                self.status = Some(Status::parse(value.trim_ascii()));
-            }
-        }
+        self.status = status_in(section).or(self.status);
     }
+}
+
+/// What a head, or a trailer section, says of how the call ended.
+pub(crate) fn status_in(section: &[u8]) -> Option<Status> {
+    let status_of = |line: &[u8]| {
+        let (name, value) = line.split_at_checked(STATUS.len())?;
+        let value = value.strip_prefix(b":").filter(|_| name.eq_ignore_ascii_case(STATUS.as_bytes()))?;
+        Some(Status::parse(value.trim_ascii()))
+    };
+    section.split(|byte| *byte == b'\n').find_map(status_of)
 }
 
 fn value<'h>(fields: &[Header<'h>], name: &str) -> Option<&'h [u8]> {

@@ -4,9 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::pin::pin;
 use std::task::Poll;
 
-use ringway_config::resilience::RetryOn;
 use ringway_config::snapshot::{Action, Forward, Route, RouteTimeouts};
-use ringway_core::failure::{Failure, Fault};
+use ringway_core::failure::Failure;
 use ringway_core::filter::Permit;
 use ringway_core::http::{BodyDecoder, CHUNK_HEAD_MAX, Framing, TRAILERS_BYTES_MAX, write_chunk_head, write_trailers};
 use ringway_core::stats::BackendError;
@@ -15,6 +14,7 @@ use crate::answer::{Relayed, relay};
 use crate::breaker::Passage;
 use crate::buffer::Buffer;
 use crate::bulkhead;
+use crate::call;
 use crate::clock::us;
 use crate::connection::Connection;
 use crate::deadline::Slot;
@@ -23,11 +23,14 @@ use crate::io::{Blocks, write_service};
 use crate::link::Link;
 use crate::mirror::{self, Copied};
 use crate::outbound::{Broken, Outbound};
+use crate::pace::Pace;
+use crate::replay::Replay;
 use crate::request::Exchange;
 use crate::retry::{self, Tries};
 use crate::time_left;
 use crate::tunnel::Opened;
 use crate::upstream::Upstream;
+use crate::verdict::{Verdict, is_of_service};
 
 /// What stays the same over the tries of one request.
 pub(crate) struct Attempt<'a> {
@@ -36,8 +39,10 @@ pub(crate) struct Attempt<'a> {
     pub(crate) request: &'a [u8],
     /// The answer's head has come, an interim one does not count.
     pub(crate) answered: Cell<bool>,
-    /// Some of the body has gone to the service and is no longer at hand.
-    uploaded: Cell<bool>,
+    /// What of the body has gone to the service.
+    replay: Replay<'a>,
+    /// Bytes of the body that have come, as the client sent it.
+    received: Cell<u64>,
     /// An answer is being passed on, for which the request's head has made room.
     relaying: Cell<bool>,
     /// When the current try was begun, on the core's clock.
@@ -45,6 +50,8 @@ pub(crate) struct Attempt<'a> {
     /// The current try's way to its endpoint.
     pub(crate) passage: Passage<'a>,
     pub(crate) tries: Tries<'a>,
+    /// What is still to be told of how the current try goes.
+    pub(crate) verdict: Cell<Verdict>,
     /// A copy for the route's mirror, of which some of the body is still to come.
     copied: RefCell<Option<Copied>>,
 }
@@ -97,16 +104,20 @@ pub(crate) async fn forward(
     let timeouts = timeouts(conn, exchange);
     let is_whole = body.is_done();
     let copied = mirror::copy(conn, exchange, head, is_whole);
-    let tries = Tries::begin(conn, exchange, (passage.service, outbound.service), is_whole, timeouts.request);
+    let tries = Tries::begin(conn, exchange, (passage.service, outbound.service), timeouts.request);
+    let received = decoded.data.len();
+    let kept_max = tries.policy.map_or(0, |policy| policy.body_bytes_max);
     let mut attempt = Attempt {
         outbound,
         request: inbox.data().get(..head_length).unwrap_or_default(),
         answered: Cell::new(false),
-        uploaded: Cell::new(false),
+        replay: Replay::new(&conn.worker, exchange.framing, kept_max, received),
+        received: Cell::new(received as u64),
         relaying: Cell::new(false),
         begun: Cell::new(0),
         passage,
         tries,
+        verdict: Cell::default(),
         copied: RefCell::new(copied),
     };
     exchange.attempts = 1;
@@ -118,26 +129,28 @@ pub(crate) async fn forward(
     let of_call = exchange.call.and_then(|call| call.timeout);
     let of_route = route_timeouts(conn, exchange).request;
     attempt.outbound.own_deadline.set(of_call.is_none_or(|call| of_route.is_some_and(|route| route <= call)));
-    let stale = attempt.outbound.service.retry_stale && is_whole && exchange.is_idempotent;
+    attempt.outbound.is_call.set(exchange.call.is_some());
+    let stale = attempt.outbound.service.retry_stale && exchange.is_idempotent;
     let per_try = retry::per_try(conn, exchange, attempt.outbound.service);
     let (mut is_first, mut fresh, mut was_refused) = (true, false, false);
-    let received = decoded.data.len() as u64;
     loop {
         if let Some(per_try) = per_try {
             attempt.outbound.try_until.set(conn.worker.clock.lately() + us(per_try));
         }
         if !is_first {
+            attempt.replay.join(head);
             time_left::renew(conn, exchange, attempt.outbound.service, attempt.outbound.try_until.get(), head);
         }
         is_first = false;
-        let (tried, reused) = match attempt.tries.hedge(exchange, &attempt.passage) {
+        let hedge = if body.is_done() { attempt.tries.hedge(exchange, &attempt.passage) } else { None };
+        let (tried, reused) = match hedge {
             Some(hedge) => {
                 // It sees to connections that turn out to be closed, and to refusals, itself.
                 was_refused = true;
                 (attempt.run_hedged(exchange, hedge, stale, head).await.map(|()| None), false)
             }
             None => match attempt.outbound.acquire(fresh).await {
-                Ok((upstream, reused)) => (attempt.run(exchange, upstream, body, received, head).await, reused),
+                Ok((upstream, reused)) => (attempt.run(exchange, upstream, body, head).await, reused),
                 Err(failure) => (Err(Broken::Failed(failure)), false),
             },
         };
@@ -230,7 +243,6 @@ impl<'a> Attempt<'a> {
         exchange: &mut Exchange,
         mut upstream: Upstream,
         body: &mut BodyDecoder,
-        received: u64,
         head: &mut Vec<u8>,
     ) -> Result<Option<Buffer>, Broken> {
         let conn = self.outbound.conn;
@@ -240,6 +252,8 @@ impl<'a> Attempt<'a> {
         if body.is_done() || !written {
             if body.is_done() {
                 self.outbound.sent();
+                // It has become whole within an earlier try.
+                self.copied.take().into_iter().for_each(Copied::send);
             }
             self.outbound.arm_answer();
             let relayed = self.answer(exchange, &mut upstream, head).await;
@@ -250,12 +264,11 @@ impl<'a> Attempt<'a> {
         // Both directions at once: the answer may begin, and end, while the body still comes.
         let link = upstream.link.clone();
         let (framing, max, is_call) = (exchange.framing, exchange.body_bytes_max, exchange.call.is_some());
-        let facts = Upload { framing, max, received, route: conn.route(exchange), is_call };
-        let mut rest = None;
+        let facts = Upload { framing, max, route: conn.route(exchange), is_call };
+        let (mut rest, mut uploading) = (None, true);
         let relayed = {
             let mut upload = pin!(self.upload(&facts, body, &link));
             let mut relay = pin!(self.answer(exchange, &mut upstream, head));
-            let mut uploading = true;
             std::future::poll_fn(|cx| {
                 if uploading && let Poll::Ready(uploaded) = upload.as_mut().poll(cx) {
                     uploading = false;
@@ -275,14 +288,17 @@ impl<'a> Attempt<'a> {
                 Ok(rest)
             }
             // The answer has begun, so that it can only break off.
-            Err(Broken::Failed(_)) if exchange.status != 0 => {
+            Err(Broken::Failed(failure)) if exchange.status != 0 => {
+                if failure == Failure::ClientGone {
+                    self.left();
+                }
                 self.break_off(exchange);
                 conn.timers.service(None, 0);
                 Ok(None)
             }
             Err(broken) => {
                 // What the last read took of the next request goes with it.
-                exchange.keep_alive &= rest.is_none();
+                exchange.keep_alive &= rest.is_none() && !(uploading && body.is_done());
                 Err(broken)
             }
         }
@@ -346,15 +362,25 @@ impl<'a> Attempt<'a> {
     /// Ends with [`Broken::Again`] where the answer is one to try again, and there is another try.
     fn consider(&self, exchange: &Exchange, buffer: &mut Buffer, length: usize) -> Result<(), Broken> {
         let head = buffer.data().get(..length).unwrap_or_default();
-        let status = retry::status_of(head);
-        if !self.tries.is_bad(status) {
-            return Ok(());
-        }
-        self.passage.answered(status, head, self.took_us());
-        let on = RetryOn::Status(status);
-        match self.tries.plan(&self.passage, self.outbound.conn, on, self.outbound.cell) {
+        let (status, said) = (retry::status_of(head), exchange.call.and_then(|_| call::status_in(head)));
+        let Some(on) = self.tries.reason(status, said) else { return Ok(()) };
+        self.withhold();
+        self.judge(status, said, head);
+        let is_planned =
+            self.is_at_hand() && self.tries.plan(&self.passage, self.outbound.conn, on, self.outbound.cell);
+        match is_planned {
             true => Err(Broken::Again { reusable: retry::is_whole(buffer, length, exchange.is_head) }),
-            false => Ok(()),
+            false => {
+                self.passage.own_up();
+                Ok(())
+            }
+        }
+    }
+
+    /// What fails here may go well at another endpoint.
+    fn withhold(&self) {
+        if self.is_at_hand() && self.tries.may_go_elsewhere(&self.passage, self.outbound.conn) {
+            self.passage.withhold();
         }
     }
 
@@ -362,8 +388,8 @@ impl<'a> Attempt<'a> {
     /// closed, which says nothing.
     fn after(&self, broken: Broken, stale: bool, was_refused: &mut bool) -> After {
         let is_same = match broken {
-            Broken::Refused => !std::mem::replace(was_refused, true) && !self.uploaded.get(),
-            Broken::Unanswered => stale,
+            Broken::Refused => !std::mem::replace(was_refused, true) && self.is_at_hand(),
+            Broken::Unanswered => stale && self.is_at_hand(),
             _ => false,
         };
         if is_same {
@@ -377,24 +403,40 @@ impl<'a> Attempt<'a> {
         }
         let on = retry::reason_of(&broken);
         let failure = Failure::from(broken);
-        tell(&self.outbound, &self.passage, failure);
-        let is_at_hand = !self.relaying.get() && !self.uploaded.get();
+        if is_of_service(&self.outbound, failure) {
+            self.withhold();
+            self.passage.failed();
+        }
+        if failure == Failure::AnswerTimeout {
+            bulkhead::answered(&self.outbound, self.passage.service, 0, self.took_us());
+        }
+        let is_at_hand = self.is_at_hand();
         let plans = |on| self.tries.plan(&self.passage, self.outbound.conn, on, self.outbound.cell);
         match on.filter(|_| is_at_hand) {
             Some(on) if plans(on) => {
                 failure.backend_error().inspect(|error| self.outbound.cell.record_error(*error));
                 After::Another
             }
-            _ => After::Over(failure),
+            _ => {
+                self.passage.own_up();
+                self.tries.end(!is_of_service(&self.outbound, failure));
+                After::Over(failure)
+            }
         }
+    }
+
+    /// Whether the request can be sent again as it has been.
+    fn is_at_hand(&self) -> bool {
+        !self.relaying.get() && self.replay.is_whole()
     }
 
     /// From here on to another endpoint.
     fn go_on(&mut self, exchange: &mut Exchange, passage: Passage<'a>) -> Result<(), Failure> {
         let outbound = Outbound::new(self.outbound.conn, passage.service, passage.endpoint)?;
         outbound.own_deadline.set(self.outbound.own_deadline.get());
+        outbound.is_call.set(self.outbound.is_call.get());
         self.outbound = outbound;
-        self.passage = passage;
+        self.tries.leave(std::mem::replace(&mut self.passage, passage));
         exchange.attempts += 1;
         exchange.service_us = None;
         Ok(())
@@ -402,10 +444,10 @@ impl<'a> Attempt<'a> {
 
     /// Counts what became of the last retry, if there was one.
     fn count_last(&self, exchange: &Exchange) {
-        let cell = self.outbound.cell;
+        let (cell, said) = (self.outbound.cell, exchange.call.and_then(|call| call.status));
         match self.tries.is_retry() {
             false => {}
-            true if self.tries.is_bad(exchange.status) => cell.retries_failed.add(1),
+            true if self.tries.reason(exchange.status, said).is_some() => cell.retries_failed.add(1),
             true => cell.retries_succeeded.add(1),
         }
     }
@@ -420,12 +462,14 @@ impl<'a> Attempt<'a> {
                     upstream.give_back(conn.worker.clock.lately());
                 }
             }
-            Relayed::ClientGone => exchange.keep_alive = false,
+            Relayed::ClientGone => {
+                self.left();
+                exchange.keep_alive = false;
+            }
             Relayed::Upgraded(first) => exchange.opened = Some(Box::new(Opened::new(upstream, first))),
             Relayed::BrokenOff => {
                 self.outbound.cell.record_error(BackendError::Body);
-                self.passage.broke_off();
-                self.outbound.note_broken_off();
+                self.broke_off();
                 self.break_off(exchange);
             }
         }
@@ -439,7 +483,8 @@ impl<'a> Attempt<'a> {
     }
 
     /// A piece of the body as it is sent.
-    fn add_to_copy(&self, piece: &[u8]) {
+    fn keep(&self, piece: &[u8]) {
+        self.replay.keep(piece);
         let mut copied = self.copied.borrow_mut();
         if copied.as_mut().is_some_and(|copied| !copied.add(piece)) {
             *copied = None;
@@ -453,7 +498,7 @@ impl<'a> Attempt<'a> {
         let idle = us(self.outbound.service.timeouts.idle);
         let mut buffer = conn.worker.take_inbox();
         let mut out = conn.worker.take_head();
-        let mut received = facts.received;
+        let before = self.received.get();
         let mut pace = Pace::start(conn);
         if facts.is_call {
             pace.of_call(idle);
@@ -465,10 +510,10 @@ impl<'a> Attempt<'a> {
             if facts.is_call && self.answered.get() {
                 pace.of_call(u64::MAX);
             }
-            pace.receive(conn, &mut buffer, received - facts.received).await?;
-            self.uploaded.set(true);
+            pace.receive(conn, &mut buffer, self.received.get() - before).await?;
             let decoded = body.decode(buffer.data_mut()).map_err(|_| Failure::Malformed("Malformed chunked body"))?;
-            received += decoded.data.len() as u64;
+            let received = self.received.get() + decoded.data.len() as u64;
+            self.received.set(received);
             if facts.max.is_some_and(|max| received > max) {
                 return Err(Failure::BodyTooLarge);
             }
@@ -477,11 +522,11 @@ impl<'a> Attempt<'a> {
                 out.clear();
                 let data = buffer.data().get(decoded.data.clone()).unwrap_or_default();
                 write_body(conn, facts.route, facts.framing, data, body, &mut out)?;
-                self.add_to_copy(&out);
+                self.keep(&out);
                 write_service(&conn.worker, &conn.timers, link, &out, idle).await
             } else {
                 let data = buffer.data().get(decoded.data.clone()).unwrap_or_default();
-                self.add_to_copy(data);
+                self.keep(data);
                 write_service(&conn.worker, &conn.timers, link, data, idle).await
             };
             pace.started += clock.now() - writing;
@@ -503,79 +548,10 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// Tells the breakers of a try that has failed, and the limit that goes by latency.
-pub(crate) fn tell(outbound: &Outbound<'_>, passage: &Passage<'_>, failure: Failure) {
-    // What the client or the gateway's own bounds have caused says nothing of the service.
-    let is_of_service = match failure {
-        Failure::RequestTimeout => outbound.is_sent.get() && outbound.own_deadline.get(),
-        Failure::ConnectionCap | Failure::NoEndpoint => false,
-        failure => failure.fault() == Fault::Service,
-    };
-    if is_of_service {
-        passage.failed();
-    }
-    if failure == Failure::AnswerTimeout {
-        let took_us = outbound.took_us(outbound.conn.worker.clock.lately()).unwrap_or(0);
-        bulkhead::answered(outbound, passage.service, 0, took_us);
-    }
-}
-
-/// How slowly a client may send its body.
-pub(crate) struct Pace {
-    /// Moves on while the service is waited for: that time is not the client's.
-    started: u64,
-    /// The longest wait between two reads; no end where it is `u64::MAX`.
-    wait: u64,
-    /// Bytes per second; 0: no minimum.
-    rate: u64,
-}
-
-impl Pace {
-    pub(crate) fn start(conn: &Connection) -> Self {
-        let times = &conn.listener.timeouts;
-        Self { started: conn.worker.clock.now(), wait: us(times.body), rate: times.body_rate }
-    }
-
-    /// A client of gRPC sends a message when it has one. Once the service has begun to answer, it is the service that may
-    /// not be silent for too long.
-    fn of_call(&mut self, wait: u64) {
-        (self.wait, self.rate) = (wait, 0);
-    }
-
-    /// Waits for more of the body, of which `received` bytes came since the start. How many bytes arrived.
-    pub(crate) async fn receive(&self, conn: &Connection, buffer: &mut Buffer, received: u64) -> Result<u64, Failure> {
-        let by_rate = match self.rate {
-            0 => u64::MAX,
-            rate => self.started + self.wait + received.saturating_mul(1_000_000) / rate,
-        };
-        conn.timers.set(Slot::ClientRead, conn.worker.clock.lately().saturating_add(self.wait).min(by_rate));
-        let arrived = loop {
-            match conn.client.recv(buffer.room()) {
-                Ok(None) => conn.client.readable().await,
-                Ok(Some(arrived)) if arrived > 0 => break arrived,
-                Ok(Some(_)) | Err(_) => {
-                    let late = conn.timers.has_fired(Slot::ClientRead);
-                    return Err(match (late, conn.timers.has_fired(Slot::Request)) {
-                        (true, _) => Failure::BodyTimeout,
-                        (_, true) => Failure::RequestTimeout,
-                        _ => Failure::ClientGone,
-                    });
-                }
-            }
-        };
-        conn.timers.clear(Slot::ClientRead);
-        conn.worker.cell().client_bytes_in.add(arrived as u64);
-        buffer.received(arrived);
-        Ok(arrived as u64)
-    }
-}
-
 /// What an upload knows of its request.
 struct Upload<'a> {
     framing: Framing,
     max: Option<u64>,
-    /// Bytes of the body that went with the head.
-    received: u64,
     route: Option<&'a Route>,
     is_call: bool,
 }

@@ -16,14 +16,16 @@ use ringway_core::stats::{Hedged, ServiceCell};
 use crate::alarms::{Alarm, Alarms};
 use crate::breaker::Passage;
 use crate::buffer::Buffer;
+use crate::bulkhead;
 use crate::clock::us;
 use crate::deadline::{End, Signal, Slot};
-use crate::forward::{Attempt, tell};
+use crate::forward::Attempt;
 use crate::outbound::{Broken, Outbound};
 use crate::request::Exchange;
 use crate::retry::{self, rename_host, status_of};
 use crate::time_left;
 use crate::upstream::Upstream;
+use crate::verdict::is_of_service;
 
 /// An answer whose head has come.
 struct Answered {
@@ -123,7 +125,9 @@ impl<'a> Attempt<'a> {
         if let Some(Another { passage, outbound, request, .. }) = winner {
             worker.give_head(request);
             outbound.own_deadline.set(self.outbound.own_deadline.get());
-            (self.passage, self.outbound) = (passage, outbound);
+            outbound.is_call.set(self.outbound.is_call.get());
+            self.outbound = outbound;
+            self.tries.leave(std::mem::replace(&mut self.passage, passage));
         }
         if let Ok(answered) = &tried {
             self.outbound.move_in(&answered.upstream.link);
@@ -252,7 +256,7 @@ impl<'a> Race<'_, 'a> {
         is_last: bool,
         exchange: &mut Exchange,
     ) -> Option<(Option<Another<'a>>, Tried)> {
-        let is_good = matches!(&tried, Ok(answered) if !self.attempt.tries.is_bad(status_of(answered.buffer.data())));
+        let is_good = matches!(&tried, Ok(answered) if self.attempt.tries.reason(status_of(answered.buffer.data()), None).is_none());
         if let Some(another) = &mut another {
             another.tally.outcome = if is_good { Hedged::Won } else { Hedged::Failed };
             exchange.hedge = Some(another.tally.outcome);
@@ -267,9 +271,13 @@ impl<'a> Race<'_, 'a> {
                 Some((another, tried))
             }
             Ok(answered) => {
-                let head = answered.buffer.data().get(..answered.length).unwrap_or_default();
-                let took_us = outbound.took_us(outbound.conn.worker.clock.lately()).unwrap_or(0);
-                passage.answered(status_of(head), head, took_us);
+                // The last one is considered as any.
+                if !is_last {
+                    let head = answered.buffer.data().get(..answered.length).unwrap_or_default();
+                    let took_us = outbound.took_us(outbound.conn.worker.clock.lately()).unwrap_or(0);
+                    passage.withhold();
+                    passage.answered(status_of(head), head, took_us);
+                }
                 outbound.timers().clear(Slot::Service);
                 self.let_go(exchange);
                 if is_last {
@@ -289,8 +297,17 @@ impl<'a> Race<'_, 'a> {
                     return Some((None, Err(broken)));
                 }
                 let failure = Failure::from(broken);
-                tell(outbound, passage, failure);
+                if is_of_service(outbound, failure) {
+                    // Another one decides.
+                    passage.withhold();
+                    passage.failed();
+                }
+                if failure == Failure::AnswerTimeout {
+                    let took_us = outbound.took_us(outbound.conn.worker.clock.lately()).unwrap_or(0);
+                    bulkhead::answered(outbound, passage.service, 0, took_us);
+                }
                 failure.backend_error().inspect(|error| outbound.cell.record_error(*error));
+                another.into_iter().for_each(|another| self.attempt.tries.leave(another.passage));
                 let (another, answered) = self.held.take_if(|_| is_last)?;
                 Some((another, Ok(answered)))
             }
@@ -299,9 +316,9 @@ impl<'a> Race<'_, 'a> {
 
     /// Drops an answer that is not wanted; its connection is kept, where all of it has come.
     fn let_go(&mut self, exchange: &Exchange) {
-        if let Some((_, Answered { upstream, mut buffer, length, taken: true, .. })) = self.held.take()
-            && retry::is_whole(&mut buffer, length, exchange.is_head)
-        {
+        let Some((another, Answered { upstream, mut buffer, length, taken, .. })) = self.held.take() else { return };
+        another.into_iter().for_each(|another| self.attempt.tries.leave(another.passage));
+        if taken && retry::is_whole(&mut buffer, length, exchange.is_head) {
             upstream.give_back(self.attempt.outbound.conn.worker.clock.lately());
         }
     }

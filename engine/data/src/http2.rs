@@ -269,7 +269,8 @@ fn begin(conn: &Connection, shown: Rc<Shown>, request: Request<RecvStream>, resp
     if !ended && !has_length {
         // Some clients send the end in an empty frame of its own.
         match body.poll_data(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(None) => ended = true,
+            // Trailers may follow.
+            Poll::Ready(None) => ended = body.is_end_stream(),
             Poll::Ready(Some(Ok(data))) => first = Some(data),
             Poll::Ready(Some(Err(_))) => return,
             Poll::Pending => {}

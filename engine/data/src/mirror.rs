@@ -131,13 +131,14 @@ impl Copied {
         let host = host.map(|view| view.endpoint_host(passage.endpoint));
         let request = marked(&self.bytes, self.head, host);
         let until = conn.worker.clock.now() + self.mirror.timeout_us;
-        let limits = Limits { until, body: Keep::Nothing, may_repeat: self.may_repeat };
+        let limits = Limits { until, body: Keep::Nothing, may_repeat: self.may_repeat, may_wait: false };
         match call_at(conn, service, passage.endpoint, &request, limits).await {
             Ok(reply) => {
                 let status = status_of(reply.head());
                 passage.answered(status, reply.head(), reply.head_us);
                 if status >= 500 { MirrorOutcome::ServerError } else { MirrorOutcome::Answered }
             }
+            Err(Failure::BulkheadFull(_)) => MirrorOutcome::BulkheadFull,
             Err(failure) => {
                 if failure == Failure::RequestTimeout || failure.fault() == Fault::Service {
                     passage.failed();

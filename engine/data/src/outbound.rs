@@ -8,11 +8,13 @@ use std::task::Poll;
 
 use ringway_config::snapshot::{EndpointTls, Service, ServiceHttp2};
 use ringway_core::failure::Failure;
+use ringway_core::grpc::Status;
 use ringway_core::http::{HeadScan, HeadScanner};
 use ringway_core::stats::{ServiceCell, ServiceHandshake, ServiceStats};
 use rustls::AlertDescription;
 
 use crate::buffer::Buffer;
+use crate::call;
 use crate::clock::us;
 use crate::connection::Connection;
 use crate::deadline::{End, Signal, Slot, Timers};
@@ -37,6 +39,8 @@ pub(crate) struct Outbound<'a> {
     pub(crate) try_until: Cell<u64>,
     /// The deadline of the request is the gateway's: who misses it is slow.
     pub(crate) own_deadline: Cell<bool>,
+    /// It is a gRPC call.
+    pub(crate) is_call: Cell<bool>,
     /// The current try's connection is a new one.
     is_fresh: Cell<bool>,
     /// The whole request has been passed on.
@@ -99,6 +103,7 @@ impl<'a> Outbound<'a> {
             cell,
             try_until: Cell::new(u64::MAX),
             own_deadline: Cell::new(true),
+            is_call: Cell::new(false),
             is_fresh: Cell::new(true),
             is_sent: Cell::new(false),
             sent_at: Cell::new(0),
@@ -309,11 +314,16 @@ impl<'a> Outbound<'a> {
     #[inline(never)]
     fn note(&self, read: &Result<(Buffer, usize), Broken>) {
         match read {
-            Ok((buffer, _)) => {
-                let status = status_of(buffer.data());
+            Ok((buffer, length)) => {
+                let head = buffer.data().get(..*length).unwrap_or_default();
+                let status = status_of(head);
                 if status >= 200 || status == 101 {
                     let now = self.conn.worker.clock.now();
-                    watch::answered(self.service, self.pool, status, self.took_us(now), now);
+                    let is_good = match self.is_call.get() && status == 200 {
+                        true => call::status_in(head).map(|said| !self.fails(said)),
+                        false => Some(status < 500),
+                    };
+                    watch::answered(self.service, self.pool, is_good, self.took_us(now), now);
                 }
             }
             Err(Broken::Failed(failure)) => self.note_failure(*failure),
@@ -340,6 +350,18 @@ impl<'a> Outbound<'a> {
         {
             self.pool.health.latency.observe_at_least(waited_us, now);
         }
+    }
+
+    /// What of a call's answer has come says how it went.
+    pub(crate) fn note_went(&self, is_good: bool) {
+        if is_watched(self.service) {
+            watch::went(self.service, self.pool, is_good, self.conn.worker.clock.now());
+        }
+    }
+
+    /// Whether a call that ends so has failed. Its client may give it as little time as it likes.
+    pub(crate) fn fails(&self, status: Status) -> bool {
+        self.service.grpc_failures.has(status) && (status != Status::DEADLINE_EXCEEDED || self.own_deadline.get())
     }
 
     /// The answer had begun, and broke off.

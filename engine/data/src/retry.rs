@@ -1,11 +1,12 @@
 //! Whether a failed try is followed by another one, and where that goes.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 use ringway_config::resilience::{Hedge, Retries, RetryOn};
 use ringway_config::snapshot::{Action, HostRewrite, RouteRetries, Service};
 use ringway_core::failure::Failure;
+use ringway_core::grpc::Status;
 use ringway_core::http::{BodyDecoder, HeadStorage, ResponseHead};
 use ringway_core::retry_budget::backoff_us;
 use ringway_core::stats::{Hedged, ServiceCell};
@@ -24,8 +25,8 @@ use crate::request::Exchange;
 pub(crate) struct Tries<'a> {
     /// `None`: there is one try.
     pub(crate) policy: Option<&'a Retries>,
-    /// The whole request is at hand, and does no harm twice (RFC 9110 section 9.2.2).
-    is_repeatable: bool,
+    /// It does no harm twice (RFC 9110 section 9.2.2).
+    is_idempotent: bool,
     /// When it must be answered, on the core's clock.
     pub(crate) until: u64,
     /// Tries that have failed, and were followed by another one or will be.
@@ -38,6 +39,8 @@ pub(crate) struct Tries<'a> {
     endpoints: Cell<u64>,
     /// Where the next one goes, and how long it waits before, in microseconds.
     next: Cell<Option<(Passage<'a>, u64)>>,
+    /// Those that have failed, and of which the service's breaker has not heard: as many as there were tries.
+    withheld: RefCell<Vec<Passage<'a>>>,
 }
 
 impl<'a> Tries<'a> {
@@ -46,7 +49,6 @@ impl<'a> Tries<'a> {
         conn: &'a Connection,
         exchange: &Exchange,
         (index, service): (usize, &'a Service),
-        is_whole: bool,
         deadline: Option<Duration>,
     ) -> Self {
         let policy = policy(conn, exchange, service);
@@ -55,28 +57,37 @@ impl<'a> Tries<'a> {
         }
         Self {
             policy,
-            is_repeatable: is_whole && exchange.is_idempotent,
+            is_idempotent: exchange.is_idempotent,
             until: deadline.map_or(u64::MAX, |deadline| exchange.started + us(deadline)),
             failed: Cell::new(0),
             followed: Cell::new(0),
             hedges: Cell::new(0),
             endpoints: Cell::new(0),
             next: Cell::new(None),
+            withheld: RefCell::default(),
         }
     }
 
-    /// Whether an answer of this status is one to try again.
+    /// Why an answer is one to try again, if it is. `said`: how a call has ended.
     #[inline]
-    pub(crate) fn is_bad(&self, status: u16) -> bool {
-        status >= 400 && self.policy.is_some_and(|policy| policy.has(RetryOn::Status(status)))
+    pub(crate) fn reason(&self, status: u16, said: Option<Status>) -> Option<RetryOn> {
+        let on = match said {
+            Some(said) => RetryOn::Grpc(said),
+            None if status >= 400 => RetryOn::Status(status),
+            None => return None,
+        };
+        self.policy.filter(|policy| policy.has(on)).map(|_| on)
     }
 
-    /// Whether there is another try after this one has failed, to be taken with [`Tries::next`]. What the breakers think of
+    /// Whether there is another try after this one has failed, to be taken with [`Tries::next`], of a request that is at hand. What the breakers think of
     /// this one they know already.
     pub(crate) fn plan(&self, failed: &Passage<'a>, conn: &'a Connection, on: RetryOn, cell: &ServiceCell) -> bool {
         let Some(policy) = self.policy else { return false };
-        let nothing_done = matches!(on, RetryOn::ConnectFailure | RetryOn::RefusedStream);
-        if self.failed.get() >= policy.attempts || !policy.has(on) || !(nothing_done || self.is_repeatable) {
+        let is_safe = match on {
+            RetryOn::ConnectFailure | RetryOn::RefusedStream | RetryOn::Grpc(_) => true,
+            _ => self.is_idempotent,
+        };
+        if self.failed.get() >= policy.attempts || !policy.has(on) || !is_safe {
             return false;
         }
         let worker = &conn.worker;
@@ -105,6 +116,28 @@ impl<'a> Tries<'a> {
         true
     }
 
+    /// Whether a try that fails now may be followed by one at another endpoint. The breakers are asked when it comes to that.
+    pub(crate) fn may_go_elsewhere(&self, from: &Passage<'a>, conn: &Connection) -> bool {
+        let tried = self.endpoints.get() | 1 << from.endpoint.min(63);
+        let endpoints = conn.view.services.get(from.service).map_or(0, |view| view.pools.len());
+        let is_left = self.policy.is_some_and(|policy| self.failed.get() < policy.attempts);
+        is_left && endpoints > tried.count_ones() as usize
+    }
+
+    /// A try has failed and is followed by another one.
+    pub(crate) fn leave(&self, failed: Passage<'a>) {
+        if failed.is_withheld() {
+            self.withheld.borrow_mut().push(failed);
+        }
+    }
+
+    /// The last try has ended: what was withheld of the others counts where that was not good either.
+    pub(crate) fn end(&self, is_good: bool) {
+        for passage in self.withheld.take().iter().filter(|_| !is_good) {
+            passage.own_up();
+        }
+    }
+
     pub(crate) fn next(&self) -> Option<(Passage<'a>, u64)> {
         self.followed.set(self.failed.get());
         self.next.take()
@@ -115,14 +148,15 @@ impl<'a> Tries<'a> {
         self.followed.get() > 0
     }
 
-    /// How further tries go out while the current one is awaited, if any do.
+    /// How further tries of a request that is at hand go out while the current one is awaited, if any do.
     #[inline]
     pub(crate) fn hedge(&self, exchange: &Exchange, passage: &Passage<'_>) -> Option<Hedge> {
         let hedge = self.policy?.hedge?;
         let max = hedge.max.saturating_sub(self.hedges.get());
         // A session has its state at its endpoint, and a tunnel is no answer.
         let has_session = matches!(passage.wish.session, Session::With(_));
-        let may = self.is_repeatable && max > 0 && exchange.upgrade.is_empty() && !has_session;
+        let may =
+            self.is_idempotent && max > 0 && exchange.upgrade.is_empty() && exchange.call.is_none() && !has_session;
         may.then_some(Hedge { max, ..hedge })
     }
 

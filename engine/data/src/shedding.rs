@@ -6,8 +6,9 @@ use std::cell::{Cell, RefCell};
 use ringway_config::snapshot::{Action, Overload, Route};
 use ringway_core::breaker::retry_after_secs;
 use ringway_core::failure::Failure;
-use ringway_core::http::RequestHead;
+use ringway_core::http::{RequestHead, Target};
 use ringway_core::overload::{Criticality, Load, Shedder};
+use ringway_core::priorities::Priorities;
 use ringway_io::LoopCounts;
 
 use crate::clock::us;
@@ -87,7 +88,7 @@ pub(crate) fn shed(
     if std::mem::replace(&mut exchange.is_admitted, true) || !matches!(route.action, Action::Forward(_)) {
         return Ok(());
     }
-    let criticality = criticality(conn, route, request, trusted);
+    let criticality = criticality(conn, exchange, route, request, trusted);
     let Some(reason) = conn.worker.shedding.shedder.borrow_mut().sheds(criticality) else { return Ok(()) };
     if let Some(cell) = conn.view.route_stats(exchange.route).workers.get(conn.worker.id) {
         cell.record_shed(reason);
@@ -96,16 +97,45 @@ pub(crate) fn shed(
     Err(Failure::Shed(retry_after_secs(0, conn.worker.random())))
 }
 
-/// The route's, or the one in the header.
-fn criticality(conn: &Connection, route: &Route, request: &RequestHead<'_, '_>, trusted: bool) -> Criticality {
-    let own = route.criticality;
-    let Some(name) = conn.view.published.snapshot.overload.as_ref().and_then(|overload| overload.header.as_deref())
-    else {
-        return own;
-    };
+/// The route's, or that of who asks, or the one in the header.
+fn criticality(
+    conn: &Connection,
+    exchange: &Exchange,
+    route: &Route,
+    request: &RequestHead<'_, '_>,
+    trusted: bool,
+) -> Criticality {
+    let Some(overload) = &conn.view.published.snapshot.overload else { return route.criticality };
+    let claimed = overload.claim.as_ref().and_then(|priorities| claimed(conn, exchange, route, request, priorities));
+    let own = claimed.unwrap_or(route.criticality);
+    let Some(name) = overload.header.as_deref() else { return own };
     let mut headers = request.headers.iter();
     let asked = headers.find(|header| header.name.eq_ignore_ascii_case(name));
     asked.map_or(own, |header| own.or_asked(header.value, trusted))
+}
+
+/// What a claim says, where it is known without the work that is to be saved. What is not verified says nothing.
+fn claimed(
+    conn: &Connection,
+    exchange: &Exchange,
+    route: &Route,
+    request: &RequestHead<'_, '_>,
+    priorities: &Priorities,
+) -> Option<Criticality> {
+    let published = &conn.view.published;
+    let query = match request.target {
+        Target::Path { query, .. } => query,
+        Target::Asterisk => None,
+    };
+    let carried = (request.headers, query, conn.secured.certificate());
+    let now_s = conn.worker.clock.unix_ms(exchange.started) / 1000;
+    let mut tokens = conn.view.tokens.borrow_mut();
+    let known = route.policy.authenticate.iter().find_map(|index| {
+        let at = *index as usize;
+        let (authenticator, live) = (published.snapshot.authenticators.get(at)?, published.live.get(at)?);
+        authenticator.recall(*index, live, carried, &mut tokens, now_s)
+    });
+    priorities.of(&known?.claims)
 }
 
 #[cfg(test)]

@@ -7,11 +7,13 @@ use ringway_core::http::{BodyDecoder, Framing, HeadStorage, ResponseHead};
 use crate::affinity::Wish;
 use crate::answer::INTERIM_MAX;
 use crate::buffer::Buffer;
+use crate::bulkhead::own_place;
 use crate::clock::us;
 use crate::connection::Connection;
 use crate::deadline::Slot;
 use crate::io::Blocks;
 use crate::outbound::{Broken, Outbound};
+use crate::retry::status_of;
 use crate::upstream::Upstream;
 use crate::view::ServiceView;
 
@@ -21,6 +23,8 @@ pub(crate) struct Limits {
     /// When the whole answer must be there, all tries together, on the core's clock.
     pub(crate) until: u64,
     pub(crate) body: Keep,
+    /// It may wait for a place among the service's requests in flight, as the service says; else it is refused at once.
+    pub(crate) may_wait: bool,
     /// The service may get the request twice: a pooled connection that was closed just before it was used is made up
     /// for by a fresh one, once.
     pub(crate) may_repeat: bool,
@@ -59,7 +63,8 @@ impl Reply {
 /// Sends `request`, a whole one, head and body, to a service (an index of the snapshot) and waits for the whole answer.
 ///
 /// Uses `conn`'s row of deadlines, so that its client's going away ends the wait ([`Failure::ClientGone`]); nothing else
-/// of the client's connection is touched. Counts as any other request to the service, in flight, errors and time.
+/// of the client's connection is touched. Counts as any other request to the service, in flight, among those that its bulkhead
+/// allows ([`Failure::BulkheadFull`]), errors and time.
 pub(crate) async fn call(conn: &Connection, service: usize, request: &[u8], limits: Limits) -> Result<Reply, Failure> {
     let pick = |view: &ServiceView| view.pick_where(&conn.worker, Wish::default(), 0, |_| true);
     let endpoint = conn.view.services.get(service).map(pick);
@@ -78,7 +83,16 @@ pub(crate) async fn call_at(
     request: &[u8],
     limits: Limits,
 ) -> Result<Reply, Failure> {
+    let place = own_place(conn, service, limits.may_wait.then_some(limits.until)).await?;
     let result = attempt(conn, service, endpoint, request, limits).await;
+    match &result {
+        Ok(reply) => place.answered(status_of(reply.head()), reply.head_us),
+        Err(Failure::AnswerTimeout) => {
+            let waited = conn.view.services.get(service).map_or(0, |view| us(view.service.timeouts.answer));
+            place.answered(0, waited);
+        }
+        Err(_) => {}
+    }
     conn.timers.service(None, 0);
     // The request that waits goes on as if this had not been.
     conn.timers.forget(Slot::Request);
@@ -237,7 +251,8 @@ mod tests {
 
     async fn ask(conn: &Connection, within: Duration, body_bytes_max: usize) -> Result<Reply, Failure> {
         let until = conn.worker.clock.now() + us(within);
-        call(conn, 0, REQUEST, Limits { until, body: Keep::UpTo(body_bytes_max), may_repeat: true }).await
+        call(conn, 0, REQUEST, Limits { until, body: Keep::UpTo(body_bytes_max), may_repeat: true, may_wait: true })
+            .await
     }
 
     async fn ask_for(conn: &Connection, body_bytes_max: usize) -> Result<(u16, String), Failure> {
@@ -357,7 +372,7 @@ mod tests {
             on_core(&service, async |conn: &Connection, _| {
                 for _ in 0..2 {
                     let until = conn.worker.clock.now() + us(Duration::from_secs(10));
-                    let limits = Limits { until, body: Keep::Nothing, may_repeat: true };
+                    let limits = Limits { until, body: Keep::Nothing, may_repeat: true, may_wait: true };
                     let reply = call(conn, 0, REQUEST, limits).await.unwrap();
                     assert_eq!((status(&reply), reply.body().len()), (200, 0));
                     assert!(reply.buffer.len() < 20_000);

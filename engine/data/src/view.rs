@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::hash_map::RandomState;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,14 +14,16 @@ use ringway_core::auth::{Kind as AuthKind, TokenCache};
 use ringway_core::auth_service::AuthService;
 use ringway_core::balance::{Balancer, Kind};
 use ringway_core::health::Fleet;
+use ringway_core::http::RequestHead;
 use ringway_core::maglev::Maglev;
 use ringway_core::members::{Candidate, Chosen, Members};
-use ringway_core::stats::{RouteStats, ServiceCell};
+use ringway_core::stats::{EndpointStats, RouteStats, ServiceCell};
 use ringway_core::sticky::{Session, Sessions};
 
 use crate::affinity::Wish;
 use crate::auth_service::AuthState;
 use crate::bulkhead::Line;
+use crate::subset::{Part, Subsets};
 use crate::upstream::EndpointPool;
 use crate::worker::Worker;
 
@@ -42,25 +45,22 @@ pub(crate) struct ServiceView {
     /// The fleet's epoch in which the members were chosen.
     epoch: Cell<u64>,
     members: RefCell<Members>,
-    /// The same for the subsets that routes have asked for since, by their index. What one is not narrowed to is all.
-    subsets: RefCell<Vec<Option<Narrowed>>>,
+    /// The same for the subsets that requests have asked for since.
+    subsets: Subsets,
     pub(crate) pools: Vec<Rc<EndpointPool>>,
     /// Requests of this core that wait for a place; the same one as long as the service's bulkhead is.
     pub(crate) line: Rc<Line>,
-}
-
-/// What a subset is in this service now.
-struct Narrowed {
-    /// `None`: none of it can be used, and all endpoints are.
-    members: Option<Members>,
-    /// Those that belong to it.
-    has: Box<[bool]>,
 }
 
 impl View {
     /// Joins a snapshot with this core's pools; those of `old` whose endpoint is unchanged go on with their
     /// connections, the others are closed.
     pub(crate) fn build(published: Arc<Published>, worker: usize, old: Option<&View>) -> Self {
+        // One look for each of the endpoints, of which there may be many.
+        let mut pools_before: HashMap<*const EndpointStats, &Rc<EndpointPool>> = HashMap::new();
+        for pool in old.into_iter().flat_map(View::pools) {
+            pools_before.entry(Arc::as_ptr(&pool.stats)).or_insert(pool);
+        }
         let services = published
             .snapshot
             .services
@@ -71,20 +71,18 @@ impl View {
                 let health = published.health.get(index)?;
                 let known = stats.iter().zip(&health.endpoints);
                 let pools = health.targets.iter().zip(known).map(|(endpoint, (stats, health))| {
-                    let kept = old
-                        .into_iter()
-                        .flat_map(|old| old.services.iter().flat_map(|service| &service.pools))
-                        .find(|pool| pool.serves(endpoint, &service.pool, stats));
+                    let kept = pools_before.get(&Arc::as_ptr(stats)).copied();
+                    let kept = kept.filter(|pool| pool.serves(endpoint, &service.pool, stats));
                     let known = (Arc::clone(stats), Arc::clone(health));
                     kept.cloned().unwrap_or_else(|| EndpointPool::new(endpoint.clone(), service.pool, known, worker))
                 });
                 let pools = pools.collect();
                 let epoch = Cell::new(health.fleet.epoch());
                 let (service, fleet) = (Arc::clone(service), Arc::clone(&health.fleet));
-                let members = RefCell::new(members(health, &service, health.choose(&service)));
+                let members = RefCell::new(members(health, &service, health.choose(&service), health.targets.len()));
                 let line = line_of(&published, index, old);
                 let published = Arc::clone(&published);
-                let subsets = RefCell::default();
+                let subsets = Subsets::default();
                 Some(ServiceView { service, index, published, fleet, epoch, members, subsets, pools, line })
             })
             .collect();
@@ -95,8 +93,9 @@ impl View {
             None => Rc::new(RefCell::new(tokens(&published))),
         };
         let view = Self { published, services, auth_states, tokens };
+        let kept: HashSet<_> = view.pools().map(Rc::as_ptr).collect();
         for pool in old.into_iter().flat_map(View::pools) {
-            if !view.pools().any(|kept| Rc::ptr_eq(kept, pool)) {
+            if !kept.contains(&Rc::as_ptr(pool)) {
                 pool.close();
             }
         }
@@ -165,8 +164,13 @@ fn auth_states(published: &Published, old: Option<&View>) -> Vec<Option<Rc<AuthS
     published.snapshot.authenticators.iter().map(state_of).collect()
 }
 
-/// Among whom a core balances.
-fn members(health: &Health, service: &Service, (candidates, chosen): (Vec<Candidate>, Chosen)) -> Members {
+/// Among whom a core balances, of so many endpoints.
+pub(crate) fn members(
+    health: &Health,
+    service: &Service,
+    (candidates, chosen): (Vec<Candidate>, Chosen),
+    endpoints_max: usize,
+) -> Members {
     let weight = |index: &usize| candidates.get(*index).map_or(1, |candidate| candidate.weight);
     Members::new(chosen, |endpoints| {
         let weights: Vec<u32> = endpoints.iter().map(weight).collect();
@@ -179,7 +183,7 @@ fn members(health: &Health, service: &Service, (candidates, chosen): (Vec<Candid
             Balance::ConsistentHash(_) => {
                 let name = |index: &usize| health.targets.get(*index).map_or("", |endpoint| &*endpoint.label);
                 let named = endpoints.iter().map(name).zip(weights);
-                Balancer::ConsistentHash(Maglev::new(named, health.targets.len()))
+                Balancer::ConsistentHash(Maglev::new(named, endpoints_max))
             }
         }
     })
@@ -198,52 +202,34 @@ impl ServiceView {
         let Session::With(endpoint) = wish.session else { return None };
         let pool = self.pools.get(endpoint as usize)?;
         let is_kept = |members: &mut Members| pool.health.is_usable() || members.is_panic;
-        let is_of_subset = wish.subset.is_none_or(|subset| {
-            let subsets = self.subsets.borrow();
-            let Some(Some(narrowed)) = subsets.get(subset as usize) else { return false };
-            narrowed.members.is_none() || narrowed.has.get(endpoint as usize) == Some(&true)
-        });
+        let is_of_subset = wish.subset.is_none_or(|part| self.subsets.has(part, endpoint as usize));
         (self.among(wish.subset, is_kept) && is_of_subset).then_some(endpoint as usize)
     }
 
     /// Asks the members that requests of a subset are for.
     #[inline]
-    fn among<T>(&self, subset: Option<u32>, ask: impl FnOnce(&mut Members) -> T) -> T {
-        if let Some(subset) = subset
-            && let Some(Some(narrowed)) = self.subsets.borrow_mut().get_mut(subset as usize)
-            && let Some(members) = &mut narrowed.members
-        {
-            return ask(members);
+    fn among<T>(&self, subset: Option<Part>, ask: impl FnOnce(&mut Members) -> T) -> T {
+        match subset {
+            Some(part) => self.subsets.among(part, &self.members, ask),
+            None => ask(&mut self.members.borrow_mut()),
         }
-        ask(&mut self.members.borrow_mut())
     }
 
-    /// Whether a subset has nobody, so that all endpoints are used. It is chosen with its first request, and then anew when
+    /// The part of a subset that a request asks for.
+    #[inline]
+    pub(crate) fn part_of(&self, subset: u32, request: &RequestHead<'_, '_>) -> Part {
+        self.subsets.part_of(subset, &self.published, self.index, request)
+    }
+
+    /// Whether a part has nobody, so that all endpoints are used. It is chosen with its first request, and then anew when
     /// something of an endpoint has changed.
     #[inline]
-    fn falls_back(&self, subset: u32) -> bool {
-        if let Some(Some(narrowed)) = self.subsets.borrow().get(subset as usize) {
-            return narrowed.members.is_none();
-        }
-        self.narrow(subset)
-    }
-
-    #[cold]
-    fn narrow(&self, subset: u32) -> bool {
-        let of_subset = self.published.snapshot.subsets.get(subset as usize);
-        let (Some(of_subset), Some(health)) = (of_subset, self.published.health.get(self.index)) else { return false };
-        let chosen = health.choose_of(&self.service, of_subset);
-        let members = chosen.map(|chosen| members(health, &self.service, chosen));
-        let falls_back = members.is_none();
-        let has = health.targets.iter().map(|endpoint| of_subset.has(endpoint)).collect();
-        let mut subsets = self.subsets.borrow_mut();
-        if subsets.len() <= subset as usize {
-            subsets.resize_with(subset as usize + 1, || None);
-        }
-        if let Some(place) = subsets.get_mut(subset as usize) {
-            *place = Some(Narrowed { members, has });
-        }
-        falls_back
+    fn falls_back(&self, part: Part) -> bool {
+        let narrow = || {
+            let subset = self.published.snapshot.subsets.get(part.subset as usize)?;
+            Some((self.published.health.get(self.index)?, &*self.service, &**subset))
+        };
+        self.subsets.falls_back(part, narrow)
     }
 
     /// The endpoint for the next request, which goes by `key` where that is not 0 and the balance goes by keys.
@@ -283,8 +269,9 @@ impl ServiceView {
     fn choose(&self, epoch: u64) {
         self.epoch.set(epoch);
         if let Some(health) = self.published.health.get(self.index) {
-            *self.members.borrow_mut() = members(health, &self.service, health.choose(&self.service));
-            self.subsets.borrow_mut().clear();
+            let chosen = health.choose(&self.service);
+            *self.members.borrow_mut() = members(health, &self.service, chosen, health.targets.len());
+            self.subsets.choose_anew();
         }
     }
 
@@ -299,8 +286,8 @@ impl ServiceView {
         mut lets_pass: impl FnMut(usize) -> bool,
     ) -> Option<usize> {
         self.look();
-        if let Some(subset) = wish.subset
-            && self.falls_back(subset)
+        if let Some(part) = wish.subset
+            && self.falls_back(part)
             && tried == 0
             && let Some(stats) = self.published.services.get(self.index)
             && let Some(cell) = stats.workers.get(worker.id)

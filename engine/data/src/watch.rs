@@ -13,19 +13,33 @@ pub(crate) fn is_watched(service: &Service) -> bool {
     service.watch.ejection.is_some() || service.balance == Balance::PeakEwma
 }
 
-/// An answer's head has come, `took_us` after the request was sent; `None`: not all of it was.
-pub(crate) fn answered(service: &Service, pool: &EndpointPool, status: u16, took_us: Option<u64>, now_us: u64) {
+/// An answer's head has come, `took_us` after the request was sent; `None`: not all of it was. `is_good`: `None` where
+/// that is told later, with [`went`].
+pub(crate) fn answered(
+    service: &Service,
+    pool: &EndpointPool,
+    is_good: Option<bool>,
+    took_us: Option<u64>,
+    now_us: u64,
+) {
     let cell = pool.cell();
     cell.answers.add(1);
     if let Some(took_us) = took_us {
         cell.latency_us.add(took_us);
         pool.health.latency.observe(took_us, now_us);
     }
-    if status >= 500 {
-        cell.failures.add(1);
-        judge(service, pool, Failed::Request, now_us);
-    } else {
+    if let Some(is_good) = is_good {
+        went(service, pool, is_good, now_us);
+    }
+}
+
+/// What an answer says of its endpoint.
+pub(crate) fn went(service: &Service, pool: &EndpointPool, is_good: bool, now_us: u64) {
+    if is_good {
         pool.health.succeeded();
+    } else {
+        pool.cell().failures.add(1);
+        judge(service, pool, Failed::Request, now_us);
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 use ringway_config::Hub;
 use ringway_config::hub::Phase;
 use ringway_core::forwarded::write_ip;
+use ringway_core::random::Random;
 use ringway_core::stats::WorkerCell;
 
 use crate::accept;
@@ -88,7 +89,7 @@ pub(crate) struct Worker {
     heads: RefCell<Vec<Vec<u8>>>,
     gathered: RefCell<Vec<Gathered>>,
     places: RefCell<Vec<Place>>,
-    random: Cell<u64>,
+    random: Cell<Random>,
     /// Since when, on the core's clock; `None`: not yet.
     draining: Cell<Option<u64>>,
 }
@@ -149,7 +150,7 @@ impl Worker {
             heads: RefCell::new(Vec::with_capacity(HEADS_MAX)),
             gathered: RefCell::new(Vec::with_capacity(GATHERED_MAX)),
             places: RefCell::new(Vec::with_capacity(PLACES_MAX)),
-            random: Cell::new(seed),
+            random: Cell::new(Random(seed)),
             draining: Cell::new(None),
             hub,
             shared,
@@ -246,14 +247,13 @@ impl Worker {
         ActiveRequest(self.cell())
     }
 
-    /// 64 random bits, for balancing and identifiers; not for secrets (splitmix64).
+    /// 64 random bits, for balancing and identifiers; not for secrets.
     #[inline]
     pub(crate) fn random(&self) -> u64 {
-        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        self.random.set(state);
-        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        let mut random = self.random.get();
+        let next = random.next();
+        self.random.set(random);
+        next
     }
 
     #[inline]

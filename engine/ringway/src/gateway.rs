@@ -71,9 +71,7 @@ impl Gateway {
         let log = start_log(Log::Access, sink).map_err(|error| start_error("access-log", &error))?;
         let audit = start_log(Log::Audit, audit_sink).map_err(|error| start_error("audit-log", &error))?;
         let (control, events) = Control::start(hub.clone(), admin).map_err(|error| start_error("control", &error))?;
-        if !hub.await_discovery(DISCOVERY_TIME_MAX) {
-            tracing::warn!("not all services have been looked for yet: going on without their endpoints");
-        }
+        reload::report_unfound(&hub.await_discovery(DISCOVERY_TIME_MAX));
         ringway_data::set_allocation_counter(crate::alloc::allocations);
         let workers = Workers::start(hub.clone(), sockets).map_err(Failure::runtime)?;
         hub.set_phase(Phase::Running);
@@ -177,8 +175,8 @@ impl CertificateFiles {
     fn of(hub: &Hub) -> Self {
         let snapshot = &hub.published().snapshot;
         let of_listeners = snapshot.listeners.iter().filter_map(|listener| listener.tls.as_ref());
-        let of_services = snapshot.services.iter().filter_map(|service| service.tls.as_ref());
-        let files = of_listeners.flat_map(|tls| &tls.files).chain(of_services.flat_map(|tls| &tls.files));
+        let of_services = snapshot.services.iter().flat_map(|service| service.all_tls());
+        let files = of_listeners.flat_map(|tls| &tls.files).chain(of_services.flat_map(|(_, tls)| &tls.files));
         let files: BTreeSet<_> = files.collect();
         Self(files.iter().map(|file| Watch::new(file)).collect())
     }
@@ -197,12 +195,14 @@ impl CertificateFiles {
             }
         }
         for service in &snapshot.services {
-            let Some(tls) = &service.tls else { continue };
-            if let Some(pair) = &tls.certificate {
-                warn_of(&format!("service `{}`", service.name), pair, now);
-            }
-            if !tls.is_verified {
-                tracing::warn!("service `{}`: `insecure_skip_verify`: anybody may answer in its place", service.name);
+            for (what, tls) in service.all_tls() {
+                if let Some(pair) = &tls.certificate {
+                    warn_of(&format!("service `{}`{what}", service.name), pair, now);
+                }
+                if !tls.is_verified {
+                    let name = &service.name;
+                    tracing::warn!("service `{name}`{what}: `insecure_skip_verify`: anybody may answer in its place");
+                }
             }
         }
     }

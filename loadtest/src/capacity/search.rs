@@ -162,6 +162,8 @@ mod tests {
     use super::*;
     use std::convert::Infallible;
 
+    use ringway_core::random::Random;
+
     /// A target with one server, Poisson arrivals and exponential service times (M/M/1), simulated request by
     /// request. The 99th percentile of its latency is ln(100) / (service rate - arrival rate), so that the right
     /// answer is known.
@@ -173,23 +175,6 @@ mod tests {
         disturbed_every: usize,
         runs: usize,
         random: Random,
-    }
-
-    struct Random(u64);
-
-    impl Random {
-        /// SplitMix64; uniform in (0, 1].
-        fn next(&mut self) -> f64 {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = self.0;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64 + f64::EPSILON
-        }
-
-        fn exponential(&mut self, rate: f64) -> f64 {
-            -self.next().ln() / rate
-        }
     }
 
     impl Queue {
@@ -208,8 +193,8 @@ mod tests {
             let (mut now, mut free) = (0.0, if spoilt { 0.2 } else { 0.0 });
             let mut latencies = Vec::new();
             while now < self.seconds {
-                now += self.random.exponential(rate);
-                free = f64::max(now, free) + self.random.exponential(self.service_rate);
+                now += self.random.exponential(1.0 / rate);
+                free = f64::max(now, free) + self.random.exponential(1.0 / self.service_rate);
                 latencies.push(free - now);
             }
             latencies.sort_by(f64::total_cmp);

@@ -23,7 +23,8 @@ use ringway_core::http::{
     leading_empty_lines, write_trailers,
 };
 use ringway_core::path::{DoubleSlash, EncodedSlash, PathPolicy, normalize};
-use support::{Random, duration, mutate, seed};
+use ringway_core::random::Random;
+use support::{duration, mutate, seed};
 use tokio::io::AsyncWriteExt;
 
 /// hyper's own limit.

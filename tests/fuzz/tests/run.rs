@@ -9,8 +9,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use ringway_core::random::Random;
 use ringway_fuzz::{TARGETS, Target};
-use support::{Random, duration, mutate, seed};
+use support::{duration, mutate, seed};
 
 /// The files of a target's corpus, in the order of their names.
 fn corpus(target: &Target) -> Vec<(PathBuf, Vec<u8>)> {
@@ -45,8 +46,8 @@ fn fuzz(name: &str) {
     let mut random = Random(seed);
     let mut runs = 0u64;
     while started.elapsed() < duration {
-        let mut input = corpus[random.below(corpus.len())].1.clone();
-        mutate(&mut input, &corpus[random.below(corpus.len())].1, target.dictionary, &mut random);
+        let mut input = corpus[random.index(corpus.len())].1.clone();
+        mutate(&mut input, &corpus[random.index(corpus.len())].1, target.dictionary, &mut random);
         run(target, &input, || format!("input {runs} of seed {seed}"));
         runs += 1;
     }

@@ -3,6 +3,7 @@
 mod frames;
 mod hedging;
 mod keepalive;
+mod mirror;
 mod service;
 
 use std::process::Command;

@@ -4,17 +4,19 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use ringway_core::auth::HttpUrl;
+
 use super::authenticator::Url;
 use super::endpoint::{Address, Endpoint, is_host};
 use super::key_list::{Redis, RedisKey, is_redis_key, needed};
-use super::service_tls::Compiled;
+use super::service_tls::{Compiled, ServiceTlsSection};
 use super::tls::located;
 use crate::decode::{Cx, Decode, Names, OneOrMore, Spanned};
 use crate::error::{Errors, Sink, Span};
 use crate::scalar::{Int, Name, choice, parsed};
 use crate::shape::shape;
 use crate::snapshot::{
-    self, Discovery, DiscoverySource, EndpointAddress, EndpointTls, Etcd, EtcdLogin, Records, RegistryPlace,
+    self, Discovery, DiscoverySource, EndpointAddress, EndpointTls, Etcd, EtcdLogin, EtcdServer, Records, RegistryPlace,
 };
 use crate::tree::{self, Node};
 use crate::units::{DAY_MS, Time};
@@ -66,9 +68,9 @@ shape! {
         user: Option<Spanned<String>>,
         /// Its password.
         password: Option<Spanned<String>>,
-        /// File with the certificates (PEM) of the authorities to trust, instead of the system's. A relative path starts at
-        /// the directory of the configuration file.
-        ca: Option<Spanned<String>>,
+        /// How servers with `https://` are spoken to, with a certificate of the gateway's own where they ask for one. Without it,
+        /// their certificates are verified by the system's authorities.
+        tls: Option<Spanned<ServiceTlsSection>>,
     }
 }
 
@@ -170,7 +172,7 @@ impl RegistrySection {
 impl EtcdSection {
     fn compile(self, cx: &mut Cx) -> Option<Etcd> {
         const PREFIX_LENGTH_MAX: usize = 1024;
-        let Self { endpoints: OneOrMore(endpoints), prefix, user, password, ca } = self;
+        let Self { endpoints: OneOrMore(endpoints), prefix, user, password, tls } = self;
         if !(1..=PREFIX_LENGTH_MAX).contains(&prefix.value.len()) {
             let message = format!("a prefix has from 1 to {PREFIX_LENGTH_MAX} bytes");
             cx.error(prefix.span, message, "such as `/services/api/`");
@@ -182,10 +184,16 @@ impl EtcdSection {
                 return None;
             }
         }
-        if let Some(ca) = ca.as_ref().filter(|_| !endpoints.iter().any(|url| url.value.0.is_https())) {
-            cx.error(ca.span, "`ca` has no effect without TLS", "`https://` in place of `http://`");
-            return None;
-        }
+        let secured = endpoints.iter().find(|url| url.value.0.is_https()).map(|url| url.span);
+        let tls = match (tls, secured) {
+            (Some(tls), None) => {
+                cx.error(tls.span, "`tls` has no effect without TLS", "`https://` in place of `http://`");
+                return None;
+            }
+            (Some(tls), Some(_)) => Some(tls.value.compile(tls.span, cx)?),
+            (None, Some(span)) => Some(ServiceTlsSection::decode(&Node::literal("{}", span), cx)?.compile(span, cx)?),
+            (None, None) => None,
+        };
         let login = match (user, password) {
             (Some(user), Some(password)) => {
                 Some(EtcdLogin { user: user.value.into(), password: password.value.into() })
@@ -200,8 +208,23 @@ impl EtcdSection {
                 return None;
             }
         };
-        let servers = endpoints.into_iter().map(|url| url.value.0).collect();
-        Some(Etcd { servers, prefix: prefix.value.into(), login, ca: ca.map(|ca| located(&ca, cx)) })
+        let servers = endpoints.into_iter().map(|Spanned { value: Url(url), span }| {
+            let tls = match tls.as_ref().filter(|_| url.is_https()) {
+                Some(tls) => Some(tls.of_endpoint(&Spanned { value: address_of(&url), span }, cx)?),
+                None => None,
+            };
+            Some(EtcdServer { url, tls })
+        });
+        let servers = servers.collect::<Option<_>>()?;
+        Some(Etcd { servers, prefix: prefix.value.into(), login, tls: tls.map(|tls| tls.service) })
+    }
+}
+
+/// The host whose certificate is looked for.
+fn address_of(url: &HttpUrl) -> Address {
+    match url.host().parse() {
+        Ok(ip) => Address::Ip(SocketAddr::new(ip, url.port())),
+        Err(_) => Address::Name { host: url.host().to_owned(), port: url.port() },
     }
 }
 

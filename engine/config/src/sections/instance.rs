@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringway_core::members::PRIORITY_MAX;
 use ringway_core::strict_json;
 use serde_json::{Map, Value as Json};
 
@@ -25,6 +26,8 @@ shape! {
     struct InstanceSection {
         address: Spanned<Address>,
         weight: Int<0, 65_535> = "1",
+        /// As that of an endpoint.
+        priority: Int<0, { PRIORITY_MAX as i64 }> = "0",
         zone: Option<Label>,
         metadata: Metadata = "{}",
         /// How long it stays without a sign of life.
@@ -62,6 +65,9 @@ impl Instance {
         let mut stored = Map::new();
         stored.insert("address".into(), (&*endpoint.label).into());
         stored.insert("metadata".into(), Json::Object(metadata.collect()));
+        // Gateways of before there were priorities read the others.
+        stored
+            .extend(Some(endpoint.priority).filter(|level| *level > 0).map(|level| ("priority".into(), level.into())));
         stored.insert("ttl".into(), format!("{}ms", self.ttl.as_millis()).into());
         stored.insert("weight".into(), endpoint.weight.into());
         stored.extend(endpoint.zone.as_deref().map(|zone| ("zone".into(), zone.into())));
@@ -85,9 +91,10 @@ fn decode(text: &[u8], may_be_plain: bool, tls: Option<&EndpointTls>, cx: &mut C
         _ => {
             let json = strict_json::read(text).map_err(|error| cx.error(whole, format!("no JSON: {error}"), None));
             let section = InstanceSection::decode(&node(json.ok()?), cx)?;
-            let InstanceSection { address, weight, zone, metadata, ttl } = section;
+            let InstanceSection { address, weight, priority, zone, metadata, ttl } = section;
+            let (weight, priority) = (weight.0 as u32, priority.0 as u8);
             let (zone, metadata) = (zone.map(|zone| zone.0), metadata.0);
-            (Endpoint { address, weight: weight.0 as u32, priority: 0, zone, metadata }, ttl.0)
+            (Endpoint { address, weight, priority, zone, metadata }, ttl.0)
         }
     };
     let address = match &written.address.value {
@@ -130,11 +137,11 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_again() {
-        let text =
-            r#"{"address":"127.0.0.1:80","metadata":{"a":"x y","b":"2"},"ttl":"1500ms","weight":3,"zone":"eu-1"}"#;
+        let text = r#"{"address":"127.0.0.1:80","metadata":{"a":"x y","b":"2"},"priority":2,"ttl":"1500ms","weight":3,"zone":"eu-1"}"#;
         let instance = read(text, false).unwrap();
         assert_eq!((instance.endpoint.weight, instance.endpoint.zone.as_deref()), (3, Some("eu-1")));
         assert_eq!((instance.endpoint.metadata.len(), instance.ttl), (2, Duration::from_millis(1500)));
+        assert_eq!(instance.endpoint.priority, 2);
         assert_eq!(instance.to_json(), text);
         let small = read(r#" { "metadata": { "b": 2, "a": true }, "address": "[::1]:80" } "#, false).unwrap();
         let stored = r#"{"address":"[::1]:80","metadata":{"a":"true","b":"2"},"ttl":"30000ms","weight":1}"#;
@@ -159,6 +166,9 @@ mod tests {
             (r#"{"address":"127.0.0.1:80","address":"127.0.0.1:81"}"#, "a key twice"),
             (r#"{"address":"127.0.0.1:80","weight":65536}"#, "a whole number from 0 to 65535"),
             (r#"{"address":"127.0.0.1:80","weight":-1}"#, "a whole number from 0 to 65535"),
+            (r#"{"address":"127.0.0.1:80","priority":128}"#, "a whole number from 0 to 127"),
+            (r#"{"address":"127.0.0.1:80","priority":"first"}"#, "a whole number from 0 to 127"),
+            (r#"{"address":"127.0.0.1:80","backup":true}"#, "unknown key `backup`"),
             (r#"{"address":"127.0.0.1:80","ttl":"999ms"}"#, "a duration from 1s to 1h"),
             (r#"{"address":"127.0.0.1:80","ttl":10}"#, "give it a unit"),
             (r#"{"address":"127.0.0.1:80","zone":""}"#, "from 1 to 64"),

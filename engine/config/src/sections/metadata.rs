@@ -44,7 +44,7 @@ impl Decode for Label {
 
 /// The value of an entry.
 #[derive(Debug, Clone)]
-struct Text(Arc<str>);
+pub(crate) struct Text(pub(crate) Arc<str>);
 
 impl Decode for Text {
     fn kind() -> String {

@@ -1,11 +1,14 @@
 //! What a worker with more to do than it can refuses.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use ringway_core::overload::{Criticality, OverloadSettings};
+use ringway_core::priorities::Priorities;
 
+use super::authenticator::ClaimName;
 use super::headers::HeaderName;
-use crate::decode::{Cx, Spanned};
+use crate::decode::{Cx, OneOrMore, Spanned};
 use crate::percent::Percent;
 use crate::scalar::{OrOff, choice};
 use crate::shape::shape;
@@ -28,6 +31,22 @@ shape! {
         /// A header of requests that says `critical`, `normal` or `low` in place of their route. Trusted proxies may say what
         /// they like, others no more than the route does.
         header: Option<HeaderName>,
+        /// A claim that says how much its requests matter, in place of their route. It counts where it is known at once: of a
+        /// token that the worker has verified before, of an API key, of a client's certificate. One that is not verified does not.
+        claim: Option<Spanned<PrioritiesSection>>,
+    }
+
+    /// Which values of a claim put a request before others, or behind them. Of a list the value counts that matters most; others leave it
+    /// to the route.
+    pub(crate) struct PrioritiesSection {
+        /// Of a token, of an API key's `metadata`, of a certificate. A name, or a JSON Pointer.
+        name: ClaimName,
+        /// Values that are refused last.
+        critical: Option<OneOrMore<Spanned<String>>>,
+        /// Values in between.
+        normal: Option<OneOrMore<Spanned<String>>>,
+        /// Values that are refused first.
+        low: Option<OneOrMore<Spanned<String>>>,
     }
 }
 
@@ -50,6 +69,30 @@ impl Spanned<OverloadSection> {
         if settings.delay_us.is_none() && settings.busy.is_none() {
             cx.error(span, "nothing is overload here", "`overload: off`, or say one of `delay` and `busy`");
         }
-        Overload { settings, header: section.header.map(|name| Arc::from(name.0)) }
+        let claim = section.claim.map(|claim| claim.compile(cx));
+        Overload { settings, header: section.header.map(|name| Arc::from(name.0)), claim }
+    }
+}
+
+impl Spanned<PrioritiesSection> {
+    fn compile(self, cx: &mut Cx) -> Priorities {
+        let Self { value: section, span } = self;
+        let mut values: HashMap<Box<str>, Criticality> = HashMap::new();
+        let classes = [
+            (Criticality::Critical, section.critical),
+            (Criticality::Normal, section.normal),
+            (Criticality::Low, section.low),
+        ];
+        for (criticality, listed) in classes {
+            for value in listed.into_iter().flat_map(|listed| listed.0) {
+                if values.insert(value.value.as_str().into(), criticality).is_some() {
+                    cx.error(value.span, format!("`{}` stands here twice", value.value), "a value has one place");
+                }
+            }
+        }
+        if values.is_empty() {
+            cx.error(span, "no value matters here", "name some: `critical: [gold]`, `low: [free]`");
+        }
+        Priorities::new(section.name.0, values)
     }
 }

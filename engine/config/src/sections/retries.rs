@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ringway_core::grpc::Status;
 use ringway_core::retry_budget::BudgetSettings;
 
 use crate::decode::{Cx, OneOrMore, Spanned};
@@ -9,7 +10,7 @@ use crate::percent::Percent;
 use crate::resilience::{Hedge, Retries, RetryOn};
 use crate::scalar::{Int, OrOff, choice};
 use crate::shape::shape;
-use crate::units::{Time, Timeout};
+use crate::units::{MIB, Size, Time, Timeout};
 
 /// Longest wait before a retry, in milliseconds.
 const BACKOFF_MAX_MS: u64 = 10_000;
@@ -24,8 +25,9 @@ shape! {
         attempts: Int<1, 10> = "2",
         /// What is tried again. `connect_failure`: no connection, or none in TLS. `refused_stream`: a service of HTTP/2 says
         /// that it has not looked at it. Those two whatever the method, since nothing was done; the others where the method is
-        /// idempotent and the whole body came with the head: `reset`: the connection broke before an answer. `timeout`:
-        /// no answer in time. Else a status of the service.
+        /// idempotent and the whole body is at hand: `reset`: the connection broke before an answer. `timeout`:
+        /// no answer in time. Else a status of the service. Of gRPC, whatever the method, an answer without a message:
+        /// `grpc_cancelled`, `grpc_deadline_exceeded`, `grpc_resource_exhausted`, `grpc_internal`, `grpc_unavailable`.
         on: OneOrMore<RetryOn> = "[connect_failure, refused_stream, reset, 502, 503, 504]",
         /// How many retries there may be, over all requests to the service.
         budget: BudgetSection = "{}",
@@ -34,6 +36,9 @@ shape! {
         /// One try, from the choice of an endpoint to the answer's head. The shorter one of this and the route's
         /// `timeouts.per_try` counts.
         per_try_timeout: OrOff<Timeout> = "off",
+        /// Requests with a body up to this size, as it is sent, can be tried again although it did not come with the head: it is
+        /// kept while it goes to the service, in as much memory for each request under way. Longer ones are not kept.
+        body: Size<0, MIB> = "0B",
         /// Further tries at other endpoints while the first one is still awaited. Better said of a route: it is more load.
         hedge: Option<Spanned<HedgeSection>>,
     }
@@ -48,6 +53,8 @@ shape! {
         backoff: BackoffSection = "{}",
         /// One try, from the choice of an endpoint to the answer's head.
         per_try_timeout: OrOff<Timeout> = "off",
+        /// Bodies up to this size are kept to be sent again, as in `services[].retries.body`.
+        body: Size<0, MIB> = "0B",
         /// Further tries at other endpoints while the first one is still awaited.
         hedge: Option<Spanned<HedgeSection>>,
     }
@@ -90,14 +97,19 @@ choice! {
         "502" => RetryOn::Status(502),
         "503" => RetryOn::Status(503),
         "504" => RetryOn::Status(504),
+        "grpc_cancelled" => RetryOn::Grpc(Status::CANCELLED),
+        "grpc_deadline_exceeded" => RetryOn::Grpc(Status::DEADLINE_EXCEEDED),
+        "grpc_resource_exhausted" => RetryOn::Grpc(Status::RESOURCE_EXHAUSTED),
+        "grpc_internal" => RetryOn::Grpc(Status::INTERNAL),
+        "grpc_unavailable" => RetryOn::Grpc(Status::UNAVAILABLE),
     }
 }
 
 impl RetriesSection {
     /// `answer`: how long the service's answer may take, by its name.
     pub(crate) fn compile(self, answer: Limit, cx: &mut Cx) -> (Retries, BudgetSettings) {
-        let Self { attempts, on, budget, backoff, per_try_timeout, hedge } = self;
-        let own = RouteRetries { attempts, on, backoff, per_try_timeout, hedge };
+        let Self { attempts, on, budget, backoff, per_try_timeout, body, hedge } = self;
+        let own = RouteRetries { attempts, on, backoff, per_try_timeout, body, hedge };
         (own.compile(&[answer], cx), budget.compile())
     }
 }
@@ -133,6 +145,7 @@ impl RouteRetries {
             backoff_base: self.backoff.base.0,
             backoff_max: self.backoff.max.0,
             per_try,
+            body_bytes_max: self.body.0 as usize,
             hedge: self.hedge.map(|hedge| HedgeSection::compile(hedge, &limits, cx)),
         }
     }

@@ -453,7 +453,7 @@ fn forward(
             None => snapshot::RouteRetries::Off,
             Some(own) => {
                 let limits = [("timeouts.request", timeouts.request), ("timeouts.per_try", timeouts.per_try)];
-                snapshot::RouteRetries::Own(own.value.compile(&limits, cx))
+                snapshot::RouteRetries::Own(Box::new(own.value.compile(&limits, cx)))
             }
         },
     };

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use ringway_core::grpc::{Status, Statuses};
 use ringway_core::http::Name as HeaderField;
 use ringway_core::keepalive::KeepaliveSettings;
 use ringway_core::proxy_protocol::Version;
@@ -79,6 +80,9 @@ shape! {
         retries: Option<RetriesSection>,
         /// Leaves the service alone for a while when it fails too often.
         circuit_breaker: Option<Spanned<CircuitBreakerSection>>,
+        /// The statuses of gRPC with which a call counts as failed, for `circuit_breaker` and `outlier_ejection`; those that
+        /// stand for a 5xx of HTTP but `unimplemented`, unless said otherwise.
+        grpc_failures: OrOff<OneOrMore<Status>> = "[unknown, deadline_exceeded, internal, unavailable, data_loss]",
         /// How many requests it may have in flight. Without it: any number.
         bulkhead: Option<BulkheadSection>,
         /// Finds out how many requests it can take at a time, by its latency, and lets no more be in flight; 503 above.
@@ -149,6 +153,27 @@ choice! {
     }
 }
 
+choice! {
+    Status {
+        "cancelled" => Status::CANCELLED,
+        "unknown" => Status::UNKNOWN,
+        "invalid_argument" => Status::INVALID_ARGUMENT,
+        "deadline_exceeded" => Status::DEADLINE_EXCEEDED,
+        "not_found" => Status::NOT_FOUND,
+        "already_exists" => Status::ALREADY_EXISTS,
+        "permission_denied" => Status::PERMISSION_DENIED,
+        "resource_exhausted" => Status::RESOURCE_EXHAUSTED,
+        "failed_precondition" => Status::FAILED_PRECONDITION,
+        "aborted" => Status::ABORTED,
+        "out_of_range" => Status::OUT_OF_RANGE,
+        "unimplemented" => Status::UNIMPLEMENTED,
+        "internal" => Status::INTERNAL,
+        "unavailable" => Status::UNAVAILABLE,
+        "data_loss" => Status::DATA_LOSS,
+        "unauthenticated" => Status::UNAUTHENTICATED,
+    }
+}
+
 impl Service {
     /// `zone`: the gateway's own.
     pub(crate) fn compile(
@@ -212,6 +237,7 @@ impl Service {
             bulkhead: bulkhead::compile(self.bulkhead, self.adaptive_concurrency, cx),
             retries,
             retry_budget: budget.unwrap_or(Resilience::BUDGET),
+            grpc_failures: Statuses::of(self.grpc_failures.0.into_iter().flat_map(|statuses| statuses.0)),
             tls: tls.map(|tls| tls.service),
             deadline_header: self.deadline_header.map(|name| deadline_header(name, cx)),
             proxy_protocol: self.proxy_protocol,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ringway_core::auth::HttpUrl;
 use ringway_core::bulkhead::BulkheadSettings;
+use ringway_core::grpc::Statuses;
 use ringway_core::keepalive::KeepaliveSettings;
 use ringway_core::proxy_protocol::Version;
 use ringway_core::retry_budget::BudgetSettings;
@@ -43,6 +44,8 @@ pub struct Service {
     /// `None`: a request that failed is not tried again.
     pub retries: Option<Retries>,
     pub retry_budget: BudgetSettings,
+    /// Calls of gRPC that end with one of these have failed.
+    pub grpc_failures: Statuses,
     /// `None`: in the clear.
     pub tls: Option<ServiceTls>,
     /// The header that tells it how many milliseconds a request has left, in lower case; `None`: it is not told.
@@ -59,8 +62,8 @@ pub struct Zones {
     pub capacity: u32,
 }
 
-/// TLS to a service, as far as it is the same for its endpoints.
-#[derive(Debug)]
+/// TLS to a service, or to where its endpoints are found, as far as it is the same for all who are spoken to.
+#[derive(Debug, Clone)]
 pub struct ServiceTls {
     /// What it was read from, and is watched for changes.
     pub files: Vec<PathBuf>,
@@ -68,6 +71,26 @@ pub struct ServiceTls {
     pub certificate: Option<Arc<crate::tls::Pair>>,
     /// Whether the service's certificate is looked at.
     pub is_verified: bool,
+}
+
+/// What was written; what was in the files decides about [`EndpointTls::client`].
+impl PartialEq for ServiceTls {
+    fn eq(&self, other: &Self) -> bool {
+        self.files == other.files && self.is_verified == other.is_verified
+    }
+}
+
+impl Eq for ServiceTls {}
+
+impl Service {
+    /// All TLS that is spoken for it, with what each is for.
+    pub fn all_tls(&self) -> impl Iterator<Item = (&'static str, &ServiceTls)> {
+        let of_etcd = match self.discovery.as_ref().map(|discovery| &discovery.source) {
+            Some(DiscoverySource::Etcd(etcd)) => etcd.tls.as_ref(),
+            _ => None,
+        };
+        self.tls.iter().map(|tls| ("", tls)).chain(of_etcd.map(|tls| (", its etcd", tls)))
+    }
 }
 
 /// Where a service's endpoints are found.
@@ -102,6 +125,17 @@ pub enum DiscoverySource {
     Etcd(Etcd),
 }
 
+impl Discovery {
+    /// Whether what was found by `other` is found by this one, too, however and however often it looks.
+    pub(crate) fn is_place_of(&self, other: &Self) -> bool {
+        let is_same = match (&self.source, &other.source) {
+            (DiscoverySource::Etcd(one), DiscoverySource::Etcd(other)) => one.is_place_of(other),
+            (one, other) => one == other,
+        };
+        is_same && self.tls == other.tls
+    }
+}
+
 /// Where a service's instances are registered in Redis.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegistryPlace {
@@ -115,12 +149,27 @@ pub struct RegistryPlace {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Etcd {
     /// Of one cluster, at least one: each is asked in turn while others do not answer.
-    pub servers: Vec<HttpUrl>,
+    pub servers: Vec<EtcdServer>,
     /// What the keys begin with.
     pub prefix: Arc<str>,
     pub login: Option<EtcdLogin>,
-    /// Authorities to trust; `None`: those of the system.
-    pub ca: Option<PathBuf>,
+    /// Of all servers that have it.
+    pub tls: Option<ServiceTls>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EtcdServer {
+    pub url: HttpUrl,
+    /// `None`: in the clear.
+    pub tls: Option<EndpointTls>,
+}
+
+impl Etcd {
+    /// Whether both are the same keys, whoever asks for them.
+    fn is_place_of(&self, other: &Self) -> bool {
+        let urls = |etcd: &Self| etcd.servers.iter().map(|server| server.url.clone()).collect::<Vec<_>>();
+        urls(self) == urls(other) && self.prefix == other.prefix
+    }
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -132,9 +181,9 @@ pub struct EtcdLogin {
 /// Without the password.
 impl fmt::Debug for Etcd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { servers, prefix, login: _, ca } = self;
+        let Self { servers, prefix, login: _, tls } = self;
         let mut out = f.debug_struct("Etcd");
-        out.field("servers", servers).field("prefix", prefix).field("ca", ca).finish_non_exhaustive()
+        out.field("servers", servers).field("prefix", prefix).field("tls", tls).finish_non_exhaustive()
     }
 }
 
@@ -164,21 +213,6 @@ pub struct Endpoint {
 
 /// Whatever else is known of an endpoint: names with their values, sorted.
 pub type Metadata = Arc<[(Arc<str>, Arc<str>)]>;
-
-/// Some of a service's endpoints.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Subset {
-    /// What all of them have.
-    pub metadata: Metadata,
-    /// Where none of them is usable all endpoints get the requests.
-    pub falls_back: bool,
-}
-
-impl Subset {
-    pub fn has(&self, endpoint: &Endpoint) -> bool {
-        self.metadata.iter().all(|entry| endpoint.metadata.contains(entry))
-    }
-}
 
 impl Endpoint {
     /// Whether connections to both are the same, whatever else is known of them.

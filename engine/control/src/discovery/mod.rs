@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ringway_config::snapshot::{Discovery, DiscoverySource, Endpoint};
-use ringway_config::{DiscoveryStats, Hub};
+use ringway_config::{DiscoveryStats, Hub, Snapshot, SoFar};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
@@ -29,6 +29,8 @@ pub(crate) type Wake = Arc<dyn Fn() + Send + Sync>;
 #[derive(Debug, Default)]
 pub(crate) struct Finders {
     running: HashMap<Arc<str>, Finder>,
+    /// For a snapshot that is about to be published, as far as it looks in other places.
+    ahead: HashMap<Arc<str>, Finder>,
 }
 
 #[derive(Debug)]
@@ -43,32 +45,62 @@ impl Drop for Finder {
     }
 }
 
+/// What finders are made with.
+pub(crate) struct Tools<'a> {
+    pub(crate) runtime: &'a Handle,
+    pub(crate) hub: &'a Arc<Hub>,
+    pub(crate) registry: &'a Registry,
+    pub(crate) wake: Wake,
+}
+
 impl Finders {
-    /// Goes on with what was published: what is unchanged is not begun anew.
-    pub(crate) fn follow(&mut self, runtime: &Handle, hub: &Arc<Hub>, registry: &Registry, wake: &Wake) {
-        let published = hub.published();
-        let wanted: HashMap<_, _> = published
-            .snapshot
-            .services
-            .iter()
-            .filter_map(|service| Some((service.name.clone(), service.discovery.as_ref()?)))
-            .collect();
-        self.running.retain(|name, finder| wanted.get(name).is_some_and(|of| **of == finder.of));
-        for (name, of) in wanted {
-            let Some(stats) = hub.discovery_stats(&name) else { continue };
-            self.running.entry(name.clone()).or_insert_with(|| {
-                let found = Found {
-                    known: Known::new(of.grace),
-                    service: name,
-                    of: of.clone(),
-                    stats,
-                    hub: hub.clone(),
-                    wake: wake.clone(),
-                    complaint: String::new(),
-                };
-                Finder { of: of.clone(), task: runtime.spawn(find(found, registry.clone())).abort_handle() }
-            });
+    /// Begins with what this snapshot, which is about to be published, finds elsewhere.
+    pub(crate) fn look_ahead(&mut self, snapshot: &Snapshot, tools: &Tools<'_>) {
+        tools.hub.look_ahead(snapshot);
+        let mut old = std::mem::take(&mut self.ahead);
+        for (name, of) in wanted(snapshot) {
+            if self.running.get(name).is_some_and(|finder| finder.of == *of) {
+                continue;
+            }
+            let known = old.remove(name).filter(|finder| finder.of == *of);
+            // One that looks in the same place in another way begins when that is in force.
+            if let Some(finder) = known.or_else(|| Finder::start(name, of, tools)) {
+                self.ahead.insert(name.clone(), finder);
+            }
         }
+    }
+
+    /// Goes on with what was published: what is unchanged is not begun anew.
+    pub(crate) fn follow(&mut self, tools: &Tools<'_>) {
+        let mut old = [std::mem::take(&mut self.running), std::mem::take(&mut self.ahead)];
+        for (name, of) in wanted(&tools.hub.published().snapshot) {
+            let known = old.iter_mut().find_map(|old| old.remove(name).filter(|finder| finder.of == *of));
+            if let Some(finder) = known.or_else(|| Finder::start(name, of, tools)) {
+                self.running.insert(name.clone(), finder);
+            }
+        }
+    }
+}
+
+fn wanted(snapshot: &Snapshot) -> impl Iterator<Item = (&Arc<str>, &Discovery)> {
+    snapshot.services.iter().filter_map(|service| Some((&service.name, service.discovery.as_ref()?)))
+}
+
+impl Finder {
+    /// `None`: nobody wants to know.
+    fn start(service: &Arc<str>, of: &Discovery, tools: &Tools<'_>) -> Option<Self> {
+        let SoFar { endpoints, stats } = tools.hub.discovered_of(service, of)?;
+        let found = Found {
+            known: Known::new(of.grace, endpoints.map(|endpoints| endpoints.to_vec())),
+            service: service.clone(),
+            of: of.clone(),
+            stats,
+            hub: tools.hub.clone(),
+            wake: tools.wake.clone(),
+            complaint: String::new(),
+        };
+        let task = tools.runtime.spawn(find(found, tools.registry.clone())).abort_handle();
+        Some(Self { of: of.clone(), task })
     }
 }
 
@@ -168,8 +200,9 @@ struct Known {
 }
 
 impl Known {
-    fn new(grace: Duration) -> Self {
-        Self { endpoints: None, empty_since: None, grace }
+    /// `endpoints`: what is known already.
+    fn new(grace: Duration, endpoints: Option<Vec<Endpoint>>) -> Self {
+        Self { endpoints, empty_since: None, grace }
     }
 
     /// What the endpoints are now, where that is news. An empty answer does not take away what is known before there was no
@@ -216,7 +249,7 @@ mod tests {
     fn an_empty_answer_is_believed_after_the_time_of_grace() {
         let begun = Instant::now();
         let at = |secs| begun + Duration::from_secs(secs);
-        let mut known = Known::new(Duration::from_secs(60));
+        let mut known = Known::new(Duration::from_secs(60), None);
         assert_eq!(known.learn(endpoints(&[2, 1]), at(0)), Some(endpoints(&[1, 2])));
         assert_eq!(known.learn(endpoints(&[1, 2]), at(1)), None, "another order");
         assert_eq!(known.learn(vec![], at(2)), None);
@@ -230,7 +263,7 @@ mod tests {
 
     #[test]
     fn an_empty_answer_is_believed_where_nothing_is_known() {
-        let mut known = Known::new(Duration::from_secs(60));
+        let mut known = Known::new(Duration::from_secs(60), None);
         assert_eq!(known.learn(vec![], Instant::now()), Some(vec![]));
     }
 }

@@ -21,7 +21,14 @@ pub(crate) fn render(out: &mut Exposition, hub: &Hub) {
     }
     let mut samples = out.family(&f::LOCAL_SHARE);
     for (service, health) in services.iter().filter(|(service, _)| service.zones.is_some()) {
-        samples.value(&[&service.name], health.choose(service).1.local_share());
+        let (candidates, chosen) = health.choose(service);
+        samples.value(&[&service.name], chosen.local_share(&candidates));
+    }
+    let mut samples = out.family(&f::SERVICE_PRIORITY);
+    for (service, health) in &services {
+        if let Some(priority) = health.priority_in_use(&health.choose(service).1) {
+            samples.value(&[&service.name], f64::from(priority));
+        }
     }
     type Gauge<'g> = &'g dyn Fn(&Endpoint, &EndpointHealth) -> Option<f64>;
     let mut gauge = |family: &'static Family, wanted: fn(&Service) -> bool, value: Gauge<'_>| {

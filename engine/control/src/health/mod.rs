@@ -74,6 +74,13 @@ impl Keeper {
             });
             self.checkers.insert(key, checker);
         }
+        // A check may have been about to say something when it was given up: nobody would ever take it back.
+        for unchecked in old.into_values().map(|old| Arc::clone(&old.health)) {
+            handle.spawn(async move {
+                unchecked.set_healthy(true);
+                unchecked.set_ramp(100);
+            });
+        }
         let has_ejection = published.snapshot.services.iter().any(|service| service.watch.ejection.is_some());
         match (has_ejection, self.judge.take()) {
             (true, None) => self.judge = Some(handle.spawn(judge::run(Arc::clone(hub))).abort_handle()),
@@ -166,7 +173,36 @@ async fn ramp_up(health: Arc<EndpointHealth>, time: Option<Duration>) {
 
 #[cfg(test)]
 mod tests {
+    use ringway_config::health::{CheckKind, HealthCheck};
+
     use super::*;
+    use crate::testing::{hub, snapshot};
+
+    #[test]
+    fn what_a_check_says_as_it_is_given_up_does_not_stay() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (mut checked, hour) = (snapshot(), Duration::from_secs(3_600));
+        Arc::get_mut(&mut checked.services[0]).unwrap().watch.check = Some(Arc::new(HealthCheck {
+            kind: CheckKind::Tcp,
+            interval: hour,
+            jitter: 0,
+            timeout: hour,
+            unhealthy: 1,
+            healthy: 1,
+            slow_start: Some(hour),
+        }));
+        let hub = hub(checked);
+        let mut keeper = Keeper::new();
+        keeper.follow(runtime.handle(), &hub);
+        hub.publish(snapshot());
+        // Between the publication and the end of the checks.
+        let health = Arc::clone(&hub.published().health[0].endpoints[0]);
+        health.set_healthy(false);
+        health.set_ramp(5);
+        keeper.follow(runtime.handle(), &hub);
+        runtime.block_on(runtime.spawn(async {})).unwrap();
+        assert_eq!((health.is_healthy(), health.ramp()), (true, 100));
+    }
 
     #[test]
     fn pauses_differ_by_the_jitter_at_most() {

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::connect::{Answer, Conn};
 use super::heartbeat::{self, Heartbeat};
-use super::script::Script;
+use super::script::{Script, is_forgotten};
 use super::stats::RedisStats;
 
 /// Between two tries to connect, at first and at most; each time a random part of the upper half. With the time that a
@@ -184,10 +184,7 @@ impl Link {
     /// The same with calls of one script; loads it where the server has forgotten it.
     pub(super) async fn eval(&self, script: &Script, calls: &[Cmd]) -> Result<Vec<Answer>, Lost> {
         let mut answers = self.call(calls).await?;
-        let forgotten = |answer: &Answer| {
-            answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Server(ServerErrorKind::NoScript))
-        };
-        let places: Vec<usize> = (0..answers.len()).filter(|at| answers.get(*at).is_some_and(forgotten)).collect();
+        let places: Vec<usize> = (0..answers.len()).filter(|at| answers.get(*at).is_some_and(is_forgotten)).collect();
         if places.is_empty() {
             return Ok(answers);
         }

@@ -1,6 +1,6 @@
 //! Redis, on a thread of its own: a request that is held for Redis' word must not wait until a page of metrics is written.
 //!
-//! One connection, kept up in the background ([`link`]); heartbeats that count the gateways ([`heartbeat`]). A Redis that
+//! One connection, kept up in the background ([`link`]), besides those of the registry ([`registry`]), which are none of this thread's business; heartbeats that count the gateways ([`heartbeat`]). A Redis that
 //! is not there is never an error of the gateway.
 
 mod connect;
@@ -33,8 +33,8 @@ pub(crate) use self::registry::{Entry, Registered, Registry, RegistryError};
 use self::script::Script;
 pub use self::stats::RedisStats;
 
-/// What every connection has loaded.
-const SCRIPTS: &[&Script] = &[&heartbeat::SCRIPT, &limits::SCRIPT, &registry::SCRIPT];
+/// What the connection has loaded.
+const SCRIPTS: &[&Script] = &[&heartbeat::SCRIPT, &limits::SCRIPT];
 
 /// The handle of the thread `redis`.
 #[derive(Debug)]
@@ -42,7 +42,6 @@ pub struct Redis {
     settings: watch::Sender<Option<Settings>>,
     polls: watch::Sender<Vec<Poll>>,
     limited: watch::Sender<Option<Limited>>,
-    registry: Registry,
     stats: Arc<RedisStats>,
     thread: JoinHandle<()>,
 }
@@ -57,13 +56,12 @@ impl Redis {
         let (settings, settings_seen) = watch::channel(settings);
         let (polls, polls_seen) = watch::channel(Vec::new());
         let (limited, limited_seen) = watch::channel(None);
-        let (registry, asked) = Registry::new();
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("redis".into()).spawn({
             let stats = stats.clone();
-            move || runtime.block_on(run(settings_seen, polls_seen, limited_seen, asked, stats))
+            move || runtime.block_on(run(settings_seen, polls_seen, limited_seen, stats))
         })?;
-        Ok(Self { settings, polls, limited, registry, stats, thread })
+        Ok(Self { settings, polls, limited, stats, thread })
     }
 
     /// Goes on with another Redis, or none; where nothing differs, with the same connection.
@@ -85,11 +83,6 @@ impl Redis {
         self.polls.send_replace(polls);
     }
 
-    /// Asks for the instances that are registered there.
-    pub(crate) fn registry(&self) -> &Registry {
-        &self.registry
-    }
-
     pub fn stats(&self) -> &Arc<RedisStats> {
         &self.stats
     }
@@ -105,7 +98,6 @@ async fn run(
     mut settings: watch::Receiver<Option<Settings>>,
     polls: watch::Receiver<Vec<Poll>>,
     limited: watch::Receiver<Option<Limited>>,
-    asked: registry::Asked,
     stats: Arc<RedisStats>,
 ) {
     let instance = heartbeat::random_instance();
@@ -125,10 +117,9 @@ async fn run(
                         link.beat(),
                         poll::run(link, polls.clone(), &order),
                         limits::run(link, &stats, limited.clone()),
-                        registry::run(link, &asked),
                     );
                 }
-                None => registry::refuse(&asked).await,
+                None => std::future::pending().await,
             }
         };
         let changed = tokio::select! {

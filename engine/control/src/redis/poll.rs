@@ -28,7 +28,7 @@ const REREAD: Duration = Duration::from_secs(60);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// Between the time that a connection may take and the first verdict that there is none.
-pub(super) const MARGIN: Duration = Duration::from_millis(100);
+const MARGIN: Duration = Duration::from_millis(100);
 
 /// What to read. Whoever writes it may keep `KEY:version` beside it and change it afterwards (`INCR`); without a version
 /// it is read each time.

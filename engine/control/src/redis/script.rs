@@ -2,7 +2,9 @@
 
 use std::sync::OnceLock;
 
-use redis::Cmd;
+use redis::{Cmd, ErrorKind, ServerErrorKind};
+
+use super::connect::Answer;
 
 /// A script with one key.
 #[derive(Debug)]
@@ -29,4 +31,9 @@ impl Script {
         command.arg("LOAD").arg(self.text);
         command
     }
+}
+
+/// The server does not know the script any more.
+pub(super) fn is_forgotten(answer: &Answer) -> bool {
+    answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Server(ServerErrorKind::NoScript))
 }

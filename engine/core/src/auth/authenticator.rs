@@ -116,6 +116,32 @@ impl Authenticator {
         self.hides_fields() && self.places.iter().any(|place| credentials::is_cookie(place, pair))
     }
 
+    /// Who a request comes from, as far as that is known without a signature's being verified: a token that was before, and
+    /// still holds, a key that is known, the certificate of the connection. `index` and what is `carried` as in
+    /// [`Authenticator::judge`].
+    pub fn recall(
+        &self,
+        index: u32,
+        live: &Live,
+        carried: (&[Header<'_>], Option<&[u8]>, Option<&ClientCertificate>),
+        cache: &mut TokenCache,
+        now_s: u64,
+    ) -> Option<Arc<Identity>> {
+        let (headers, query, certificate) = carried;
+        if let Kind::ClientCertificate(rules) = &self.kind {
+            return match rules.identify(certificate?, now_s) {
+                Finding::Known { identity, .. } => Some(identity),
+                _ => None,
+            };
+        }
+        let credential = credentials::find(&self.places, headers, query).ok()??;
+        match &self.kind {
+            Kind::Jwt { cached: true, .. } => cache.get(index, credential.as_bytes(), now_s, live.generation()),
+            Kind::ApiKeys { .. } => live.api_keys().as_ref()?.verify(credential.as_bytes(), now_s).ok(),
+            Kind::Jwt { .. } | Kind::Service(_) | Kind::ClientCertificate(_) => None,
+        }
+    }
+
     /// Judges the credential of a request. `index`: this authenticator's in its configuration; `may_wait`: whether an unknown
     /// key is worth a wait.
     ///

@@ -1,6 +1,7 @@
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
+use crate::random::Random;
 
 const SECOND: u64 = 1_000_000;
 const SETTINGS: BreakerSettings = BreakerSettings {
@@ -12,22 +13,6 @@ const SETTINGS: BreakerSettings = BreakerSettings {
     open_us: 30 * SECOND,
     probes: 3,
 };
-
-/// SplitMix64: every run has its seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-}
 
 fn ticket(breaker: &Breaker, settings: &BreakerSettings, now: u64) -> Ticket {
     breaker.admit(settings, now).expect("a call may be made").0

@@ -61,23 +61,28 @@ fn the_usable_are_chosen_then_the_next_priority_and_all_in_a_panic() {
     }
 }
 
+/// Share, members, others, and the part of the own zone.
+type Zoned = (&'static str, u32, &'static [usize], &'static [usize], f64);
+
 #[test]
 fn what_the_own_zone_cannot_carry_goes_to_others() {
-    let cases: [(&str, u32, &[usize], &[usize]); 9] = [
-        ("uuuuUU", ALL, &[0, 1, 2, 3], &[]),
+    let cases: [Zoned; 10] = [
+        ("uuuuUU", ALL, &[0, 1, 2, 3], &[], 1.0),
         // Three of four, times 1.4, are more than one.
-        ("uuuxUU", ALL, &[0, 1, 2], &[]),
-        ("uuxxUU", 700_000, &[0, 1], &[4, 5]),
-        ("uxxxUUUU", 350_000, &[0], &[4, 5, 6, 7]),
-        ("xxxxUUUU", ALL, &[4, 5, 6, 7], &[]),
-        ("UUUU", ALL, &[0, 1, 2, 3], &[]),
-        ("uuxX", ALL, &[0, 1], &[]),
-        ("dduU", ALL, &[2], &[]),
-        // Nobody else is usable.
-        ("uuxxxX", ALL, &[0, 1, 2, 3, 4, 5], &[]),
+        ("uuuxUU", ALL, &[0, 1, 2], &[], 1.0),
+        ("uuxxUU", 700_000, &[0, 1], &[4, 5], 0.7),
+        ("uxxxUUUU", 350_000, &[0], &[4, 5, 6, 7], 0.35),
+        ("xxxxUUUU", ALL, &[4, 5, 6, 7], &[], 0.0),
+        ("UUUU", ALL, &[0, 1, 2, 3], &[], 0.0),
+        ("uuxX", ALL, &[0, 1], &[], 1.0),
+        ("dduU", ALL, &[2], &[], 1.0),
+        // Nobody else is usable, and too few are.
+        ("uuxxxXXX", ALL, &[0, 1, 2, 3, 4, 5, 6, 7], &[], 0.625),
+        ("dd", ALL, &[], &[], 0.0),
     ];
-    for (text, share, members, others) in cases {
+    for (text, share, members, others, local) in cases {
         let chosen = choose(&zones(text), BY_ZONE);
+        assert_eq!(chosen.local_share(&zones(text)), local, "{text}");
         assert_eq!((chosen.share, &*chosen.members, &*chosen.others), (share, members, others), "{text}");
         let plain = choose(&zones(text), PLAIN);
         assert!(plain.others.is_empty() && plain.share == ALL);
@@ -114,7 +119,7 @@ fn members(candidates: &[Candidate], rules: Rules, balance: Option<Kind>) -> Mem
     })
 }
 
-/// SplitMix64: every simulation has its seed.
+/// Every simulation has its seed.
 fn randoms(seed: u64) -> impl Iterator<Item = u64> {
     (1..).map(move |step: u64| mix(seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(step << 32)))
 }

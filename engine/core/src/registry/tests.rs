@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::random::Random;
 
 const MS: u64 = 1_000;
 const SECOND: u64 = 1_000 * MS;
@@ -53,23 +54,6 @@ fn a_store_that_has_lost_its_data_is_one_that_was_away() {
     assert!(!roll.unchanged(20 * SECOND));
     assert!(roll.unchanged(21 * SECOND));
     assert_eq!(names(&roll), ["b"]);
-}
-
-/// SplitMix64: every run has its seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
 }
 
 const TTL: u64 = 3 * SECOND;

@@ -39,10 +39,12 @@ pub enum MirrorOutcome {
     /// Too many at a time.
     NoPlace,
     BreakerOpen,
+    /// The other service has as many requests in flight as it may.
+    BulkheadFull,
 }
 
 impl MirrorOutcome {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Answered,
         Self::ServerError,
         Self::Failed,
@@ -51,6 +53,7 @@ impl MirrorOutcome {
         Self::Upgrade,
         Self::NoPlace,
         Self::BreakerOpen,
+        Self::BulkheadFull,
     ];
 
     pub const fn label(self) -> &'static str {
@@ -63,6 +66,7 @@ impl MirrorOutcome {
             Self::Upgrade => "upgrade",
             Self::NoPlace => "in_flight",
             Self::BreakerOpen => "breaker_open",
+            Self::BulkheadFull => "bulkhead_full",
         }
     }
 }

@@ -11,7 +11,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use ringway_core::limit::Spec;
-use world::{Random, spec};
+use ringway_core::random::Random;
+use world::spec;
 
 /// Runs `scenario` with `count` seeds, or as many as asked for.
 fn with_seeds(count: u64, scenario: impl Fn(u64)) {

@@ -9,37 +9,7 @@ use ringway_core::limit::script::{self, Reply, Request, Stored};
 use ringway_core::limit::{
     CALL_GAP_US, Decision, Exchange, Fallback, HOLD_US, Held, Limiter, Policy, Spec, Token, Wake,
 };
-
-/// Splitmix64: all that happens by chance follows from the seed.
-#[derive(Debug, Clone)]
-pub(crate) struct Random(pub u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Less than `n`.
-    pub(crate) fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
-    }
-
-    pub(crate) fn between(&mut self, low: u64, high: u64) -> u64 {
-        low + self.below(high - low + 1)
-    }
-
-    pub(crate) fn happens(&mut self, probability: f64) -> bool {
-        (self.next() >> 11) as f64 / ((1u64 << 53) as f64) < probability
-    }
-
-    pub(crate) fn choose<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-}
+use ringway_core::random::Random;
 
 /// The way to Redis and back, each of them on its own.
 #[derive(Debug, Clone, Copy)]

@@ -12,19 +12,17 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use ringway_config::snapshot::Etcd;
-use ringway_core::auth::HttpUrl;
-use rustls::pki_types::ServerName;
+use ringway_config::snapshot::{Etcd, EtcdServer};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 use super::super::ENDPOINTS_MAX;
 use super::keys::{Event, Listed};
-use crate::keys::connector;
 
 /// Until a connection stands, TLS included.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
@@ -59,8 +57,8 @@ pub(super) enum Watched {
 }
 
 impl Connection {
-    pub(super) async fn open(server: &HttpUrl, of: &Etcd) -> Result<Self, String> {
-        let connected = timeout(CONNECT_TIME_MAX, Self::connect(server, of)).await;
+    pub(super) async fn open(server: &EtcdServer, of: &Etcd) -> Result<Self, String> {
+        let connected = timeout(CONNECT_TIME_MAX, Self::connect(server)).await;
         let mut connection = connected.unwrap_or_else(|_| Err("no connection in time".into()))?;
         if let Some(login) = &of.login {
             let question = json!({ "name": &*login.user, "password": &*login.password });
@@ -70,18 +68,14 @@ impl Connection {
         Ok(connection)
     }
 
-    async fn connect(server: &HttpUrl, of: &Etcd) -> Result<Self, String> {
+    async fn connect(EtcdServer { url, tls }: &EtcdServer) -> Result<Self, String> {
         let failed = |error: &dyn std::fmt::Display| format!("cannot connect: {error}");
-        let stream = TcpStream::connect((server.host(), server.port())).await.map_err(|error| failed(&error))?;
+        let stream = TcpStream::connect((url.host(), url.port())).await.map_err(|error| failed(&error))?;
         stream.set_nodelay(true).map_err(|error| failed(&error))?;
         let mut task = JoinSet::new();
-        let sender = if server.is_https() {
-            // New each time: the certificates to trust may have changed since.
-            let ca = of.ca.clone();
-            let connector = spawn_blocking(move || connector(ca.as_deref())).await;
-            let connector = connector.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
-            let name = ServerName::try_from(server.host().to_owned()).map_err(|error| failed(&error))?;
-            let stream = connector.connect(name, stream).await.map_err(|error| failed(&error))?;
+        let sender = if let Some(tls) = tls {
+            let connecting = TlsConnector::from(tls.client.clone()).connect(tls.name.clone(), stream);
+            let stream = connecting.await.map_err(|error| failed(&error))?;
             let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
             task.spawn(async { drop(connection.await) });
             sender
@@ -90,7 +84,7 @@ impl Connection {
             task.spawn(async { drop(connection.await) });
             sender
         };
-        let host = HeaderValue::from_str(server.authority()).map_err(|error| failed(&error))?;
+        let host = HeaderValue::from_str(url.authority()).map_err(|error| failed(&error))?;
         Ok(Self { sender, host, token: None, _task: task })
     }
 

@@ -6,8 +6,7 @@ mod keys;
 
 use std::time::Duration;
 
-use ringway_config::snapshot::Etcd;
-use ringway_core::auth::HttpUrl;
+use ringway_config::snapshot::{Etcd, EtcdServer};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 
 use self::client::{Connection, Watched};
@@ -49,7 +48,7 @@ pub(super) async fn find(mut found: Found, of: &Etcd) {
 struct Compacted;
 
 /// Goes on with one server for as long as it answers.
-async fn follow(found: &mut Found, keys: &mut Keys, of: &Etcd, server: &HttpUrl) -> Result<Compacted, String> {
+async fn follow(found: &mut Found, keys: &mut Keys, of: &Etcd, server: &EtcdServer) -> Result<Compacted, String> {
     let mut lister = Connection::open(server, of).await?;
     let listed = lister.list(&of.prefix).await?;
     keys.list(listed, found.of.tls.as_ref());
@@ -57,16 +56,25 @@ async fn follow(found: &mut Found, keys: &mut Keys, of: &Etcd, server: &HttpUrl)
     let mut watch = Connection::open(server, of).await?.watch(&of.prefix, keys.revision() + 1).await?;
     let mut looks = interval_at(Instant::now() + found.of.interval, found.of.interval);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The last list had news of which the watch has said nothing since. It may just have been late; twice it is dead.
+    let mut was_silent = false;
     loop {
         let is_changed = tokio::select! {
             watched = watch.next() => match watched? {
-                Watched::Events(events) => keys.follow(events, found.of.tls.as_ref()),
+                Watched::Events(events) => {
+                    was_silent = false;
+                    keys.follow(events, found.of.tls.as_ref())
+                }
                 Watched::Compacted => return Ok(Compacted),
             },
             _ = looks.tick() => {
                 let listed = lister.list(&of.prefix).await?;
                 // Unless more was heard of meanwhile.
-                listed.revision >= keys.revision() && keys.list(listed, found.of.tls.as_ref())
+                let has_news = listed.revision >= keys.revision() && keys.list(listed, found.of.tls.as_ref());
+                if has_news && std::mem::replace(&mut was_silent, has_news) {
+                    return Err("the watch is silent".into());
+                }
+                has_news
             }
         };
         // That there is nobody is believed in time.
