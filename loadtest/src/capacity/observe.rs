@@ -177,7 +177,8 @@ mod tests {
     #[test]
     fn names_find_one_process_or_say_why_not() {
         let spawn = || Command::new("sleep").arg("60").spawn().unwrap();
-        let name = "sleep-for-observe";
+        // Its own: the same test may run twice on a machine.
+        let name = &format!("sleep-of-{}", std::process::id());
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(name);
         fs::copy("/bin/sleep", &path).unwrap();
