@@ -15,7 +15,7 @@ use ringway_core::http::{CHUNK_HEAD_MAX, HeadStorage, Name, ResponseHead, write_
 
 use crate::buffer::Buffer;
 use crate::deadline::Signal;
-use crate::fields::{Written, broken};
+use crate::fields::{append, broken};
 
 /// A part of an answer's body, on its way through `h2`. Its block goes back to the core when it has been written.
 pub(crate) struct Piece {
@@ -258,11 +258,11 @@ impl Stream {
         let parsed = ResponseHead::parse(head, false, &mut storage).map_err(|_| broken("malformed head"))?;
         let mut response = Response::new(());
         *response.status_mut() = StatusCode::from_u16(parsed.status).map_err(broken)?;
-        let (written, fields) = (Written::new(head), response.headers_mut());
+        let fields = response.headers_mut();
         fields.reserve(parsed.headers.len());
         for (field, name) in parsed.headers.iter().zip(parsed.names) {
             if !name.is_hop_by_hop() {
-                written.append(fields, field, *name)?;
+                append(fields, field, *name)?;
             }
         }
         let mut answer = self.answer.borrow_mut();
@@ -294,9 +294,9 @@ impl Stream {
         let mut fields = [httparse::EMPTY_HEADER; 64];
         let parsed = httparse::parse_headers(section, &mut fields).map_err(broken)?;
         let httparse::Status::Complete((_, parsed)) = parsed else { return Err(broken("malformed trailers")) };
-        let (written, mut trailers) = (Written::new(section), HeaderMap::with_capacity(parsed.len()));
+        let mut trailers = HeaderMap::with_capacity(parsed.len());
         for field in parsed {
-            written.append(&mut trailers, field, Name::of(field.name))?;
+            append(&mut trailers, field, Name::of(field.name))?;
         }
         let Answer::Begun(stream) = &mut *self.answer.borrow_mut() else { return Err(broken("no head")) };
         stream.send_trailers(trailers).map_err(broken)

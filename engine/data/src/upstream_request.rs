@@ -9,7 +9,7 @@ use http::{HeaderMap, Method, Request, Uri, Version};
 use ringway_core::http::websocket::{self, ACCEPT_CHARS};
 use ringway_core::http::{Name, RequestHead};
 
-use crate::fields::{Written, broken};
+use crate::fields::{append, broken};
 
 /// A request whose head is written as HTTP/1.1; what belongs to one connection of HTTP/1.1 is left out (RFC 9113 section
 /// 8.2.2).
@@ -21,7 +21,7 @@ pub(crate) fn request(head: &[u8], parsed: &RequestHead<'_, '_>, scheme: Scheme)
     let target = target(head, parsed.method)?;
     *request.uri_mut() =
         Uri::builder().scheme(scheme).authority(authority).path_and_query(target).build().map_err(broken)?;
-    let (written, fields) = (Written::new(head), request.headers_mut());
+    let fields = request.headers_mut();
     fields.reserve(parsed.headers.len());
     for (field, name) in parsed.headers.iter().zip(parsed.names) {
         match name {
@@ -29,7 +29,7 @@ pub(crate) fn request(head: &[u8], parsed: &RequestHead<'_, '_>, scheme: Scheme)
             Name::Te => drop(fields.insert(TE, HeaderValue::from_static("trailers"))),
             Name::Host => {}
             name if name.is_hop_by_hop() => {}
-            name => written.append(fields, field, *name)?,
+            name => append(fields, field, *name)?,
         }
     }
     Ok(request)
@@ -83,7 +83,6 @@ pub(crate) fn fields(section: &[u8]) -> io::Result<HeaderMap> {
     let mut room = [httparse::EMPTY_HEADER; 64];
     let parsed = httparse::parse_headers(&ended, &mut room).map_err(broken)?;
     let httparse::Status::Complete((_, parsed)) = parsed else { return Err(broken("malformed trailers")) };
-    let written = Written::new(&ended);
-    parsed.iter().try_for_each(|field| written.append(&mut fields, field, Name::of(field.name)))?;
+    parsed.iter().try_for_each(|field| append(&mut fields, field, Name::of(field.name)))?;
     Ok(fields)
 }
